@@ -1,0 +1,590 @@
+"""Decode attention with a gated set of keys: one pass over the cache, gate decided after it.
+
+The meaning of every argument is that of `kernels.reference.decode_attention_reference`.
+
+Steering is linear in sums over the groups of keys. For a head, a query row and a group g, over
+the keys of that group, with s the scaled scores and m_g their maximum:
+
+    l = sum e      l_I = sum_I e      u = sum_I e (s - m_g)      o = sum e v      e = exp(s - m_g)
+
+A program owns one tile of `M = GROUPS * HALF` rows: the same HALF query rows once per group, each
+copy seeing only the keys of its group (packed rows). So one `tl.dot` gives every o_g, K and V are
+read once for all query heads of a KV head, and no group's sum can cancel another's: each has its
+own maximum. After the pass the sums of all groups and key splits are brought to one maximum,
+
+    R = (l_I / n) / (l / visible)      H_mass = (l_I log l - u) / l      w_g by the gate
+    out = sum_g w_g o_g / sum_g w_g l_g
+
+With one split the program writes the output itself; with more it leaves (m, l, l_I, u, o) per
+group and split, and a second kernel merges them.
+
+Names: p_ pointer, b_ tile, o_ offsets, m_ mask, i_ index; sizes in capitals.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+HEAD_SIZES = (16, 32, 64, 80, 96, 128, 256)
+MAX_ROWS = 8  # query rows per sample
+MAX_SPLITS = 256
+BLOCKS_PER_SM = 3  # programs that should be in flight on each multiprocessor
+KEYS_PER_SPLIT = 128  # fewer are not worth a program of their own
+
+
+@triton.jit
+def _merge(b_m, b_l, b_li, b_u):
+    """Bring sums [GROUPS, X] to the maximum over X and add them up: four [GROUPS]."""
+    b_top = tl.max(b_m, 1)
+    b_diff = tl.where(b_m == float("-inf"), 0.0, b_m - b_top[:, None])
+    b_c = tl.where(b_m == float("-inf"), 0.0, tl.exp2(b_diff))
+    b_us = tl.sum(b_c * (b_u + b_diff * b_li), 1)
+    return b_top, tl.sum(b_c * b_l, 1), tl.sum(b_c * b_li, 1), b_us
+
+
+@triton.jit
+def _statistics(b_m, b_l, b_li, b_u):
+    """Mass on I and H_mass in nats [X], and each group's mass [GROUPS, X], of sums [GROUPS, X]."""
+    b_top = tl.max(b_m, 0)
+    b_diff = tl.where(b_m == float("-inf"), 0.0, b_m - b_top[None, :])
+    b_c = tl.where(b_m == float("-inf"), 0.0, tl.exp2(b_diff))
+    b_total = tl.sum(b_c * b_l, 0)
+    b_total = tl.where(b_total == 0.0, 1.0, b_total)  # no visible key
+    b_mass = tl.sum(b_c * b_li, 0) / b_total
+    b_us = LN2 * tl.sum(b_c * (b_u + b_diff * b_li), 0) / b_total
+    return b_mass, b_mass * tl.log(b_total) - b_us, b_c * b_l / b_total[None, :]
+
+
+@triton.jit
+def _is_open(p_gate, o_gate, p_images, i_b, b_mass, b_entropy, visible, focus, entropy, HAS_GATE):
+    """The gate: given, or R > focus and R > entropy * H_mass; shut without image keys."""
+    if HAS_GATE:
+        return tl.load(p_gate + o_gate) != 0
+    else:
+        n = tl.load(p_images + i_b)
+        b_ratio = b_mass * visible / tl.maximum(n, 1)
+        return (n > 0) & (b_ratio > focus) & (b_ratio > entropy * b_entropy)
+
+
+@triton.jit
+def _factors(b_open, o_g, b_m, b_l, a0, a1, a2, a3, b0, b1, b2, b3):
+    """The factor on each group's sums, w_g e^(m_g - peak) / sum_g w_g l_g; [GROUPS, X].
+
+    The weights w are a0 to a3 where the gate `b_open` [X] is open and b0 to b3 where it is not.
+    """
+    o_g = o_g[:, None]
+    b_opened = tl.where(o_g == 0, a0, tl.where(o_g == 1, a1, tl.where(o_g == 2, a2, a3)))
+    b_closed = tl.where(o_g == 0, b0, tl.where(o_g == 1, b1, tl.where(o_g == 2, b2, b3)))
+    b_w = tl.where(b_open[None, :], b_opened, b_closed)
+    b_peak = tl.max(tl.where(b_w > 0.0, b_m, float("-inf")), 0)
+    # Weights that leave no key leave the row as it is.
+    b_none = b_peak == float("-inf")
+    b_w = tl.where(b_none[None, :], 1.0, b_w)
+    b_peak = tl.where(b_none, tl.max(b_m, 0), b_peak)
+    m_c = (b_m == float("-inf")) | (b_w == 0.0)
+    b_c = tl.where(m_c, 0.0, b_w * tl.exp2(tl.where(m_c, 0.0, b_m - b_peak[None, :])))
+    b_den = tl.sum(b_c * b_l, 0)
+    return b_c / tl.where(b_den == 0.0, 1.0, b_den)[None, :]
+
+
+@triton.jit
+def _store_statistics(p_stats, o_stats, o_g, b_mass, b_entropy, b_open, b_share, m_row, COLUMNS):
+    """Write mass, H_mass, gate and the groups' masses of rows [X] to columns 0 to COLUMNS - 1."""
+    tl.store(p_stats + o_stats, b_mass, mask=m_row)
+    tl.store(p_stats + o_stats + 1, b_entropy, mask=m_row)
+    tl.store(p_stats + o_stats + 2, b_open.to(tl.float32), mask=m_row)
+    m_g = m_row[None, :] & (o_g < COLUMNS - 3)[:, None]
+    tl.store(p_stats + o_stats[None, :] + 3 + o_g[:, None], b_share, mask=m_g)
+
+
+@triton.jit(do_not_specialize=["S", "F", "SPLITS", "s_fb"])
+def decode_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_flags,
+    p_images,
+    p_extent,
+    p_gate,
+    p_out,
+    p_stats,
+    p_part,
+    p_acc,
+    s_qb,
+    s_qh,
+    s_qq,
+    s_kb,
+    s_kh,
+    s_kn,
+    s_vb,
+    s_vh,
+    s_vn,
+    s_fb,
+    s_gb,
+    s_gh,
+    S,
+    F,
+    SPLITS,
+    scale,
+    focus,
+    entropy,
+    a0,
+    a1,
+    a2,
+    a3,
+    b0,
+    b1,
+    b2,
+    b3,
+    Q: tl.constexpr,
+    G: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BN: tl.constexpr,
+    HALF: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HAS_EXTENT: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_STATS: tl.constexpr,
+    SINGLE: tl.constexpr,
+):
+    """One split of the keys for HALF query rows of one KV head; grid (splits, HKV * BLOCKS, B)."""
+    M: tl.constexpr = GROUPS * HALF
+    i_s = tl.program_id(0)
+    i_kv = tl.program_id(1) // BLOCKS
+    i_block = tl.program_id(1) % BLOCKS
+    i_b = tl.program_id(2).to(tl.int64)
+
+    if HAS_EXTENT:
+        start = tl.load(p_extent + i_b * 3)
+        end = tl.load(p_extent + i_b * 3 + 1)
+        visible = tl.load(p_extent + i_b * 3 + 2)
+    else:
+        start = 0
+        end = S
+        visible = S
+    chunk = tl.cdiv(tl.cdiv(end - start, SPLITS), BN) * BN
+    first = start + i_s * chunk
+    stop = tl.minimum(first + chunk, end)
+
+    # Query row r = i_q * G + g; its copies stand HALF rows apart, one per group.
+    o_m = tl.arange(0, M)
+    o_r = i_block * HALF + o_m % HALF
+    m_r = o_r < G * Q
+    i_q = o_r // G
+    i_h = i_kv * G + o_r % G
+    i_group = o_m // HALF
+    last = end - Q + i_q  # the last key that each row sees
+    o_d = tl.arange(0, BD)
+    m_d = o_d < D
+    o_q = i_h.to(tl.int64) * s_qh + i_q.to(tl.int64) * s_qq
+    b_q = tl.load(
+        p_q + i_b * s_qb + o_q[:, None] + o_d[None, :], mask=m_r[:, None] & m_d[None, :], other=0.0
+    ).to(DTYPE)  # [M, BD]
+
+    o_n = tl.arange(0, BN)
+    p_kt = p_k + i_b * s_kb + i_kv.to(tl.int64) * s_kh + o_d[:, None]
+    p_vt = p_v + i_b * s_vb + i_kv.to(tl.int64) * s_vh + o_d[None, :]
+
+    b_m = tl.full([M], float("-inf"), tl.float32)
+    b_l = tl.zeros([M, BN], tl.float32)
+    b_li = tl.zeros([M, BN], tl.float32)
+    b_u = tl.zeros([M, BN], tl.float32)
+    b_o = tl.zeros([M, BD], tl.float32)
+    for i_n in range(first, stop, BN):
+        o_k = i_n + o_n
+        m_k = o_k < stop
+        b_f = tl.load(p_flags + i_b * s_fb + o_k, mask=m_k & (o_k < F), other=0)  # [BN]
+        o_k64 = o_k.to(tl.int64)
+        b_k = tl.load(p_kt + o_k64[None, :] * s_kn, mask=m_d[:, None] & m_k[None, :], other=0.0).to(
+            DTYPE
+        )  # [BD, BN]
+        b_s = tl.dot(b_q, b_k, input_precision=PRECISION) * (scale * LOG2E)  # [M, BN], base 2
+        m_s = (m_k & (b_f >= 0))[None, :] & ((b_f >> 1)[None, :] == i_group[:, None])
+        m_s = m_s & (o_k[None, :] <= last[:, None])
+        b_s = tl.where(m_s, b_s, float("-inf"))
+        b_top = tl.maximum(b_m, tl.max(b_s, 1))
+        # A row that has seen none of its keys yet keeps maximum -inf and all sums 0.
+        b_ref = tl.where(b_top == float("-inf"), 0.0, b_top)
+        b_down = tl.where(b_m == float("-inf"), 0.0, b_m - b_ref)
+        b_m = b_top
+        b_e = tl.exp2(b_s - b_ref[:, None])
+        b_scale = tl.exp2(b_down)
+        b_ei = tl.where((b_f & 1)[None, :] > 0, b_e, 0.0)
+        b_es = tl.where(b_ei > 0.0, b_ei * (b_s - b_ref[:, None]), 0.0)
+        b_u = (b_u + b_down[:, None] * b_li) * b_scale[:, None] + b_es
+        b_li = b_li * b_scale[:, None] + b_ei
+        b_l = b_l * b_scale[:, None] + b_e
+        b_v = tl.load(p_vt + o_k64[:, None] * s_vn, mask=m_k[:, None] & m_d[None, :], other=0.0).to(
+            DTYPE
+        )  # [BN, BD]
+        b_o = b_o * b_scale[:, None]
+        b_o = tl.dot(b_e.to(DTYPE), b_v, b_o, input_precision=PRECISION)
+    b_l = tl.sum(b_l, 1)
+    b_li = tl.sum(b_li, 1)
+    b_u = tl.sum(b_u, 1)
+
+    if SINGLE:
+        # [GROUPS, HALF]: every copy of a query row in one column.
+        b_m = tl.reshape(b_m, [GROUPS, HALF])
+        b_l = tl.reshape(b_l, [GROUPS, HALF])
+        b_li = tl.reshape(b_li, [GROUPS, HALF])
+        b_u = tl.reshape(b_u, [GROUPS, HALF])
+        b_o = tl.reshape(b_o, [GROUPS, HALF, BD])
+        o_g = tl.arange(0, GROUPS)
+        o_row = i_block * HALF + tl.arange(0, HALF)
+        m_row = o_row < G * Q
+        j_q = tl.minimum(o_row // G, Q - 1)
+        j_h = i_kv * G + o_row % G
+        b_mass, b_entropy, b_share = _statistics(b_m, b_l, b_li, b_u)
+        b_open = _is_open(
+            p_gate, i_b * s_gb + j_h * s_gh, p_images, i_b, b_mass, b_entropy,
+            visible - (Q - 1 - j_q), focus, entropy, HAS_GATE,
+        )  # fmt: skip
+        if HAS_STATS:
+            o_stats = ((i_b * (HKV * G) + j_h) * Q + j_q) * COLUMNS
+            _store_statistics(
+                p_stats, o_stats, o_g, b_mass, b_entropy, b_open, b_share, m_row, COLUMNS
+            )
+        b_c = _factors(b_open, o_g, b_m, b_l, a0, a1, a2, a3, b0, b1, b2, b3)[:, :, None]
+        b_out = tl.sum(tl.where(b_c == 0.0, 0.0, b_c * b_o), 0)
+        o_out = ((i_b * Q + j_q) * (HKV * G) + j_h) * D
+        tl.store(
+            p_out + o_out[:, None] + o_d[None, :],
+            b_out.to(p_out.dtype.element_ty),
+            mask=m_row[:, None] & m_d[None, :],
+        )
+    else:
+        # part: [B, HKV * BLOCKS, 4, M, SPLITS]; acc: [B, HKV * BLOCKS, M, SPLITS, BD]
+        i_tile = i_b * (HKV * BLOCKS) + tl.program_id(1)
+        o_part = (i_tile * 4 * M + o_m) * SPLITS + i_s
+        tl.store(p_part + o_part, b_m)
+        tl.store(p_part + o_part + M * SPLITS, b_l)
+        tl.store(p_part + o_part + 2 * M * SPLITS, b_li)
+        tl.store(p_part + o_part + 3 * M * SPLITS, b_u)
+        o_acc = ((i_tile * M + o_m) * SPLITS + i_s) * BD
+        tl.store(p_acc + o_acc[:, None] + o_d[None, :], b_o)
+
+
+@triton.jit(do_not_specialize=["S", "SPLITS"])
+def merge_kernel(
+    p_part,
+    p_acc,
+    p_images,
+    p_extent,
+    p_gate,
+    p_out,
+    p_stats,
+    s_gb,
+    s_gh,
+    S,
+    SPLITS,
+    focus,
+    entropy,
+    a0,
+    a1,
+    a2,
+    a3,
+    b0,
+    b1,
+    b2,
+    b3,
+    Q: tl.constexpr,
+    G: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BS: tl.constexpr,
+    HALF: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    HAS_EXTENT: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_STATS: tl.constexpr,
+):
+    """Merge the splits of one query row, decide its gate, write it; grid (HKV * G * Q, B)."""
+    M: tl.constexpr = GROUPS * HALF
+    i_kv = tl.program_id(0) // (G * Q)
+    i_r = tl.program_id(0) % (G * Q)
+    i_b = tl.program_id(1).to(tl.int64)
+    i_q = i_r // G
+    i_h = i_kv * G + i_r % G
+    i_tile = i_b * (HKV * BLOCKS) + i_kv * BLOCKS + i_r // HALF
+
+    o_g = tl.arange(0, GROUPS)
+    o_s = tl.arange(0, BS)
+    o_d = tl.arange(0, BD)
+    o_m = o_g * HALF + i_r % HALF
+    o_part = (i_tile * 4 * M + o_m) * SPLITS  # [GROUPS]
+    b_m = tl.full([GROUPS, BS], float("-inf"), tl.float32)
+    b_l = tl.zeros([GROUPS, BS], tl.float32)
+    b_li = tl.zeros([GROUPS, BS], tl.float32)
+    b_u = tl.zeros([GROUPS, BS], tl.float32)
+    for i_s in range(0, SPLITS, BS):
+        p_b = p_part + o_part[:, None] + (i_s + o_s)[None, :]
+        m_b = ((i_s + o_s) < SPLITS)[None, :] & (o_g < GROUPS)[:, None]
+        b_m1 = tl.load(p_b, mask=m_b, other=float("-inf"))
+        b_l1 = tl.load(p_b + M * SPLITS, mask=m_b, other=0.0)
+        b_li1 = tl.load(p_b + 2 * M * SPLITS, mask=m_b, other=0.0)
+        b_u1 = tl.load(p_b + 3 * M * SPLITS, mask=m_b, other=0.0)
+        b_top = tl.maximum(b_m, b_m1)
+        b_d0 = tl.where(b_m == float("-inf"), 0.0, b_m - b_top)
+        b_d1 = tl.where(b_m1 == float("-inf"), 0.0, b_m1 - b_top)
+        b_c0 = tl.exp2(b_d0)
+        b_c1 = tl.exp2(b_d1)
+        b_u = b_c0 * (b_u + b_d0 * b_li) + b_c1 * (b_u1 + b_d1 * b_li1)
+        b_li = b_c0 * b_li + b_c1 * b_li1
+        b_l = b_c0 * b_l + b_c1 * b_l1
+        b_m = b_top
+    b_m, b_l, b_li, b_u = _merge(b_m, b_l, b_li, b_u)
+
+    if HAS_EXTENT:
+        visible = tl.load(p_extent + i_b * 3 + 2)
+    else:
+        visible = S
+    b_mass, b_entropy, b_share = _statistics(
+        b_m[:, None], b_l[:, None], b_li[:, None], b_u[:, None]
+    )  # [1], [1], [GROUPS, 1]
+    o_1 = tl.arange(0, 1)
+    b_open = _is_open(
+        p_gate, i_b * s_gb + i_h * s_gh + o_1, p_images, i_b, b_mass, b_entropy,
+        visible - (Q - 1 - i_q), focus, entropy, HAS_GATE,
+    )  # fmt: skip
+    if HAS_STATS:
+        o_stats = ((i_b * (HKV * G) + i_h) * Q + i_q) * COLUMNS + o_1
+        _store_statistics(
+            p_stats, o_stats, o_g, b_mass, b_entropy, b_open, b_share, o_1 == 0, COLUMNS
+        )
+    b_c = _factors(b_open, o_g, b_m[:, None], b_l[:, None], a0, a1, a2, a3, b0, b1, b2, b3)
+
+    b_out = tl.zeros([BD], tl.float32)
+    for i_g in tl.static_range(GROUPS):
+        b_cg = tl.sum(tl.where(o_g[:, None] == i_g, b_c, 0.0))
+        b_mg = tl.max(tl.where(o_g == i_g, b_m, float("-inf")))
+        o_row = i_tile * M + i_g * HALF + i_r % HALF
+        p_pg = p_part + (i_tile * 4 * M + i_g * HALF + i_r % HALF) * SPLITS
+        if b_cg != 0.0:
+            for i_s in range(0, SPLITS, BS):
+                m_s = (i_s + o_s) < SPLITS
+                b_ms = tl.load(p_pg + i_s + o_s, mask=m_s, other=float("-inf"))
+                b_cs = tl.where(b_ms == float("-inf"), 0.0, b_cg * tl.exp2(b_ms - b_mg))
+                b_a = tl.load(
+                    p_acc + (o_row * SPLITS + i_s + o_s)[:, None] * BD + o_d[None, :],
+                    mask=m_s[:, None],
+                    other=0.0,
+                )  # [BS, BD]
+                b_out += tl.sum(tl.where(b_cs[:, None] == 0.0, 0.0, b_cs[:, None] * b_a), 0)
+    o_out = ((i_b * Q + i_q) * (HKV * G) + i_h) * D
+    tl.store(p_out + o_out + o_d, b_out.to(p_out.dtype.element_ty), mask=o_d < D)
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 at import)."""
+    return not isinstance(decode_kernel, triton.JITFunction)
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+class Workspace:
+    """Scratch memory of the launcher, one buffer per device, grown on demand, never shrunk.
+
+    A captured CUDA graph keeps the addresses it saw, so an outgrown buffer is kept, too.
+    """
+
+    def __init__(self):
+        self._buffers: dict[torch.device, list[Tensor]] = {}
+
+    def floats(self, count: int, device: torch.device) -> Tensor:
+        """At least `count` uninitialised float32 on `device`."""
+        buffers = self._buffers.setdefault(device, [])
+        if not buffers or buffers[-1].numel() < count:
+            size = max(count, 2 * buffers[-1].numel() if buffers else 0)
+            buffers.append(torch.empty(size, dtype=torch.float32, device=device))
+        return buffers[-1]
+
+
+def tile_sizes(heads: int, rows: int, groups: int) -> tuple[int, int]:
+    """(HALF, GROUPS): query rows of a program, and copies of them, for G `heads` per KV head."""
+    groups = 2 if groups <= 2 else 4
+    half = 8 if heads * rows <= 8 else 16
+    return half, groups
+
+
+def launch_options(size: int, dtype: torch.dtype) -> dict[str, int]:
+    """Key tile, warps and pipeline stages for a head size padded to a power of two."""
+    wide = size * dtype.itemsize > 256  # bytes of one key
+    return {"BN": 32, "num_warps": 4, "num_stages": 2 if wide else 4}
+
+
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    flags: Tensor,
+    images: Tensor,
+    *,
+    scale: float,
+    opened: tuple[float, ...],
+    closed: tuple[float, ...],
+    focus: float,
+    entropy: float,
+    gate: Tensor | None = None,
+    extent: Tensor | None = None,
+    stats: Tensor | None = None,
+    workspace: Workspace | None = None,
+    splits: int | None = None,
+) -> Tensor:
+    """`decode_attention_reference` on the GPU (or in Triton's interpreter).
+
+    Beyond the reference's arguments:
+
+    Args:
+        workspace: scratch memory kept between calls; None allocates.
+        splits: key splits, 1 to 256; None chooses by the device's size.
+
+    Raises:
+        ValueError: an argument that does not fit, before anything is launched.
+    """
+    check_arguments(q, k, v, flags, images, opened, closed, gate, extent, stats)
+    batch, heads, rows, size = q.shape
+    kv_heads, keys = k.shape[1:3]
+    per_kv = heads // kv_heads
+    half, groups = tile_sizes(per_kv, rows, len(opened))
+    blocks = triton.cdiv(per_kv * rows, half)
+    padded = triton.next_power_of_2(size)
+    if splits is None:
+        wanted = 4 if interpreted() else _multiprocessors(q.device.index or 0) * BLOCKS_PER_SM
+        splits = min(
+            triton.cdiv(keys, KEYS_PER_SPLIT), triton.cdiv(wanted, batch * kv_heads * blocks)
+        )
+        splits = min(max(splits, 1), MAX_SPLITS)
+    elif not 1 <= splits <= MAX_SPLITS:
+        raise ValueError(f"splits={splits} is out of range: 1 to {MAX_SPLITS}")
+
+    out = torch.empty(batch, rows, heads, size, dtype=q.dtype, device=q.device)
+    tiles = batch * kv_heads * blocks * groups * half
+    part = acc = out  # never read with one split
+    if splits > 1:
+        scratch = (workspace or Workspace()).floats(tiles * splits * (4 + padded), q.device)
+        acc, part = scratch, scratch[tiles * splits * padded :]
+    # The interpreter multiplies bfloat16 tiles as raw bits; there the tiles are float32.
+    dtype = tl.float32 if interpreted() else DTYPES[q.dtype]
+    unused = (1.0,) * (4 - len(opened))
+    weights = (focus, entropy, *opened, *unused, *closed, *unused)
+    shared = dict(
+        Q=rows,
+        G=per_kv,
+        HKV=kv_heads,
+        D=size,
+        BD=padded,
+        HALF=half,
+        GROUPS=groups,
+        COLUMNS=3 + len(opened),
+        BLOCKS=blocks,
+        HAS_EXTENT=extent is not None,
+        HAS_GATE=gate is not None,
+        HAS_STATS=stats is not None,
+    )
+    # Arguments that are absent still need a pointer of some type.
+    p_extent = images if extent is None else extent
+    p_gate = images if gate is None else gate.view(torch.uint8)
+    p_stats = out if stats is None else stats
+    gate_strides = (0, 0) if gate is None else gate.stride()
+    with torch.cuda.device_of(q):
+        decode_kernel[(splits, kv_heads * blocks, batch)](
+            q, k, v, flags, images, p_extent, p_gate, out, p_stats, part, acc,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], flags.stride(0), *gate_strides,
+            keys, flags.shape[1], splits, scale, *weights,
+            DTYPE=dtype, PRECISION="ieee", SINGLE=splits == 1,
+            **shared, **launch_options(padded, q.dtype),
+        )  # fmt: skip
+        if splits > 1:
+            merge_kernel[(kv_heads * per_kv * rows, batch)](
+                part, acc, images, p_extent, p_gate, out, p_stats, *gate_strides,
+                keys, splits, *weights, BS=16, **shared, num_warps=4,
+            )  # fmt: skip
+    return out
+
+
+def check_arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    flags: Tensor,
+    images: Tensor,
+    opened: tuple[float, ...],
+    closed: tuple[float, ...],
+    gate: Tensor | None,
+    extent: Tensor | None,
+    stats: Tensor | None,
+) -> None:
+    """Raise ValueError for arguments the kernel cannot take; reads no tensor's content."""
+
+    def refuse(name: str, found: object, wanted: str):
+        raise ValueError(f"decode_attention: {name} is {found}; accepted: {wanted}")
+
+    if q.ndim != 4 or k.ndim != 4:
+        refuse("q, k", (tuple(q.shape), tuple(k.shape)), "[B, H, Q, d] and [B, H_kv, S, d]")
+    batch, heads, rows, size = q.shape
+    if q.dtype not in DTYPES:
+        refuse("q.dtype", q.dtype, "bfloat16, float16 or float32")
+    if size not in HEAD_SIZES:
+        refuse("head size", size, f"one of {HEAD_SIZES}")
+    if not 1 <= rows <= MAX_ROWS:
+        refuse("query rows", rows, f"1 to {MAX_ROWS}")
+    if k.shape[0] != batch or k.shape[3] != size or k.shape[2] < rows:
+        refuse("k.shape", tuple(k.shape), f"[{batch}, H_kv, S >= {rows}, {size}]")
+    if k.shape[1] == 0 or heads % k.shape[1]:
+        refuse("k.shape[1]", k.shape[1], f"a divisor of the {heads} query heads")
+    if v.shape != k.shape:
+        refuse("v.shape", tuple(v.shape), f"that of k, {tuple(k.shape)}")
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.stride(3) != 1:
+            refuse(f"{name}.stride(3)", tensor.stride(3), "1: the head dimension is contiguous")
+        if tensor.dtype != q.dtype:
+            refuse(f"{name}.dtype", tensor.dtype, f"that of q, {q.dtype}")
+    if not 1 <= len(opened) <= 4 or len(closed) != len(opened):
+        refuse("opened, closed", (opened, closed), "one weight for each of 1 to 4 groups, in both")
+    if not all(0 <= w < float("inf") for w in (*opened, *closed)):
+        refuse("opened, closed", (opened, closed), "weights that are finite and not negative")
+    wanted = {
+        "flags": (flags, (batch, flags.shape[-1]), (torch.int32,)),
+        "images": (images, (batch,), (torch.int32,)),
+        "gate": (gate, (batch, heads), (torch.bool, torch.uint8)),
+        "extent": (extent, (batch, 3), (torch.int32,)),
+        "stats": (stats, (batch, heads, rows, 3 + len(opened)), (torch.float32,)),
+    }
+    for name, (tensor, shape, dtypes) in wanted.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            refuse(f"{name}.shape", tuple(tensor.shape), str(list(shape)))
+        if tensor.dtype not in dtypes:
+            refuse(f"{name}.dtype", tensor.dtype, " or ".join(map(str, dtypes)))
+        if name != "gate" and not (tensor.is_contiguous() or name == "flags"):
+            refuse(f"{name}.stride()", tensor.stride(), "contiguous")
+    if flags.stride(1) != 1:
+        refuse("flags.stride(1)", flags.stride(1), "1")
+    if flags.shape[1] > k.shape[2]:
+        refuse("flags.shape[1]", flags.shape[1], f"at most the {k.shape[2]} keys")
+    for name, tensor in (("k", k), ("v", v), *((n, t) for n, (t, _, _) in wanted.items())):
+        if tensor is not None and tensor.device != q.device:
+            refuse(f"{name}.device", tensor.device, f"that of q, {q.device}")

@@ -1,0 +1,126 @@
+"""Decode attention with a gated set of keys, in plain torch: the meaning of kernels/decode.py.
+
+Every key of a row belongs to one group, 0 to G - 1, or is hidden. For one head and query row let
+a be the softmax of the scaled scores over the visible keys, I the image keys, n = |I|. Then
+
+    R      = (sum_I a / n) / (1 / visible keys)         image focus
+    H_mass = -sum_I a log a                             nats
+    gate   = R > focus and R > entropy * H_mass         or given per head
+    w      = opened[group] if gate else closed[group]   weight of each key
+    out    = sum(w a v) / sum(w a)
+
+(arXiv 2603.14184: with group 1 = T, opened = (1, gamma), closed = (1, 1) this is the boost.)
+A row whose weights leave no key stays unsteered.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Columns of the statistics: mass on I, H_mass, gate, then the unsteered mass of each group.
+MASS, ENTROPY, GATE, GROUP = 0, 1, 2, 3
+
+
+def decode_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    flags: Tensor,
+    images: Tensor,
+    *,
+    scale: float,
+    opened: tuple[float, ...],
+    closed: tuple[float, ...],
+    focus: float,
+    entropy: float,
+    gate: Tensor | None = None,
+    extent: Tensor | None = None,
+    stats: Tensor | None = None,
+) -> Tensor:
+    """Attention of the newest tokens of each row over the cache, with gated key weights.
+
+    Args:
+        q: queries [B, H, Q, d]; the Q rows are the last Q visible keys, causal among themselves.
+        k, v: cache [B, H_kv, S, d], any strides.
+        flags: int32 [B, F], F <= S: -1 hidden, else (group << 1) | on image. Keys from F on are
+            in group 0 and not on an image.
+        images: number n of image keys of each row, int32 [B].
+        scale: factor on q . k.
+        opened, closed: weight of each group where the gate is open, and where it is not.
+        focus, entropy: thresholds of the dynamic gate.
+        gate: bool [B, H]; given, it replaces the dynamic gate.
+        extent: int32 [B, 3]: first visible key, end of the keys, and number of visible keys for
+            the last query row; None: 0, S, S.
+        stats: float32 [B, H, Q, 3 + groups], written if given: mass on I, H_mass in nats, gate,
+            mass of each group before steering.
+
+    Returns:
+        [B, Q, H, d] in q's dtype.
+    """
+    batch, heads, rows, size = q.shape
+    kv_heads, keys = k.shape[1:3]
+    # float32 accumulation for half precision, as every attention backend does; float64 stays.
+    accurate = torch.promote_types(q.dtype, torch.float32)
+    place = torch.arange(keys, device=q.device)
+    kinds = flags
+    if flags.shape[1] < keys:
+        kinds = torch.nn.functional.pad(flags, (0, keys - flags.shape[1]))
+    if extent is None:
+        visible = keys - rows + 1 + torch.arange(rows, device=q.device)  # [Q]
+        last = (visible - 1)[None]  # [1, Q], the last key that each query row sees
+        visible, seen = visible[None], kinds >= 0
+    else:
+        back = torch.arange(rows - 1, -1, -1, device=q.device)
+        last = extent[:, 1:2] - 1 - back
+        visible = extent[:, 2:3] - back  # [B, Q]
+        seen = (kinds >= 0) & (place >= extent[:, :1])
+    # Query row i of head h stands at index [h, i]; the heads of a KV head share its keys.
+    packed = q.reshape(batch, kv_heads, -1, size)
+    scores = (packed @ k.transpose(2, 3)).view(batch, heads, rows, keys).to(accurate) * scale
+    shown = seen[:, None, None] & (place <= last[:, None, :, None])
+    scores = scores.masked_fill(~shown, -torch.inf)
+    a = _softmax(scores)
+
+    on_image = (kinds >= 0) & (kinds & 1 > 0)
+    a_image = a * on_image[:, None, None]
+    mass = a_image.sum(-1)  # [B, H, Q]
+    mass_entropy = -torch.xlogy(a_image, a_image).sum(-1)
+    if gate is None:
+        ratio = mass * visible[:, None] / images[:, None, None]
+        is_open = (ratio > focus) & (ratio > entropy * mass_entropy)
+    else:
+        is_open = gate.bool()[:, :, None].expand(mass.shape)
+    group = (kinds >> 1)[:, None, None]
+    if stats is not None:
+        stats[..., MASS], stats[..., ENTROPY], stats[..., GATE] = mass, mass_entropy, is_open
+        for g in range(len(opened)):
+            stats[..., GROUP + g] = (a * (group == g)).sum(-1)
+
+    # A weight w is log w on the score: exact also where the weighted keys hold all the mass.
+    bias = torch.where(is_open[..., None], _log_weight(group, opened), _log_weight(group, closed))
+    steered = scores + bias
+    if 0 in opened or 0 in closed:
+        empty = steered.amax(-1, keepdim=True) == -torch.inf
+        steered = torch.where(empty, scores, steered)
+    probs = _softmax(steered).to(q.dtype)
+    out = probs.reshape(batch, kv_heads, -1, keys) @ v
+    return out.view(batch, heads, rows, size).transpose(1, 2)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension; zeros where every score is -inf."""
+    limits = torch.finfo(scores.dtype)
+    e = (scores - scores.amax(-1, keepdim=True).clamp_min(limits.min)).exp()
+    return e / e.sum(-1, keepdim=True).clamp_min(limits.tiny)
+
+
+def _log_weight(group: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """log of each key's weight, float of the shape of `group`."""
+    logs = [math.log(w) if w else -math.inf for w in weights]
+    bias = torch.full_like(group, 0, dtype=torch.float32) + logs[0]
+    for g, value in enumerate(logs[1:], 1):
+        bias = torch.where(group == g, value, bias)
+    return bias

@@ -1,0 +1,153 @@
+"""VRGAConfig: every number of the method, validated, and the presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+Method = Literal["vrga", "released", "released_mask", "ablation"]
+Gate = Literal["dynamic", "static"]
+Ablated = Literal["visual", "low_focus", "random"]
+
+# Inclusive bounds of each numeric field; None is unbounded.
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "gain": (0.0, None),
+    "gate_focus": (0.0, None),
+    "gate_entropy": (0.0, None),
+    "efr_percentile": (0.0, 100.0),
+    "focus_percentile": (0.0, 100.0),
+    "background_layers": (0.0, 1.0),
+    "background_focus": (0.0, None),
+    "background_weight": (0.0, None),
+    "sink_fraction": (0.0, 1.0),
+    "region_std": (None, None),
+    "region_min": (1, None),
+    "dilation": (0, None),
+    "heads": (1, None),
+    "first_layer": (0, None),
+    "seed": (0, None),
+}
+CHOICES = {"method": get_args(Method), "gate": get_args(Gate), "ablate": get_args(Ablated)}
+INTEGERS = {"region_min", "dilation", "heads", "first_layer", "seed"}
+
+# What a method reads. A field outside this set must keep its default, so no option is ignored.
+_BOOST = {f for f in RANGES if f not in {"heads", "first_layer", "seed"}}
+READ_BY: dict[str, set[str]] = {
+    "vrga": _BOOST | {"gate"},
+    "released": _BOOST - {"background_layers"},
+    "released_mask": {"gate_focus", "gate_entropy", "dilation"},
+    "ablation": {"ablate", "heads", "first_layer", "seed"},
+}
+
+
+@dataclass(frozen=True)
+class VRGAConfig:
+    """The numbers of VRGA; the defaults are the method as published (arXiv 2603.14184).
+
+    Phase 1 (prefill) chooses heads and the region T, phase 2 (decode) steers toward T.
+
+    Args:
+        method: ``"vrga"``, or one of the reproductions ``"released"``, ``"released_mask"``,
+            ``"ablation"``; use the presets rather than setting it.
+        gain: gamma, the factor on the attention to T before the row is renormalised; 1 is off.
+        gate: ``"dynamic"`` decides per decode row and head, ``"static"`` steers exactly the visual
+            heads chosen at prefill.
+        gate_focus: a head is steered only where its image focus R exceeds this.
+        gate_entropy: ... and where R exceeds this times H_mass (nats).
+        efr_percentile: visual heads have an EFR at or below this percentile of all heads, and
+        focus_percentile: an R at or above this percentile.
+        background_layers: share of the layers, from the first, in which background heads are
+            sought; there they are the heads with R below
+        background_focus: this value.
+        background_weight: lambda, the weight of the background map subtracted.
+        sink_fraction: largest share of an image's tokens given to its sink border.
+        region_std: T holds the tokens whose ratio exceeds mean + this many standard deviations.
+        region_min: with fewer tokens than this above the threshold, the highest this-many are T.
+        dilation: grid cells by which T grows (``released``: tokens of the raster, in one
+            dimension).
+        ablate: which heads lose their image attention, for ``method="ablation"`` alone.
+        heads: heads of a layer ablated at each step.
+        first_layer: the first layer (from 0) with ablated heads.
+        seed: seed of ``ablate="random"``.
+
+    Raises:
+        ValueError: a value out of range, or a field that the chosen method does not read; the
+            message names field, value and range.
+    """
+
+    method: Method = "vrga"
+    gain: float = 1.5
+    gate: Gate = "dynamic"
+    gate_focus: float = 0.6
+    gate_entropy: float = 0.2
+    efr_percentile: float = 5.0
+    focus_percentile: float = 95.0
+    background_layers: float = 0.1
+    background_focus: float = 0.01
+    background_weight: float = 1.0
+    sink_fraction: float = 0.2
+    region_std: float = 0.6
+    region_min: int = 10
+    dilation: int = 1
+    ablate: Ablated | None = None
+    heads: int = 5
+    first_layer: int = 6
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and not (name == "ablate" and self.method != "ablation"):
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            kind = int if name in INTEGERS else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                wanted = "an integer" if name in INTEGERS else "a number"
+                raise ValueError(f"{name}={value!r} is not {wanted}")
+            # Written so that NaN and infinity fail as well.
+            if not ((low is None or value >= low) and (high is None or value <= high)) or not (
+                abs(value) < float("inf")
+            ):
+                bounds = f"[{low if low is not None else '-inf'}, {high or 'inf'}]"
+                raise ValueError(f"{name}={value!r} is out of range: finite, in {bounds}")
+        base = _METHOD_DEFAULTS.get(self.method, {})
+        for field in fields(self):
+            if field.name == "method" or field.name in READ_BY[self.method]:
+                continue
+            default = base.get(field.name, field.default)
+            if getattr(self, field.name) != default:
+                raise ValueError(
+                    f"{field.name}={getattr(self, field.name)!r} is not read by "
+                    f"method={self.method!r}: leave it at {default!r}"
+                )
+
+    @classmethod
+    def paper(cls, **overrides) -> VRGAConfig:
+        """The method with the paper's static gate: H_v is fixed at prefill."""
+        return cls(**{"gate": "static", **overrides})
+
+    @classmethod
+    def released(cls, **overrides) -> VRGAConfig:
+        """What the authors' released code computes, point by point, to reproduce its figures."""
+        return cls(**{"method": "released", **_METHOD_DEFAULTS["released"], **overrides})
+
+    @classmethod
+    def released_mask(cls, **overrides) -> VRGAConfig:
+        """The released hard-mask variant: gated heads keep T alone, all others lose the image."""
+        return cls(**{"method": "released_mask", **_METHOD_DEFAULTS["released_mask"], **overrides})
+
+    @classmethod
+    def ablation(
+        cls, ablate: Ablated, heads: int = 5, first_layer: int = 6, seed: int = 0
+    ) -> VRGAConfig:
+        """The paper's check that heads matter: zero the image attention of some heads."""
+        return cls(
+            method="ablation", ablate=ablate, heads=heads, first_layer=first_layer, seed=seed
+        )
+
+
+_METHOD_DEFAULTS: dict[str, dict] = {
+    "released": {"dilation": 2},
+    "released_mask": {"dilation": 3},
+}

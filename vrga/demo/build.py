@@ -1,0 +1,163 @@
+"""The parts of the embedded model: tokenizer, processor and configuration, all untrained."""
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from tokenizers import pre_tokenizers as pre
+from tokenizers import trainers
+from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2TokenizerFast
+
+from vrga.demo.data import CAPTION, CELL, COLORS, LETTERS, PROMPTS
+from vrga.demo.processor_draft import ImageOnlyProcessor, image_processor_class
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+VOCABULARY = 512
+
+# How Qwen cuts text into words before byte pairs are merged.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string -%}
+{{ message.content }}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
+<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == 'video' or 'video' in part -%}
+<|vision_start|><|video_pad|><|vision_end|>
+{%- elif 'text' in part -%}
+{{ part.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+
+def build_tokenizer() -> Qwen2TokenizerFast:
+    """A byte-level BPE tokenizer: one token for each letter and colour, any text encodable."""
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    split = pre.Split(Regex(WORDS), behavior="isolated", invert=False)
+    bpe.pre_tokenizer = pre.Sequence([split, pre.ByteLevel(False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_sentences(), trainer)
+    bpe.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS])
+    return Qwen2TokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=4096,
+    )
+
+
+def build_processor(tokenizer) -> ImageOnlyProcessor:
+    """The processor for `tokenizer`; images keep their size when it is a multiple of 28."""
+    image_processor = image_processor_class()(min_pixels=CELL * CELL, max_pixels=CELL * CELL * 1280)
+    return ImageOnlyProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def build_config(tokenizer) -> Qwen2_5_VLConfig:
+    """A Qwen2.5-VL of 1.5 million parameters: 6 text layers with 8 heads on 2 KV heads."""
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 320,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "mrope_section": [2, 3, 3],  # time, height, width; sums to half of the head size 16
+        },
+        "bos_token_id": None,
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_heads": 4,
+        "patch_size": CELL // 2,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [2],
+        "out_hidden_size": text["hidden_size"],
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+
+
+def build_generation_config(tokenizer) -> GenerationConfig:
+    """Greedy; a turn ends at <|im_end|> or <|endoftext|>."""
+    stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    return GenerationConfig(do_sample=False, eos_token_id=stops, pad_token_id=stops[1])
+
+
+def save(model, processor, folder: Path) -> None:
+    """Write model, tokenizer and processor so that transformers 4.57 and 5.x load them."""
+    model.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    kept = processor.image_processor.to_dict()
+    kept |= {"image_processor_type": "Qwen2VLImageProcessor"}  # the name that both majors know
+    kept |= {"processor_class": "Qwen2_5_VLProcessor"}
+    _write(folder / "preprocessor_config.json", kept)
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    text = config["text_config"]
+    rope = text["rope_parameters"]  # 4.57 reads these two names instead
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    text["rope_theta"] = rope["rope_theta"]
+    _write(path, config)
+
+
+def _write(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _sentences() -> list[str]:
+    """What the tokenizer learns its words from."""
+    text = [f"what color is the {letter}?" for letter in LETTERS]
+    text += [f" {letter} {color}, {letter} {color}." for letter in LETTERS for color in COLORS]
+    text += [PROMPTS["reason"].format(question=text[0]), CAPTION] * 8
+    text += ["user\nassistant\nsystem\n"] * 64
+    text += ["where is this and which one do you see in the image: left, right, above or below?"] * 2
+    return text

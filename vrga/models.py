@@ -1,0 +1,213 @@
+"""Loading checkpoints, and what differs between model families."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+REFUSED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model family keeps what the patch needs; attribute paths and config fields.
+
+    Args:
+        outer: the multimodal model below the language-model head, which sees `input_ids`.
+        text: the text model, from there.
+        text_config: the key of its sub-config.
+        image_token, video_token: config fields of the placeholder tokens' ids.
+        vision_tokens: config fields of all tokens that are not text.
+        refused: methods that a patched model must not run.
+    """
+
+    outer: str = "model"
+    text: str = "language_model"
+    text_config: str = "text_config"
+    image_token: str = "image_token_id"
+    video_token: str = "video_token_id"
+    vision_tokens: tuple[str, ...] = (
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "vision_token_id",
+    )
+    refused: tuple[str, ...] = REFUSED
+
+    def modules(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The multimodal model and its text model."""
+        outer = model.get_submodule(self.outer)
+        return outer, outer.get_submodule(self.text)
+
+
+FAMILIES = {"qwen2_5_vl": Family()}
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a model.
+
+    Raises:
+        ValueError: a model that vrga does not know.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in FAMILIES or not hasattr(model, "generate"):
+        raise ValueError(
+            f"{type(model).__name__} (model_type {kind!r}) is not supported; supported model "
+            f"types: {', '.join(FAMILIES)}, as a class with generate(), such as "
+            "Qwen2_5_VLForConditionalGeneration"
+        )
+    return FAMILIES[kind]
+
+
+def load(
+    name: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device_map: str | dict | None = None,
+    attn_implementation: str | None = None,
+) -> tuple[nn.Module, object]:
+    """Load a checkpoint: the model in eval mode, and its processor.
+
+    Args:
+        name: a hub id, a local folder, or None for the small model inside this package.
+        dtype: of the weights; "auto" is the checkpoint's own.
+        device_map: as in transformers; None loads to the CPU, or to the one GPU there is.
+        attn_implementation: the attention backend of prefills, e.g. "flash_attention_2".
+
+    Returns:
+        (model, processor). Without torchvision the processor takes images but no videos.
+
+    Raises:
+        FileNotFoundError: a local path that does not exist or holds no checkpoint.
+        ValueError: pickled weights, or an unsupported architecture.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    where = embedded() if name is None else name
+    _check_folder(where)
+    config = AutoConfig.from_pretrained(where)
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"{where} is a {config.model_type!r} model; supported: {', '.join(FAMILIES)}"
+        )
+    if device_map is None and torch.cuda.is_available():
+        device_map = {"": 0}
+    model = AutoModelForImageTextToText.from_pretrained(
+        where,
+        dtype=dtype,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        use_safetensors=True,
+    ).eval()
+    return model, load_processor(where)
+
+
+def embedded() -> Path:
+    """The folder of the small trained model inside this package."""
+    return Path(str(importlib.resources.files("vrga") / "demo" / "weights"))
+
+
+def load_processor(where: str | Path) -> object:
+    """The processor of a Qwen2.5-VL checkpoint; for images alone where torchvision is missing."""
+    from transformers import AutoProcessor, AutoTokenizer
+    from transformers.utils import is_torchvision_available
+
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(where)
+    # Its video half needs torchvision; without it AutoProcessor fails with a misleading error.
+    images = _image_processor_class().from_pretrained(where)
+    tokenizer = AutoTokenizer.from_pretrained(where)
+    template = tokenizer.chat_template or _old_chat_template(where)
+    return _image_only_processor_class()(images, tokenizer, chat_template=template)
+
+
+def load_tokenizer(model: nn.Module) -> object:
+    """The tokenizer saved beside a model's weights.
+
+    Raises:
+        ValueError: the model was not loaded from a checkpoint with a tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model.name_or_path)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"query as text needs a tokenizer, and none was found at {model.name_or_path!r}: pass "
+            "vrga.patch(model, tokenizer=processor.tokenizer)"
+        ) from error
+
+
+def _image_processor_class() -> type:
+    """The image processor that works on PIL images; transformers 4 and 5 name it differently."""
+    try:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,
+        )
+    except ImportError:
+        from transformers import Qwen2VLImageProcessor
+
+        return Qwen2VLImageProcessor
+    return Qwen2VLImageProcessorPil
+
+
+@functools.cache
+def _image_only_processor_class() -> type:
+    from transformers import ProcessorMixin, Qwen2_5_VLProcessor
+
+    class ImageOnlyProcessor(Qwen2_5_VLProcessor):
+        """`Qwen2_5_VLProcessor` without its video half."""
+
+        attributes = ["image_processor", "tokenizer"]  # read by transformers 4 alone
+
+        def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+            self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+            self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+            ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+        @property
+        def model_input_names(self) -> list[str]:
+            names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+            return [*dict.fromkeys(names), "mm_token_type_ids"]
+
+    return ImageOnlyProcessor
+
+
+def _old_chat_template(where: str | Path) -> str | None:
+    """The template of checkpoints that keep it in chat_template.json, as Qwen's own do."""
+    from transformers.utils import cached_file
+
+    found = cached_file(where, "chat_template.json", _raise_exceptions_for_missing_entries=False)
+    return json.loads(Path(found).read_text("utf-8"))["chat_template"] if found else None
+
+
+def _check_folder(where: str | Path) -> None:
+    """Refuse local checkpoints that transformers would reject with a riddle."""
+    path = Path(where)
+    if not path.exists():
+        looks_local = isinstance(where, Path) or str(where).startswith((".", "/", "~"))
+        if looks_local or str(where).count("/") != 1:
+            raise FileNotFoundError(
+                f"no checkpoint at {where!s}: give a local folder, or a hub id such as "
+                "Qwen/Qwen2.5-VL-7B-Instruct"
+            )
+        return
+    if not path.is_dir() or not (path / "config.json").exists():
+        raise FileNotFoundError(f"{where!s} is not a checkpoint folder: it has no config.json")
+    if not list(path.glob("*.safetensors")):
+        pickled = [f.name for pattern in PICKLED for f in path.glob(pattern)]
+        if pickled:
+            raise ValueError(
+                f"{where!s} holds pickled weights ({', '.join(sorted(pickled)[:3])}), which can "
+                "run code when loaded: convert them to safetensors"
+            )
+        raise FileNotFoundError(f"{where!s} holds no *.safetensors weights")

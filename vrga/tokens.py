@@ -1,0 +1,266 @@
+"""Where things are in a prompt: image tokens, their grids, the query position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Query = str | int | Tensor | Sequence | Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tokens of one image, or of one frame of a video, in raster order.
+
+    Args:
+        index: positions in the padded row, int64 [h * w].
+        h, w: rows and columns of the token grid (after the vision tower's merge).
+    """
+
+    index: Tensor
+    h: int
+    w: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a batch of prompts holds, on the CPU.
+
+    Args:
+        ids: token ids, int64 [B, S], or None when the model was given embeddings.
+        visible: False on padding, bool [B, S].
+        image: True on image and video tokens, bool [B, S].
+        grids: for each row its images' grids in order of appearance.
+    """
+
+    ids: Tensor | None
+    visible: Tensor
+    image: Tensor
+    grids: list[list[Grid]]
+
+    def extend(self, later: Prompt) -> Prompt:
+        """The prompt followed by `later`, whose grids count from its own first token."""
+        offset = self.image.shape[1]
+        shifted = [[Grid(g.index + offset, g.h, g.w) for g in row] for row in later.grids]
+        ids = None
+        if self.ids is not None and later.ids is not None:
+            ids = torch.cat([self.ids, later.ids], 1)
+        return Prompt(
+            ids,
+            torch.cat([self.visible, later.visible], 1),
+            torch.cat([self.image, later.image], 1),
+            [a + b for a, b in zip(self.grids, shifted, strict=True)],
+        )
+
+
+def read_prompt(
+    ids: Tensor | None,
+    attention_mask: Tensor | None,
+    token_types: Tensor | None,
+    *,
+    image_grids: Tensor | None,
+    video_grids: Tensor | None,
+    positions: Tensor | None,
+    image_token: int | None,
+    video_token: int | None,
+    merge: int,
+    shape: tuple[int, int],
+) -> Prompt:
+    """Find the image tokens of a batch and the grid each of them belongs to.
+
+    Args:
+        ids: int64 [B, S] or None; then `token_types` must say where the images are.
+        attention_mask: [B, S or more], zero on padding, or None; its last S columns count.
+        token_types: mm_token_type_ids [B, S], 1 on image and 2 on video tokens; read only
+            where `ids` is None.
+        image_grids, video_grids: int64 [N, 3], patches in time, height and width, in the order
+            of the rows. Where both are None the grids are read from
+        positions: multimodal rotary positions, int64 [3 or 4, B, S], the last three of them
+            time, height and width.
+        image_token, video_token: ids of the placeholder tokens.
+        merge: patches merged into one token, per side.
+        shape: (B, S).
+
+    Raises:
+        ValueError: image tokens and grids do not match.
+    """
+    kinds = torch.zeros(shape, dtype=torch.int64)
+    if ids is not None:
+        ids = ids.detach().to("cpu", torch.int64)
+        for kind, token in ((1, image_token), (2, video_token)):
+            if token is not None:
+                kinds[ids == token] = kind
+    elif token_types is not None:
+        kinds = token_types.detach().to("cpu", torch.int64)
+    if attention_mask is None:
+        visible = torch.ones(shape, dtype=torch.bool)
+    else:
+        visible = attention_mask.detach().to("cpu")[:, -shape[1] :] != 0
+    kinds = kinds * visible
+    if image_grids is None and video_grids is None and kinds.any():
+        grids = _grids_by_position(kinds, positions)
+    else:
+        grids = _grids_in_order(kinds, image_grids, video_grids, merge)
+    return Prompt(ids, visible, kinds > 0, grids)
+
+
+def _grids_in_order(
+    kinds: Tensor, image_grids: Tensor | None, video_grids: Tensor | None, merge: int
+) -> list[list[Grid]]:
+    """Give each row's image and video tokens the next of the grids, which come in row order."""
+    sources = {1: ("image_grid_thw", image_grids), 2: ("video_grid_thw", video_grids)}
+    frames = {kind: _frames(grid, merge) for kind, (_, grid) in sources.items()}
+    grids: list[list[Grid]] = []
+    for number, row in enumerate(kinds):
+        found: list[Grid] = []
+        for kind, (name, _) in sources.items():
+            index = (row == kind).nonzero().flatten()
+            while len(index):
+                if not frames[kind]:
+                    raise ValueError(
+                        f"row {number} has {len(index)} image tokens that {name} does not account "
+                        f"for: pass the processor's {name} for every image of the batch"
+                    )
+                h, w = frames[kind].pop(0)
+                if h * w > len(index):
+                    raise ValueError(
+                        f"{name} announces an image of {h} x {w} tokens, but only {len(index)} "
+                        f"image tokens are left in row {number}"
+                    )
+                found.append(Grid(index[: h * w], h, w))
+                index = index[h * w :]
+        grids.append(sorted(found, key=lambda grid: int(grid.index[0])))
+    for kind, (name, _) in sources.items():
+        if frames[kind]:
+            raise ValueError(f"{name} has {len(frames[kind])} grids more than the rows have images")
+    return grids
+
+
+def _frames(grids: Tensor | None, merge: int) -> list[tuple[int, int]]:
+    """(h, w) in tokens of every image, or of every frame of every video."""
+    if grids is None:
+        return []
+    return [(h // merge, w // merge) for t, h, w in grids.tolist() for _ in range(t)]
+
+
+def _grids_by_position(kinds: Tensor, positions: Tensor | None) -> list[list[Grid]]:
+    """Read each run of image tokens' grid from its rotary positions in height and width.
+
+    generate() of recent transformers encodes images beforehand and drops their grids.
+    """
+    if positions is None or positions.ndim != 3:
+        raise ValueError(
+            "the images' token grids are unknown: pass image_grid_thw, as the processor returns it"
+        )
+    spatial = positions[-2:].detach().to("cpu", torch.int64)
+    grids: list[list[Grid]] = []
+    for row, kind in enumerate(kinds):
+        found = []
+        index = kind.nonzero().flatten()
+        breaks = ((index.diff() != 1) | (kind[index].diff() != 0)).nonzero().flatten() + 1
+        for run in index.tensor_split(breaks) if len(index) else []:
+            span = spatial[:, row, run]
+            h, w = (span.amax(1) - span.amin(1) + 1).tolist()
+            if len(run) % (h * w):
+                raise ValueError(
+                    f"row {row} has {len(run)} image tokens in a run whose positions span "
+                    f"{h} x {w}: pass mm_token_type_ids and image_grid_thw, as the processor "
+                    "returns them; without them the model takes an image for plain text"
+                )
+            found += [Grid(frame, h, w) for frame in run.split(h * w)]
+        grids.append(found)
+    return grids
+
+
+def user_end(prompt: Prompt, end_tokens: set[int], vision_tokens: set[int]) -> Tensor:
+    """Default query: the last text token of the last closed turn of each row.
+
+    That is the last visible token before the row's last end-of-turn token which is neither an
+    image token nor a vision marker; without an end-of-turn token, the last one of the row.
+
+    Returns:
+        int64 [B]; -1 where a row has no text token.
+    """
+    if prompt.ids is None:
+        raise ValueError(
+            "the question cannot be found: the model was given inputs_embeds, not input_ids; set "
+            "patch.query to the position of each row's last question token"
+        )
+    place = torch.arange(prompt.ids.shape[1])
+    end = torch.isin(prompt.ids, torch.tensor(sorted(end_tokens), dtype=torch.int64))
+    end = torch.where(end & prompt.visible, place, -1).amax(1)
+    end = torch.where(end < 0, prompt.ids.shape[1], end)
+    skip = torch.isin(prompt.ids, torch.tensor(sorted(vision_tokens), dtype=torch.int64))
+    text = prompt.visible & ~prompt.image & ~skip & (place < end[:, None])
+    return torch.where(text, place, -1).amax(1)
+
+
+def question_end(prompt: Prompt, questions: Sequence[str], decode: Callable) -> Tensor:
+    """The position of the token that completes the last occurrence of each row's question.
+
+    Args:
+        questions: one text per row.
+        decode: token ids (list of int) -> text, special tokens included.
+
+    Returns:
+        int64 [B].
+
+    Raises:
+        ValueError: a question that its row does not contain.
+    """
+    if prompt.ids is None:
+        raise ValueError("query as text needs input_ids; the model was given inputs_embeds")
+    positions = []
+    for row, (ids, visible, question) in enumerate(
+        zip(prompt.ids, prompt.visible, questions, strict=True)
+    ):
+        # Image placeholders are left out of the text: they are many and hold no words.
+        place = (visible & ~prompt.image[row]).nonzero().flatten()
+        tokens = ids[place].tolist()
+        total = decode(tokens).count(question)
+        if not question or not total:
+            raise ValueError(
+                f"query={question!r} does not occur in the prompt of row {row}: give the question "
+                "as it stands there, or its last token's position"
+            )
+        # The count of occurrences grows with the prefix, so the last one ends at the first
+        # prefix that has them all.
+        low, high = 0, len(tokens)
+        while low + 1 < high:
+            middle = (low + high) // 2
+            low, high = (
+                (low, middle)
+                if decode(tokens[:middle]).count(question) >= total
+                else (middle, high)
+            )
+        positions.append(int(place[high - 1]))
+    return torch.tensor(positions)
+
+
+def check_query(query: Tensor, prompt: Prompt) -> Tensor:
+    """Validate query positions; int64 [B] on the CPU.
+
+    Raises:
+        ValueError: a position out of the row, on padding or on an image token.
+    """
+    rows, length = prompt.image.shape
+    if query.dtype.is_floating_point or query.dtype == torch.bool or query.shape != (rows,):
+        raise ValueError(
+            f"query must be {rows} integer positions, one per row; got {query.dtype} of shape "
+            f"{list(query.shape)}"
+        )
+    query = query.detach().to("cpu", torch.int64)
+    for row, place in enumerate(query.tolist()):
+        if not prompt.grids[row]:
+            continue  # nothing is located in a row without an image
+        where = f"query[{row}]={place}"
+        if not 0 <= place < length:
+            raise ValueError(f"{where} is out of the row: positions are 0 to {length - 1}")
+        if not prompt.visible[row, place]:
+            raise ValueError(f"{where} is on padding: give the position in the padded row")
+        if prompt.image[row, place]:
+            raise ValueError(f"{where} is on an image token: give the question's last token")
+    return query
