@@ -42,13 +42,20 @@ KEYS_PER_SPLIT = 128  # fewer are not worth a program of their own
 
 
 @triton.jit
+def _keep_nan(b_m, b_l):
+    """A maximum that is NaN where the sum is: tl.max drops NaN, and -inf would read as no key."""
+    return tl.where(b_l != b_l, float("nan"), b_m)
+
+
+@triton.jit
 def _merge(b_m, b_l, b_li, b_u):
     """Bring sums [GROUPS, X] to the maximum over X and add them up: four [GROUPS]."""
     b_top = tl.max(b_m, 1)
     b_diff = tl.where(b_m == float("-inf"), 0.0, b_m - b_top[:, None])
     b_c = tl.where(b_m == float("-inf"), 0.0, tl.exp2(b_diff))
     b_us = tl.sum(b_c * (b_u + b_diff * b_li), 1)
-    return b_top, tl.sum(b_c * b_l, 1), tl.sum(b_c * b_li, 1), b_us
+    b_sum = tl.sum(b_c * b_l, 1)
+    return _keep_nan(b_top, b_sum), b_sum, tl.sum(b_c * b_li, 1), b_us
 
 
 @triton.jit
@@ -235,6 +242,7 @@ def decode_kernel(
         b_o = b_o * b_scale[:, None]
         b_o = tl.dot(b_e.to(DTYPE), b_v, b_o, input_precision=PRECISION)
     b_l = tl.sum(b_l, 1)
+    b_m = _keep_nan(b_m, b_l)
     b_li = tl.sum(b_li, 1)
     b_u = tl.sum(b_u, 1)
 
@@ -351,7 +359,7 @@ def merge_kernel(
         b_li = b_c0 * b_li + b_c1 * b_li1
         b_l = b_c0 * b_l + b_c1 * b_l1
         b_m = b_top
-    b_m, b_l, b_li, b_u = _merge(b_m, b_l, b_li, b_u)
+    b_m, b_l, b_li, b_u = _merge(_keep_nan(b_m, b_l), b_l, b_li, b_u)
 
     if HAS_EXTENT:
         visible = tl.load(p_extent + i_b * 3 + 2)
@@ -588,3 +596,54 @@ def check_arguments(
     for name, tensor in (("k", k), ("v", v), *((n, t) for n, (t, _, _) in wanted.items())):
         if tensor is not None and tensor.device != q.device:
             refuse(f"{name}.device", tensor.device, f"that of q, {q.device}")
+
+
+@torch.library.custom_op("vrga::decode_attention", mutates_args=("stats",))
+def _decode_attention_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    flags: Tensor,
+    images: Tensor,
+    scale: float,
+    opened: list[float],
+    closed: list[float],
+    focus: float,
+    entropy: float,
+    gate: Tensor | None,
+    extent: Tensor | None,
+    stats: Tensor | None,
+) -> Tensor:
+    return decode_attention(
+        q, k, v, flags, images, scale=scale, opened=tuple(opened), closed=tuple(closed),
+        focus=focus, entropy=entropy, gate=gate, extent=extent, stats=stats,
+    )  # fmt: skip
+
+
+@_decode_attention_op.register_fake
+def _(q, k, v, flags, images, scale, opened, closed, focus, entropy, gate, extent, stats):
+    batch, heads, rows, size = q.shape
+    return q.new_empty(batch, rows, heads, size)
+
+
+def decode_attention_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    flags: Tensor,
+    images: Tensor,
+    *,
+    scale: float,
+    opened: tuple[float, ...],
+    closed: tuple[float, ...],
+    focus: float,
+    entropy: float,
+    gate: Tensor | None = None,
+    extent: Tensor | None = None,
+    stats: Tensor | None = None,
+) -> Tensor:
+    """`decode_attention` as the operator vrga::decode_attention, which torch.compile keeps."""
+    return _decode_attention_op(
+        q, k, v, flags, images, scale, list(opened), list(closed), focus, entropy, gate, extent,
+        stats,
+    )  # fmt: skip

@@ -228,7 +228,7 @@ class Patch:
                 self._prefill(inputs, mask, shape, past)
                 return
         if isinstance(self._step, Steering):
-            self._step.begin(mask)
+            self._step.begin()
 
     def _opens_turn(self, ids: Tensor | None, inputs: dict) -> bool:
         """Whether tokens that follow a cached prompt bring a new question."""
@@ -358,7 +358,7 @@ class Patch:
         steering = Steering(
             regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder
         )
-        steering.begin(None)
+        steering.begin()
         return steering
 
 

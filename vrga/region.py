@@ -10,6 +10,7 @@ from torch.nn.functional import max_pool2d
 
 from vrga.config import VRGAConfig
 from vrga.heads import (
+    EPS,
     HeadStatistics,
     background_heads,
     difference_map,
@@ -121,8 +122,9 @@ def above_threshold(relevance: Tensor, kept: Tensor, config: VRGAConfig) -> Tens
     Args:
         relevance: float [n]; kept: bool [n], False on the sink border.
     """
-    ratio = relevance / (relevance[kept].mean() + 1e-12)
-    chosen = kept & (ratio > ratio[kept].mean() + config.region_std * ratio[kept].std())
+    ratio = relevance / (relevance[kept].mean() + EPS)
+    spread = ratio[kept].std() if kept.sum() > 1 else 0.0
+    chosen = kept & (ratio > ratio[kept].mean() + config.region_std * spread)
     if chosen.sum() < config.region_min:
         candidates = torch.where(kept, ratio, -torch.inf)
         chosen = torch.zeros_like(kept)

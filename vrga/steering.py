@@ -80,10 +80,9 @@ class Steering:
         self._views: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._workspace = None
 
-    def begin(self, attention_mask: Tensor | None) -> None:
-        """Start a forward pass; `attention_mask` is the caller's, [B, S] or None."""
+    def begin(self) -> None:
+        """Start a forward pass: the masks of the last one are gone."""
         self._views.clear()
-        self._mask = attention_mask
 
     def attend(self, own, module, query, key, value, attention_mask, **kwargs):
         """Steered attention; [B, Q, H, d] and None, as every attention backend returns."""
@@ -145,10 +144,13 @@ class Steering:
         Returns:
             flags int32 [B, F], -1 on hidden keys; extent int32 [B, 3] or None for no mask.
         """
-        if mask is not None and not isinstance(mask, Tensor):
-            mask = self._mask  # flex attention brings a BlockMask; the caller's has the padding
         if mask is None:
             return flags, None
+        if not isinstance(mask, Tensor):
+            raise ValueError(
+                f"the attention backend hides its mask in a {type(mask).__name__}: load the model "
+                "with attn_implementation='sdpa', 'eager' or 'flash_attention_2'"
+            )
         compiling = torch.compiler.is_compiling()
         if not compiling and id(mask) in self._views:
             return self._views[id(mask)]

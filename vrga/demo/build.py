@@ -122,7 +122,7 @@ def build_config(tokenizer) -> Qwen2_5_VLConfig:
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
 
 
@@ -156,7 +156,7 @@ def _write(path: Path, content: dict) -> None:
 def _sentences() -> list[str]:
     """What the tokenizer learns its words from."""
     text = [f"what color is the {letter}?" for letter in LETTERS]
-    text += [f" {letter} {color}, {letter} {color}." for letter in LETTERS for color in COLORS]
+    text += [f"see {letter} {color}, {letter} {color}. answer {letter} {color}." for letter in LETTERS for color in COLORS]
     text += [PROMPTS["reason"].format(question=text[0]), CAPTION] * 8
     text += ["user\nassistant\nsystem\n"] * 64
     text += ["where is this and which one do you see in the image: left, right, above or below?"] * 2

@@ -29,7 +29,7 @@ TEST_SEEDS = range(101_000_000, 102_000_000)
 
 PROMPTS = {"direct": "{question}", "reason": "{question} think step by step."}
 CAPTION = "list every object."
-CHAIN = 3  # objects named before the answer of a "reason" prompt
+CHAIN = 3  # objects named, in the order of the alphabet, before the answer to a "reason" prompt
 
 
 @dataclass(frozen=True)
@@ -105,24 +105,23 @@ def make_samples(
 
 
 def answer(sample: Sample, prompt: str) -> str:
-    """The target answer: "K red." or, for "reason", "A blue, M green, R pink. K red."."""
-    final = f"{sample.letter} {sample.color}."
+    """The target: "answer K red." or, for "reason", "see A blue, M green, R pink. answer K red."."""
+    final = f"answer {sample.letter} {sample.color}."
     if prompt == "direct":
         return final
-    others = [o for o in sample.objects if o[0] != sample.letter][:CHAIN]
-    return f"{_listing(others)} {final}"
+    others = [o for o in sorted(sample.objects) if o[0] != sample.letter]
+    return f"{_listing(others[:CHAIN])} {final}"
 
 
 def caption(sample: Sample) -> str:
-    """Every object in reading order: "A blue, K red, M green."; the answer to `CAPTION`."""
-    return _listing(sample.objects)
+    """Every object by name: "see A blue, K red, M green."; the answer to `CAPTION`."""
+    return _listing(sorted(sample.objects))
 
 
 def parse_answer(text: str) -> str | None:
-    """The colour that the last sentence of `text` gives, None where it gives none."""
-    last = re.split(r"\.\s+", text.strip().removesuffix("."))[-1]
-    found = re.fullmatch(r"[A-Z] ([a-z]+)", last)
-    return found[1] if found and found[1] in COLORS else None
+    """The colour in the last "answer K red" of `text`, None where there is none."""
+    found = re.findall(rf"\banswer [A-Z] ({'|'.join(COLORS)})\b", text)
+    return found[-1] if found else None
 
 
 def messages(sample: Sample, prompt: str) -> list[dict]:
@@ -133,7 +132,7 @@ def messages(sample: Sample, prompt: str) -> list[dict]:
 
 
 def _listing(objects) -> str:
-    return ", ".join(f"{letter} {color}" for letter, color, _ in objects) + "."
+    return "see " + ", ".join(f"{letter} {color}" for letter, color, _ in objects) + "."
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,38 @@
+"""Packaging. The packages are listed by hand: vrga/kernels is a symbolic link to kernels/."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="vrga",
+    version="0.1.0",
+    description="Training-free steering of a vision-language model's attention to the right "
+    "image region, in any recent transformers",
+    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=["vrga", "vrga.kernels", "vrga.demo"],
+    package_data={"vrga.demo": ["weights/*"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=4.57,!=5.0.*,!=5.1.*,!=5.2.*,!=5.3.*,!=5.4.*,!=5.5.*,!=5.6.*,!=5.7.*,"
+        "!=5.8.*,!=5.9.*",
+        "accelerate",
+        "safetensors",
+        "triton; sys_platform == 'linux'",
+        "numpy",
+        "pillow",
+        "tqdm",
+        "typer",
+        "rich",
+    ],
+    extras_require={
+        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ruff", "psutil"],
+        "plot": ["matplotlib"],
+        "eval": ["math-verify", "datasets", "pyarrow"],
+    },
+    entry_points={"console_scripts": ["vrga = vrga.cli:main"]},
+)

@@ -1,0 +1,5 @@
+"""`python -m vrga`."""
+
+from vrga.cli import main
+
+main()

@@ -1,0 +1,95 @@
+"""The `vrga` command."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Make a vision-language model look at the region its question is about.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+console = Console()
+
+
+class Preset(str, enum.Enum):
+    """Configurations that have a name."""
+
+    default = "default"
+    paper = "paper"
+    released = "released"
+    released_mask = "released_mask"
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep `vrga COMMAND` also where there is a single command."""
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("out"),
+    questions: Annotated[int, typer.Option(min=2, help="Held-out questions per prompt.")] = 200,
+) -> None:
+    """Answer questions about images with and without VRGA, on the model inside this package."""
+    from vrga.demo.show import show
+
+    show(output, questions, console)
+
+
+@app.command()
+def generate(
+    image: Annotated[list[Path], typer.Option(help="An image file; may be given repeatedly.")],
+    question: Annotated[str, typer.Option(help="What to ask.")],
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id; the embedded model if absent.")
+    ] = None,
+    preset: Annotated[Preset, typer.Option(help="Configuration to start from.")] = Preset.default,
+    gain: Annotated[
+        float | None, typer.Option(help="Factor on the attention to the region; 1 is off.")
+    ] = None,
+    vrga: Annotated[bool, typer.Option("--vrga/--no-vrga", help="Steer, or not.")] = True,
+    map: Annotated[Path | None, typer.Option(help="Write a picture of the region here.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+) -> None:
+    """Answer one question about one or several images."""
+    from vrga.generation import answer
+
+    if map is not None and not vrga:
+        raise ValueError("--map shows the region that VRGA found: leave out --no-vrga")
+    text, region, images = answer(
+        model,
+        image,
+        question,
+        _config(preset, gain) if vrga else None,
+        max_new_tokens=max_new_tokens,
+    )
+    console.print(text, markup=False, highlight=False)
+    if map is not None:
+        from vrga.plots import region_figure, save
+
+        path = save(region_figure(images, region, title=question), map)
+        console.print(f"region: {path}", style="dim", soft_wrap=True)
+
+
+def _config(preset: Preset, gain: float | None):
+    from vrga.config import VRGAConfig
+
+    start = VRGAConfig if preset is Preset.default else getattr(VRGAConfig, preset.value)
+    return start() if gain is None else start(gain=gain)
+
+
+def main() -> None:
+    """Run the command; user errors are one line on standard error, exit status 2."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        Console(stderr=True).print(f"vrga: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)

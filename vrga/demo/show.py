@@ -1,0 +1,136 @@
+"""`vrga demo`: one picture, then a table over held-out questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from vrga.config import VRGAConfig
+from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples
+from vrga.demo.measure import (
+    Arm,
+    Interval,
+    mean_interval,
+    paired_interval,
+    prepare,
+    run_arm,
+    wilson,
+)
+from vrga.models import load
+from vrga.patching import patch
+from vrga.region import Region
+
+OFF = VRGAConfig(gain=1.0)
+
+
+def show(output: Path, questions: int, console: Console) -> Path:
+    """Run the demo; the picture's path.
+
+    Args:
+        output: folder for the picture.
+        questions: held-out questions per prompt.
+        console: where to print.
+    """
+    model, processor = load(dtype=torch.float32)
+    samples = make_samples(questions + 1, seed=TEST_SEEDS.start)
+    picture = _one_image(model, processor, samples[0], output, console)
+    arms: dict[tuple[str, bool], Arm] = {}
+    runs = [(prompt, on) for prompt in PROMPTS for on in (False, True)]
+    for prompt, on in track(runs, "measuring", console=console, transient=True):
+        config = VRGAConfig() if on else OFF
+        arms[prompt, on] = run_arm(model, processor, samples[1:], prompt, config)
+    console.print(_table(arms, questions))
+    regions = [arms[prompt, True] for prompt in PROMPTS]
+    for prompt, arm in zip(PROMPTS, regions, strict=True):
+        console.print(
+            f"{prompt}: the true cell is in T in {_percent(wilson(arm.hit))}, the map peaks on it "
+            f"in {_percent(wilson(arm.peak))}; T covers {100 * arm.coverage.mean():.0f} % of the "
+            "image"
+        )
+    console.print(
+        "RRAR: attention on the true cell / on the image, mean over visual heads and answer "
+        "tokens. Brackets: 95 % intervals."
+    )
+    return picture
+
+
+def _one_image(model, processor, sample: Sample, output: Path, console: Console) -> Path:
+    """Answer one question without and with VRGA, and show where the model was made to look."""
+    from vrga.plots import region_figure, save
+
+    inputs = prepare(processor, [sample], "direct").to(model.device)
+
+    def generate() -> str:
+        tokens = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        return processor.batch_decode(new, skip_special_tokens=True)[0]
+
+    answers = {"without VRGA": generate()}
+    with patch(model) as steered:
+        answers["with VRGA"] = generate()
+        region = steered.region[0]
+    console.print(f"[bold]{sample.question}[/bold] (the answer is {sample.color})")
+    for name, text in answers.items():
+        console.print(f"  {name}: {text}")
+    console.print(_cells(sample, region))
+    figure = region_figure([sample.image], region, title=sample.question, answers=answers)
+    path = save(figure, output / "demo.png")
+    console.print(f"  bright cells: relevance map; [ ]: region T. Picture: {path.resolve()}\n")
+    return path
+
+
+def _cells(sample: Sample, region: Region) -> Text:
+    """The image's cells as text: letters, shaded by the map, bracketed where they are in T."""
+    letters = {cell: letter for letter, _, cell in sample.objects}
+    grid, heat = region.grids[0], region.map[0]
+    mask = region.mask[grid.index].view(grid.h, grid.w)
+    text = Text()
+    for r in range(grid.h):
+        text.append("  ")
+        for c in range(grid.w):
+            level = int(40 + 215 * float(heat[r, c] / heat.max().clamp_min(1e-12)))
+            ink = "black" if level > 127 else "white"
+            left, right = "[]" if mask[r, c] else "  "
+            text.append(
+                f"{left}{letters.get((r, c), '.')}{right}", f"{ink} on rgb({level},{level},{level})"
+            )
+        text.append("\n")
+    return text
+
+
+def _table(arms: dict[tuple[str, bool], Arm], questions: int) -> Table:
+    table = Table(title=f"{questions} held-out questions, embedded model")
+    for column in ("prompt", "measure", "without VRGA", "with VRGA", "difference"):
+        table.add_column(column)
+    for prompt in PROMPTS:
+        off, on = arms[prompt, False], arms[prompt, True]
+        table.add_row(
+            prompt,
+            "accuracy",
+            _percent(wilson(off.right)),
+            _percent(wilson(on.right)),
+            _percent(paired_interval(on.right, off.right), sign="+"),
+        )
+        table.add_row(
+            "",
+            "RRAR",
+            _number(mean_interval(off.rrar)),
+            _number(mean_interval(on.rrar)),
+            _number(paired_interval(on.rrar, off.rrar), sign="+"),
+        )
+    return table
+
+
+def _percent(interval: Interval, sign: str = "") -> str:
+    value, low, high = (100 * x for x in interval)
+    return f"{value:{sign}.1f} % ({low:{sign}.1f}, {high:{sign}.1f})"
+
+
+def _number(interval: Interval, sign: str = "") -> str:
+    value, low, high = interval
+    return f"{value:{sign}.3f} ({low:{sign}.3f}, {high:{sign}.3f})"
