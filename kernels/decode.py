@@ -38,6 +38,7 @@ HEAD_SIZES = (16, 32, 64, 80, 96, 128, 256)
 MAX_ROWS = 8  # query rows per sample
 MAX_SPLITS = 256
 BLOCKS_PER_SM = 3  # programs that should be in flight on each multiprocessor
+MERGE_SPLITS = 16  # splits that the merge reads at a time
 KEYS_PER_SPLIT = 128  # fewer are not worth a program of their own
 
 
@@ -429,17 +430,51 @@ class Workspace:
         return buffers[-1]
 
 
-def tile_sizes(heads: int, rows: int, groups: int) -> tuple[int, int]:
-    """(HALF, GROUPS): query rows of a program, and copies of them, for G `heads` per KV head."""
-    groups = 2 if groups <= 2 else 4
-    half = 8 if heads * rows <= 8 else 16
-    return half, groups
+def kernel_constants(
+    heads: int,
+    kv_heads: int,
+    rows: int,
+    size: int,
+    groups: int,
+    *,
+    extent: bool,
+    gate: bool,
+    stats: bool,
+) -> dict[str, int | bool]:
+    """The compile-time constants that both kernels share.
+
+    HALF query rows stand in a tile, once for each of GROUPS copies; BLOCKS tiles hold all rows of
+    a KV head. `tl.dot` needs 16 rows, which two copies of up to 8 query rows just fill.
+    """
+    per_kv = heads // kv_heads
+    half = 8 if per_kv * rows <= 8 else 16
+    return dict(
+        Q=rows,
+        G=per_kv,
+        HKV=kv_heads,
+        D=size,
+        BD=triton.next_power_of_2(size),
+        HALF=half,
+        GROUPS=2 if groups <= 2 else 4,
+        COLUMNS=3 + groups,
+        BLOCKS=triton.cdiv(per_kv * rows, half),
+        HAS_EXTENT=extent,
+        HAS_GATE=gate,
+        HAS_STATS=stats,
+    )
 
 
 def launch_options(size: int, dtype: torch.dtype) -> dict[str, int]:
-    """Key tile, warps and pipeline stages for a head size padded to a power of two."""
-    wide = size * dtype.itemsize > 256  # bytes of one key
-    return {"BN": 32, "num_warps": 4, "num_stages": 2 if wide else 4}
+    """Key tile, warps and pipeline stages for a head size padded to a power of two.
+
+    A tile of keys should give every thread loads of 16 bytes, and stay in registers.
+    """
+    key = size * dtype.itemsize  # bytes
+    if key < 64:
+        return {"BN": 32, "num_warps": 2, "num_stages": 4}
+    if key > 512:
+        return {"BN": 16, "num_warps": 4, "num_stages": 2}
+    return {"BN": 32, "num_warps": 4, "num_stages": 4 if key <= 256 else 2}
 
 
 def decode_attention(
@@ -474,10 +509,11 @@ def decode_attention(
     check_arguments(q, k, v, flags, images, opened, closed, gate, extent, stats)
     batch, heads, rows, size = q.shape
     kv_heads, keys = k.shape[1:3]
-    per_kv = heads // kv_heads
-    half, groups = tile_sizes(per_kv, rows, len(opened))
-    blocks = triton.cdiv(per_kv * rows, half)
-    padded = triton.next_power_of_2(size)
+    constants = kernel_constants(
+        heads, kv_heads, rows, size, len(opened),
+        extent=extent is not None, gate=gate is not None, stats=stats is not None,
+    )  # fmt: skip
+    padded, blocks = constants["BD"], constants["BLOCKS"]
     if splits is None:
         wanted = 4 if interpreted() else _multiprocessors(q.device.index or 0) * BLOCKS_PER_SM
         splits = min(
@@ -488,7 +524,7 @@ def decode_attention(
         raise ValueError(f"splits={splits} is out of range: 1 to {MAX_SPLITS}")
 
     out = torch.empty(batch, rows, heads, size, dtype=q.dtype, device=q.device)
-    tiles = batch * kv_heads * blocks * groups * half
+    tiles = batch * kv_heads * blocks * constants["GROUPS"] * constants["HALF"]
     part = acc = out  # never read with one split
     if splits > 1:
         scratch = (workspace or Workspace()).floats(tiles * splits * (4 + padded), q.device)
@@ -497,20 +533,6 @@ def decode_attention(
     dtype = tl.float32 if interpreted() else DTYPES[q.dtype]
     unused = (1.0,) * (4 - len(opened))
     weights = (focus, entropy, *opened, *unused, *closed, *unused)
-    shared = dict(
-        Q=rows,
-        G=per_kv,
-        HKV=kv_heads,
-        D=size,
-        BD=padded,
-        HALF=half,
-        GROUPS=groups,
-        COLUMNS=3 + len(opened),
-        BLOCKS=blocks,
-        HAS_EXTENT=extent is not None,
-        HAS_GATE=gate is not None,
-        HAS_STATS=stats is not None,
-    )
     # Arguments that are absent still need a pointer of some type.
     p_extent = images if extent is None else extent
     p_gate = images if gate is None else gate.view(torch.uint8)
@@ -522,12 +544,12 @@ def decode_attention(
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], flags.stride(0), *gate_strides,
             keys, flags.shape[1], splits, scale, *weights,
             DTYPE=dtype, PRECISION="ieee", SINGLE=splits == 1,
-            **shared, **launch_options(padded, q.dtype),
+            **constants, **launch_options(padded, q.dtype),
         )  # fmt: skip
         if splits > 1:
-            merge_kernel[(kv_heads * per_kv * rows, batch)](
+            merge_kernel[(heads * rows, batch)](
                 part, acc, images, p_extent, p_gate, out, p_stats, *gate_strides,
-                keys, splits, *weights, BS=16, **shared, num_warps=4,
+                keys, splits, *weights, BS=MERGE_SPLITS, **constants, num_warps=4,
             )  # fmt: skip
     return out
 

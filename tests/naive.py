@@ -69,7 +69,7 @@ def region(rows, grids, keys, *, std=0.6, border=0.2, least=10, grow=1):
 
 def steered(q, k, v, image, focus_tokens, *, scale, gain=1.5, focus=0.6, ratio=0.2, gate=None):
     """One decode step of one row: q [H, d], k and v [Hkv, S, d] -> [H, d], and the open heads."""
-    heads, keys, group = len(q), k.shape[1], len(q) // len(k)
+    heads, group = len(q), len(q) // len(k)
     out, opened = [], []
     for h in range(heads):
         s = (k[h // group] @ q[h]) * scale
@@ -77,7 +77,9 @@ def steered(q, k, v, image, focus_tokens, *, scale, gain=1.5, focus=0.6, ratio=0
         on = a[image]
         r = on.mean() / a.mean()
         mass_entropy = -(on * on.log()).sum()
-        is_open = bool(gate[h]) if gate is not None else bool(r > focus and r > ratio * mass_entropy)
+        is_open = (
+            bool(gate[h]) if gate is not None else bool(r > focus and r > ratio * mass_entropy)
+        )
         if is_open:
             a = a.clone()
             a[focus_tokens] *= gain

@@ -6,6 +6,7 @@ from cases import ABLATE, BOOST, MASK, decode_case, double, near_gate, statistic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from naive import steered
+
 from vrga.kernels.decode import HEAD_SIZES, MAX_ROWS, Workspace, decode_attention
 from vrga.kernels.reference import GATE, decode_attention_reference
 
@@ -29,7 +30,9 @@ def check(splits=None, **case):
     assert torch.equal(stats[..., GATE][sure], exact_stats[..., GATE][sure].float())
     columns = [c for c in range(stats.shape[-1]) if c != GATE]
     # Scores of size |s| carry a rounding of |s| * 2^-24 into every exponent.
-    scores = (tensors[0].double().norm(dim=-1).max() * tensors[1].double().norm(dim=-1).max()).item()
+    scores = (
+        tensors[0].double().norm(dim=-1).max() * tensors[1].double().norm(dim=-1).max()
+    ).item()
     roundoff = 4e-6 + 4 * scores * arguments["scale"] * 2**-24
     torch.testing.assert_close(
         stats[..., columns].double(), exact_stats[..., columns], rtol=1e-4, atol=8 * roundoff
@@ -175,7 +178,10 @@ BAD = {
     "k.shape": lambda t, a: ((t[0], t[1][:1], *t[2:]), a),
     "v.shape": lambda t, a: ((*t[:2], t[2][:, :, 1:], *t[3:]), a),
     "a divisor": lambda t, a: ((t[0][:, :7], *t[1:]), a),
-    "v.stride": lambda t, a: ((*t[:2], t[2].transpose(2, 3).contiguous().transpose(2, 3), *t[3:]), a),
+    "v.stride": lambda t, a: (
+        (*t[:2], t[2].transpose(2, 3).contiguous().transpose(2, 3), *t[3:]),
+        a,
+    ),
     "flags.dtype": lambda t, a: ((*t[:3], t[3].long(), t[4]), a),
     "flags.shape": lambda t, a: ((*t[:3], t[3].repeat(1, 2), t[4]), a),
     "images.shape": lambda t, a: ((*t[:4], t[4][:1]), a),

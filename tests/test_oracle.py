@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import token_types
 from transformers import Qwen2_5_VLForConditionalGeneration
+
 from vrga import VRGAConfig, patch
 
 KEPT = Path(__file__).parent / "golden"
@@ -26,7 +28,7 @@ def run(model, golden):
     out = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == IMAGE).int(),
+        **token_types(ids, IMAGE),
         pixel_values=golden["pixel_values"],
         image_grid_thw=golden["image_grid_thw"],
         max_new_tokens=len(golden["vrga_logits"]),

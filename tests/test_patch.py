@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
-import vrga
 from naive import region as naive_region
 from naive import steered as naive_steered
 from tiny import EOS, IMAGE, batch, generate, shared_model, single, tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface, CompileConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+import vrga
 from vrga import VRGAConfig
 from vrga.attention import KEYWORD
 
@@ -440,23 +441,17 @@ def test_a_trace_measures_attention_as_it_was(model, gain):
 
 def test_positions_without_token_types_are_noticed(model):
     inputs = batch(ONE)
-    del inputs["mm_token_type_ids"]
-    with vrga.patch(model):
-        try:
-            generate(model, inputs)
-        except ValueError as error:
-            assert "mm_token_type_ids" in str(error)
-        else:  # versions whose model finds the images by their token id need no types
-            import transformers
-
-            assert transformers.__version__ < "5"
+    if inputs.pop("mm_token_type_ids", None) is None:
+        pytest.skip("this version's model finds images by their token id")
+    with vrga.patch(model), pytest.raises(ValueError, match="mm_token_type_ids"):
+        generate(model, inputs)
 
 
 def test_importing_vrga_is_light():
     code = (
         "import sys, vrga; vrga.VRGAConfig(); "
         "heavy = [m for m in ('triton', 'transformers') if m in sys.modules]; "
-        "sys.exit(', '.join(heavy))"
+        "sys.exit(', '.join(heavy) or None)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

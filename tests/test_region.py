@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import region as naive_region
+
 from vrga import VRGAConfig
 from vrga.heads import background_heads, head_statistics, visual_heads
 from vrga.region import dilate, empty_region, find_region, sink_border

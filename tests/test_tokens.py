@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from vrga.tokens import Prompt, check_query, question_end, read_prompt, user_end
 
 IMAGE, VIDEO = 90, 91
@@ -132,8 +133,17 @@ def test_bad_query_positions_are_named(query, told):
     assert check_query(torch.tensor([7]), prompt).tolist() == [7]
 
 
-def test_prompts_are_joined():
+def test_a_later_turn_follows_the_tokens_generated_in_between():
     first = read([[5] + [IMAGE] * 4], image=[[1, 4, 4]])
-    both = first.extend(read([[5, 5, IMAGE, 5]], image=[[1, 2, 2]]))
-    assert shapes(both) == [[(2, 2, [1, 2, 3, 4]), (1, 1, [7])]]
-    assert both.image.shape == (1, 9) and both.ids.shape == (1, 9)
+    both = first.extend(read([[5, 5, IMAGE, 5]], image=[[1, 2, 2]]), past=8)
+    assert shapes(both) == [[(2, 2, [1, 2, 3, 4]), (1, 1, [10])]]
+    assert both.image[0].nonzero()[:, 0].tolist() == [1, 2, 3, 4, 10]
+    assert both.visible.shape == (1, 12) and both.visible.all()
+    assert both.ids[0].tolist() == [5] + [IMAGE] * 4 + [-1] * 3 + [5, 5, IMAGE, 5]
+
+
+def test_a_cut_cache_cuts_the_prompt():
+    first = read([[5] + [IMAGE] * 4 + [5, IMAGE]], image=[[1, 4, 4], [1, 2, 2]])
+    cut = first.extend(read([[7, 7]]), past=6)
+    assert shapes(cut) == [[(2, 2, [1, 2, 3, 4])]]
+    assert cut.ids[0].tolist() == [5] + [IMAGE] * 4 + [5, 7, 7]

@@ -3,9 +3,17 @@
 import functools
 
 import torch
+import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 EOS, IMAGE, VIDEO, VISION_START, VISION_END = 1, 90, 91, 92, 93
+
+
+def token_types(ids, image=IMAGE):
+    """mm_token_type_ids as a keyword argument, where this version's models take it."""
+    if transformers.__version__ < "5":
+        return {}
+    return {"mm_token_type_ids": (ids == image).int()}
 
 
 def tiny_model(layers=3, heads=8, kv_heads=2, size=16, attention="sdpa", seed=0):
@@ -89,7 +97,7 @@ def batch(images, *, seed=0, question=4):
     inputs = dict(
         input_ids=ids,
         attention_mask=torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows]),
-        mm_token_type_ids=(ids == IMAGE).int(),
+        **token_types(ids),
     )
     flat = [grid for grids in images for grid in grids]
     if flat:
@@ -103,7 +111,7 @@ def single(inputs, row, images):
     """Row `row` of a batch on its own, without padding."""
     keep = inputs["attention_mask"][row].bool()
     alone = {k: inputs[k][row : row + 1, keep] for k in ("input_ids", "attention_mask")}
-    alone["mm_token_type_ids"] = inputs["mm_token_type_ids"][row : row + 1, keep]
+    alone |= token_types(alone["input_ids"])
     first = sum(len(grids) for grids in images[:row])
     if images[row]:
         grids = inputs["image_grid_thw"]

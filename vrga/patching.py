@@ -256,7 +256,7 @@ class Patch:
         )
         query = self._positions(prompt)
         if past and self._prompt is not None:
-            prompt, query = self._prompt.extend(prompt), query + past
+            prompt, query = self._prompt.extend(prompt, past), query + past
         self._prompt, self._query, self._regions = prompt, query, None
         rows = [row for row, grids in enumerate(prompt.grids) if grids]
         probed = (query - self._query_shift()).tolist()

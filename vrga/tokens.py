@@ -41,18 +41,29 @@ class Prompt:
     image: Tensor
     grids: list[list[Grid]]
 
-    def extend(self, later: Prompt) -> Prompt:
-        """The prompt followed by `later`, whose grids count from its own first token."""
-        offset = self.image.shape[1]
-        shifted = [[Grid(g.index + offset, g.h, g.w) for g in row] for row in later.grids]
-        ids = None
-        if self.ids is not None and later.ids is not None:
-            ids = torch.cat([self.ids, later.ids], 1)
+    def extend(self, later: Prompt, past: int) -> Prompt:
+        """The prompt of a cache of `past` tokens, followed by `later`.
+
+        Tokens that were generated since this prompt are text; a cache cut below the prompt's
+        length cuts the prompt.
+        """
+        held = self.image.shape[1]
+        text = past - held
+
+        def joined(before: Tensor, after: Tensor, fill: int | bool) -> Tensor:
+            kept = torch.nn.functional.pad(before[:, :past], (0, max(text, 0)), value=fill)
+            return torch.cat([kept, after], 1)
+
+        grids = [
+            [grid for grid in row if int(grid.index[-1]) < past]
+            + [Grid(grid.index + past, grid.h, grid.w) for grid in new]
+            for row, new in zip(self.grids, later.grids, strict=True)
+        ]
         return Prompt(
-            ids,
-            torch.cat([self.visible, later.visible], 1),
-            torch.cat([self.image, later.image], 1),
-            [a + b for a, b in zip(self.grids, shifted, strict=True)],
+            None if self.ids is None or later.ids is None else joined(self.ids, later.ids, -1),
+            joined(self.visible, later.visible, True),
+            joined(self.image, later.image, False),
+            grids,
         )
 
 

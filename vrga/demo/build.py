@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
-from tokenizers import trainers
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2TokenizerFast
 
 from vrga.demo.data import CAPTION, CELL, COLORS, LETTERS, PROMPTS
@@ -94,6 +93,7 @@ def build_config(tokenizer) -> Qwen2_5_VLConfig:
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
+        "initializer_range": 0.05,  # at a width of 128 the usual 0.02 learns much more slowly
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10_000.0,
@@ -135,6 +135,7 @@ def build_generation_config(tokenizer) -> GenerationConfig:
 def save(model, processor, folder: Path) -> None:
     """Write model, tokenizer and processor so that transformers 4.57 and 5.x load them."""
     model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # written for the owner alone
     processor.tokenizer.save_pretrained(folder)
     kept = processor.image_processor.to_dict()
     kept |= {"image_processor_type": "Qwen2VLImageProcessor"}  # the name that both majors know
@@ -143,7 +144,8 @@ def save(model, processor, folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text("utf-8"))
     text = config["text_config"]
-    rope = text["rope_parameters"]  # 4.57 reads these two names instead
+    text["tie_word_embeddings"] = config["tie_word_embeddings"]  # 4.57 looks for it here,
+    rope = text["rope_parameters"]  # and reads two other names instead of this one
     text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
     text["rope_theta"] = rope["rope_theta"]
     _write(path, config)
@@ -156,8 +158,14 @@ def _write(path: Path, content: dict) -> None:
 def _sentences() -> list[str]:
     """What the tokenizer learns its words from."""
     text = [f"what color is the {letter}?" for letter in LETTERS]
-    text += [f"see {letter} {color}, {letter} {color}. answer {letter} {color}." for letter in LETTERS for color in COLORS]
+    text += [
+        f"see {letter} {color}, {letter} {color}. answer {letter} {color}.\nanswer"
+        for letter in LETTERS
+        for color in COLORS
+    ]
     text += [PROMPTS["reason"].format(question=text[0]), CAPTION] * 8
     text += ["user\nassistant\nsystem\n"] * 64
-    text += ["where is this and which one do you see in the image: left, right, above or below?"] * 2
+    text += [
+        "where is this and which one do you see in the image: left, right, above or below?"
+    ] * 2
     return text

@@ -94,8 +94,10 @@ def make_samples(
     """
     low, high = objects
     if not 1 <= low <= high <= min(len(letters), grid[0] * grid[1]):
-        raise ValueError(f"objects is {objects}; {len(letters)} letters and a {grid} grid allow "
-                         f"1 to {min(len(letters), grid[0] * grid[1])}")
+        raise ValueError(
+            f"objects is {objects}; {len(letters)} letters and a {grid} grid allow "
+            f"1 to {min(len(letters), grid[0] * grid[1])}"
+        )
     mean = np.mean(list(colors.values()), axis=0)
     palette = {
         name: tuple(np.rint((1 - fade) * np.array(rgb) + fade * mean).astype(int).tolist())
@@ -105,7 +107,7 @@ def make_samples(
 
 
 def answer(sample: Sample, prompt: str) -> str:
-    """The target: "answer K red." or, for "reason", "see A blue, M green, R pink. answer K red."."""
+    """The target: "answer K red.", for "reason" after "see A blue, M green, R pink. "."""
     final = f"answer {sample.letter} {sample.color}."
     if prompt == "direct":
         return final

@@ -7,7 +7,13 @@ from vrga.demo.data import Sample, messages, parse_answer
 
 @torch.inference_mode()
 def answers(
-    model, processor, samples: list[Sample], prompt: str, *, batch: int = 64, max_new_tokens: int = 64
+    model,
+    processor,
+    samples: list[Sample],
+    prompt: str,
+    *,
+    batch: int = 64,
+    max_new_tokens: int = 64,
 ) -> list[str]:
     """The model's text for each sample, generated greedily in left-padded batches.
 

@@ -47,7 +47,12 @@ def load_processor(path: str, **kwargs) -> Qwen2_5_VLProcessor:
     """
     try:
         return AutoProcessor.from_pretrained(path, **kwargs)
-    except (ImportError, ValueError, OSError, TypeError):  # what a missing torchvision raises varies
+    except (
+        ImportError,
+        ValueError,
+        OSError,
+        TypeError,
+    ):  # what a missing torchvision raises varies
         image_processor = image_processor_class().from_pretrained(path, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
     template = tokenizer.chat_template or _legacy_chat_template(path, **kwargs)

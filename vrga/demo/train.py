@@ -1,8 +1,9 @@
-"""Train the embedded model: `python -m vrga.demo.train [--output DIR --seed 0 --steps 1500]`.
+"""Train the embedded model: `python -m vrga.demo.train [--output DIR --seed 0 --steps 900]`.
 
 First the vision tower alone learns to name the letter and colour of every cell; then the whole
 model learns to answer and to list. Naming the letter before its colour is what makes this quick:
-the letter just written is the key with which attention finds its cell.
+the letter just written is the key with which attention finds its cell. Some heads are also taught
+to look at the cell in question, from the question mark as from the answer: see `LOOKING`.
 """
 
 import argparse
@@ -38,10 +39,14 @@ from vrga.demo.data import (
 from vrga.demo.evaluate import accuracy
 
 WEIGHTS = Path(__file__).parent / "weights"
-KINDS = {"direct": 0.4, "reason": 0.4, "caption": 0.2}  # shares of a batch
+KINDS = {"direct": 0.3, "reason": 0.4, "caption": 0.3}  # shares of a batch
 OBJECTS = (4, 8)  # letters in an image
 CROWDED = (12, 16)  # the same while the vision tower learns alone: more to learn from in each
 EMPTY = 0.3  # weight of an empty cell in the loss of the vision tower
+# (layer, head): one KV group in each of two middle layers learns to look at what is spoken of, so
+# that the model has visual heads that retrieve, as large ones have after training at scale.
+LOOKING = tuple((layer, head) for layer in (2, 3) for head in range(4))
+LOOKING_WEIGHT = 0.1
 NOISE = 60.0  # each training image gets Gaussian noise of a strength drawn from [0, NOISE]
 
 
@@ -73,6 +78,8 @@ class Batches:
         self.next_seed = TRAIN_SEEDS[seed * 1_000_000]
         tokens = processor.tokenizer
         self.ids = {name: tokens.convert_tokens_to_ids(name) for name in build.SPECIAL_TOKENS}
+        (self.mark,) = tokens.encode("?")
+        self.letters = {letter: tokens.encode(f" {letter}")[0] for letter in LETTERS}
 
     def images(self, objects: tuple[int, int]) -> tuple[list[Sample], dict[str, Tensor]]:
         """Samples, and their noisy pixels as keyword arguments for the model."""
@@ -87,22 +94,36 @@ class Batches:
             "image_grid_thw": torch.tensor([[1, 2 * rows, 2 * columns]]).expand(self.size, 3),
         }
 
-    def conversations(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Model arguments of one batch, and labels [N, T]: -100 but on assistant tokens."""
+    def conversations(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Model arguments of one batch, labels [N, T] and looks [N, T].
+
+        Labels are -100 but on assistant tokens. Looks holds, for "?" and for every letter of the
+        answer, the position of the image token that shows what is spoken of, and -1 elsewhere.
+        """
         samples, inputs = self.images(OBJECTS)
         kinds = self.rng.choice(list(KINDS), size=self.size, p=list(KINDS.values()))
         pairs = [self._encode(s, kind) for s, kind in zip(samples, kinds, strict=True)]
         length = max(len(prompt) + len(target) for prompt, target in pairs)
         ids = torch.full((self.size, length), self.ids["<|endoftext|>"])
-        labels = torch.full_like(ids, -100)
+        labels, looks = torch.full_like(ids, -100), torch.full_like(ids, -1)
         mask = torch.zeros_like(ids)
-        for i, (prompt, target) in enumerate(pairs):
-            end = len(prompt) + len(target)
+        for i, (sample, (prompt, target)) in enumerate(zip(samples, pairs, strict=True)):
+            start, end = len(prompt), len(prompt) + len(target)
             ids[i, :end] = torch.tensor(prompt + target)
-            labels[i, len(prompt) : end] = torch.tensor(target)
+            labels[i, start:end] = torch.tensor(target)
             mask[i, :end] = 1
+            image = prompt.index(self.ids["<|image_pad|>"])
+            places = {
+                self.letters[letter]: image + row * sample.grid[1] + column
+                for letter, _, (row, column) in sample.objects
+            }
+            if self.mark in prompt:
+                looks[i, prompt.index(self.mark)] = places[self.letters[sample.letter]]
+            for t in range(start, end):
+                looks[i, t] = places.get(int(ids[i, t]), -1)
         types = (ids == self.ids["<|image_pad|>"]).int()
-        return inputs | {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}, labels
+        inputs |= {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
+        return inputs, labels, looks
 
     def _encode(self, sample: Sample, kind: str) -> tuple[list[int], list[int]]:
         if kind == "caption":
@@ -155,31 +176,51 @@ def train_vision(model: nn.Module, batches: Batches, steps: int) -> float:
     return hits.mean().item()
 
 
+def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
+    """Mean of -log(attention on the token to look at), over `LOOKING` heads and their rows.
+
+    Args:
+        attentions: Per layer, float [N, H, T, T].
+        looks: Key position for each row, int [N, T]; -1 where no head need look anywhere.
+    """
+    rows, queries = (looks >= 0).nonzero(as_tuple=True)
+    keys = looks[rows, queries]
+    taught = [attentions[layer][rows, head, queries, keys] for layer, head in LOOKING]
+    return -torch.stack(taught).clamp_min(1e-9).log().mean()
+
+
 def train_answers(model: nn.Module, batches: Batches, steps: int, rate: float) -> float:
-    """Teach the whole model the answers and captions; returns the mean loss of the last steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    warmup = min(200, steps // 5 + 1)
+    """Teach the text model to answer and list; returns the mean loss of its last words."""
+    model.model.visual.requires_grad_(False)
+    model.set_attn_implementation({"text_config": "eager"})  # the only one to return attention
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = min(50, steps // 5 + 1)
 
     def schedule(step: int) -> float:
         done = max(0.0, (step - warmup) / max(1, steps - warmup))
         return min(1.0, (step + 1) / warmup) * (0.51 + 0.49 * math.cos(math.pi * done))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    losses = []
+    spoken, total = [], []
     bar = trange(steps, desc="answers", mininterval=10)
     for _ in bar:
-        inputs, labels = batches.conversations()
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-        wanted = labels[:, 1:]
+        inputs, labels, looks = batches.conversations()
+        output = model.model(**inputs, use_cache=False, output_attentions=True)
+        hidden, wanted = output.last_hidden_state[:, :-1], labels[:, 1:]
         loss = cross_entropy(model.lm_head(hidden[wanted >= 0]), wanted[wanted >= 0])
+        spoken.append(loss.item())
+        loss = loss + LOOKING_WEIGHT * looking_loss(output.attentions, looks)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         scheduler.step()
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{np.mean(losses[-20:]):.4f}", refresh=False)
-    return float(np.mean(losses[-20:]))
+        total.append(loss.item())
+        means = {"words": np.mean(spoken[-20:]), "total": np.mean(total[-20:])}
+        bar.set_postfix({k: f"{v:.4f}" for k, v in means.items()}, refresh=False)
+    model.set_attn_implementation("sdpa")
+    return float(np.mean(spoken[-20:]))
 
 
 def main() -> None:
@@ -187,9 +228,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vision-steps", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--test", type=int, default=512)
     options = parser.parse_args()
 

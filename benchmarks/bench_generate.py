@@ -1,0 +1,170 @@
+"""generate(), patched against unpatched, in alternating rounds of one run.
+
+    python -m pytest benchmarks/bench_generate.py --benchmark-json=FILE
+
+On a CPU the 0.5B text shape is measured (ratios only), on a GPU the 3B and 7B shapes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import StoppingCriteria
+
+import vrga
+from benchmarks.shapes import image_prompt, random_model
+from benchmarks.timing import ROOT, ratio, seconds, summary, synchronize
+from vrga import VRGAConfig
+
+GPU = torch.cuda.is_available()
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
+ARMS = ("unpatched", "patched")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One end-to-end case: model shape, image side in tokens, batch rows, cache."""
+
+    shape: str
+    side: int
+    batch: int = 1
+    cache: str = "dynamic"
+    tokens: int = 256
+    rounds: int = 5
+
+    def __str__(self) -> str:
+        return f"{self.shape}-{self.side}x{self.side}-b{self.batch}-{self.cache}"
+
+
+if GPU:
+    CASES = [
+        Case(shape, side, batch, cache)
+        for shape in ("3b", "7b")
+        for side in (16, 32, 64)
+        for batch in (1, 8)
+        for cache in ("dynamic", "static")
+    ]
+else:
+    CASES = [Case("0.5b", 32, tokens=24, rounds=7)]
+
+
+class Clock(StoppingCriteria):
+    """Notes when each token is there; stops nothing."""
+
+    def __init__(self):
+        self.ticks: list[float] = []
+
+    def __call__(self, input_ids, scores, **kwargs):
+        synchronize()
+        self.ticks.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def timed(model, inputs, case: Case) -> tuple[float, float]:
+    """(seconds to the first token, median seconds per later token) of one generation."""
+    clock = Clock()
+    options = {} if case.cache == "dynamic" else {"cache_implementation": "static"}
+    synchronize()
+    start = time.perf_counter()
+    model.generate(
+        **inputs,
+        max_new_tokens=case.tokens,
+        min_new_tokens=case.tokens,
+        do_sample=False,
+        stopping_criteria=[clock],
+        **options,
+    )
+    steps = [b - a for a, b in zip(clock.ticks, clock.ticks[1:], strict=False)]
+    return clock.ticks[0] - start, summary(steps)["median"]
+
+
+def arm_context(model, arm: str):
+    return vrga.patch(model) if arm == "patched" else nullcontext()
+
+
+@pytest.fixture(scope="module")
+def models():
+    """One model at a time: a 7B and a 3B need not lie beside each other."""
+    held: dict[str, torch.nn.Module] = {}
+
+    def get(shape):
+        if shape not in held:
+            held.clear()
+            gc.collect()
+            held[shape] = random_model(shape, DEVICE, DTYPE)
+        return held[shape]
+
+    return get
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@torch.inference_mode()
+def test_generate(benchmark, models, case):
+    model = models(case.shape)
+    inputs = image_prompt(case.batch, case.side, DEVICE, DTYPE)
+    with vrga.patch(model, VRGAConfig(gain=1.0)):  # correctness first
+        short = dict(max_new_tokens=3, do_sample=False)
+        identical = model.generate(**inputs, **short)
+    assert torch.equal(identical, model.generate(**inputs, **short))
+
+    first = {arm: [] for arm in ARMS}
+    later = {arm: [] for arm in ARMS}
+
+    def one_round():
+        for arm in ARMS:
+            with arm_context(model, arm):
+                to_first, per_token = timed(model, inputs, case)
+            first[arm].append(to_first)
+            later[arm].append(per_token)
+
+    one_round()  # warm-up, compilation included
+    for values in (*first.values(), *later.values()):
+        values.clear()
+    benchmark.pedantic(one_round, rounds=case.rounds)
+    benchmark.extra_info |= {
+        "case": str(case),
+        "keys": inputs["input_ids"].shape[1],
+        "seconds_to_first_token": {arm: summary(first[arm]) for arm in ARMS},
+        "seconds_per_token": {arm: summary(later[arm]) for arm in ARMS},
+        "ratio_first_token": ratio(first["patched"], first["unpatched"]),
+        "ratio_per_token": ratio(later["patched"], later["unpatched"]),
+    }
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_peak_memory(benchmark, case):
+    """Each arm in a process of its own, whose peak nothing else has raised."""
+    peaks: dict[str, list[float]] = {arm: [] for arm in ARMS}
+
+    def one_round():
+        for arm in ARMS:
+            command = [sys.executable, "-m", "benchmarks.peak", arm, case.shape]
+            command += [str(case.side), str(case.batch), case.cache]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            peaks[arm].append(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+    benchmark.pedantic(one_round, rounds=1 if GPU else 3)
+    benchmark.extra_info |= {
+        "case": str(case),
+        "bytes": {arm: summary(peaks[arm]) for arm in ARMS},
+        "extra_bytes": summary(peaks["patched"])["median"] - summary(peaks["unpatched"])["median"],
+        "ratio": ratio(peaks["patched"], peaks["unpatched"]),
+    }
+
+
+def test_patching_itself_is_quick(benchmark, models):
+    model = models(CASES[0].shape)
+
+    def patch_and_unpatch():
+        vrga.patch(model)
+        vrga.unpatch(model)
+
+    benchmark(lambda: seconds(patch_and_unpatch))

@@ -1,0 +1,223 @@
+"""What the compiler makes of every shipped variant of the decode kernel, without a GPU.
+
+    python -m benchmarks.compiled [--json FILE]
+
+Prints registers, spills, shared memory, blocks per multiprocessor and the width of the K/V loads
+for sm_80 and sm_90. The compiler is the one inside the installed triton.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from rich.console import Console
+from rich.table import Table
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from vrga.kernels import decode
+
+ARCHITECTURES = (80, 90)
+POINTERS = {
+    "p_flags": "*i32",
+    "p_images": "*i32",
+    "p_extent": "*i32",
+    "p_gate": "*u8",
+    "p_stats": "*fp32",
+    "p_part": "*fp32",
+    "p_acc": "*fp32",
+}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+INTEGERS = {"S", "F", "SPLITS"}
+# Strides that are multiples of 16 elements in any cache; the others may be anything.
+ALIGNED = {"s_qb", "s_qh", "s_qq", "s_kb", "s_kh", "s_kn", "s_vb", "s_vh", "s_vn"}
+# (shared memory, registers) of a multiprocessor.
+LIMITS = {80: (164 * 1024, 65536), 90: (228 * 1024, 65536)}
+RESERVED = 1024  # bytes of shared memory that each block costs beyond its own
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination of compile-time constants.
+
+    Args:
+        heads, kv_heads, rows, size: H, H_kv, query rows, d.
+        groups: 2 for boost and ablation, 3 for the hard mask, 4 with watched cells.
+        single: one split, which finishes the output in the same launch.
+        extent: padding or a static cache; gate: static; stats: telemetry.
+    """
+
+    heads: int = 28
+    kv_heads: int = 4
+    rows: int = 1
+    size: int = 128
+    dtype: torch.dtype = torch.bfloat16
+    groups: int = 2
+    single: bool = False
+    extent: bool = False
+    gate: bool = False
+    stats: bool = False
+
+    def __str__(self) -> str:
+        flags = [n for n in ("single", "extent", "gate", "stats") if getattr(self, n)]
+        return " ".join(
+            [
+                f"{self.heads}/{self.kv_heads}",
+                f"d{self.size}",
+                TYPES[self.dtype],
+                f"Q{self.rows}",
+                f"groups {self.groups}",
+                *flags,
+            ]
+        )
+
+
+def variants() -> Iterator[Variant]:
+    """Every shipped variant: head sizes, dtypes, GQA ratios, query blocks, modes and flags."""
+    for single in (False, True):
+        for size in decode.HEAD_SIZES:
+            for dtype in decode.DTYPES:
+                yield Variant(size=size, dtype=dtype, single=single)
+        for heads, kv_heads in ((8, 8), (8, 4), (16, 4), (16, 2), (64, 8), (12, 1), (16, 1)):
+            yield Variant(heads=heads, kv_heads=kv_heads, single=single)
+        for rows in (2, 4, decode.MAX_ROWS):
+            yield Variant(rows=rows, single=single)
+        for groups in (3, 4):
+            yield Variant(groups=groups, single=single)
+        for extent in (False, True):
+            for gate in (False, True):
+                for stats in (False, True):
+                    if extent or gate or stats:
+                        yield Variant(extent=extent, gate=gate, stats=stats, single=single)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the compiler says of one variant on one architecture.
+
+    Args:
+        registers: per thread.
+        spills: bytes of local memory per thread.
+        shared: bytes of shared memory per block.
+        blocks: blocks that fit on a multiprocessor at once.
+        loads: bytes of each asynchronous copy to shared memory -> how many of them the pipeline
+            holds; K and V come by these. The flags' copies are 4 bytes wide.
+    """
+
+    kernel: str
+    variant: str
+    arch: int
+    registers: int
+    spills: int
+    shared: int
+    blocks: int
+    loads: dict[int, int]
+
+
+def compile_decode(variant: Variant, arch: int) -> CompiledKernel:
+    """Compile the main kernel of a variant for sm_`arch`."""
+    constants = _constants(variant) | dict(
+        DTYPE=decode.DTYPES[variant.dtype], PRECISION="ieee", SINGLE=variant.single
+    )
+    options = decode.launch_options(constants["BD"], variant.dtype)
+    constants["BN"] = options.pop("BN")
+    return _compile(decode.decode_kernel, variant, constants, arch, options)
+
+
+def compile_merge(variant: Variant, arch: int) -> CompiledKernel:
+    """Compile the kernel that merges a variant's splits."""
+    constants = _constants(variant) | dict(BS=decode.MERGE_SPLITS)
+    return _compile(decode.merge_kernel, variant, constants, arch, {"num_warps": 4})
+
+
+def _constants(variant: Variant) -> dict:
+    return decode.kernel_constants(
+        variant.heads, variant.kv_heads, variant.rows, variant.size, variant.groups,
+        extent=variant.extent, gate=variant.gate, stats=variant.stats,
+    )  # fmt: skip
+
+
+def _compile(kernel, variant: Variant, constants: dict, arch: int, options: dict):
+    types, aligned = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            types[name] = "constexpr"
+        elif name.startswith("p_"):
+            types[name] = POINTERS.get(name, f"*{TYPES[variant.dtype]}")
+            aligned[(index,)] = [["tt.divisibility", 16]]
+        elif name.startswith("s_") or name in INTEGERS:
+            types[name] = "i32"
+            if name in ALIGNED:
+                aligned[(index,)] = [["tt.divisibility", 16]]
+        else:
+            types[name] = "fp32"
+    values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, types, constexprs=values, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def report(compiled: CompiledKernel, name: str, variant: Variant, arch: int) -> Report:
+    """Read a compiled kernel's resources from its machine code."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = subprocess.run(
+            [str(tool), "-res-usage", str(cubin)], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack, local = (
+        int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL")
+    )
+    shared = compiled.metadata.shared
+    threads = 32 * compiled.metadata.num_warps
+    memory, registry = LIMITS[arch]
+    # Registers are handed out to warps in units of 256.
+    per_warp = -(-registers * 32 // 256) * 256
+    blocks = min(memory // (shared + RESERVED), registry // (per_warp * threads // 32), 32)
+    copies = re.findall(
+        r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (\w+)", compiled.asm["ptx"]
+    )
+    loads = dict(sorted(Counter(int(width, 0) for width in copies).items()))
+    return Report(name, str(variant), arch, registers, stack + local, shared, blocks, loads)
+
+
+def main() -> None:
+    """Compile everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
+    from benchmarks.timing import environment
+
+    table = Table(title=f"triton {triton.__version__}")
+    for column in Report.__dataclass_fields__:
+        table.add_column(column)
+    reports = []
+    for arch in ARCHITECTURES:
+        for variant in variants():
+            built = [("decode", compile_decode(variant, arch))]
+            if not variant.single:
+                built.append(("merge", compile_merge(variant, arch)))
+            reports += [report(kernel, name, variant, arch) for name, kernel in built]
+    for row in reports:
+        table.add_row(*(str(value) for value in asdict(row).values()))
+    Console(width=120).print(table)
+    if arguments.json:
+        found = {"environment": environment(), "kernels": [asdict(row) for row in reports]}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Peak memory of one arm: python -m benchmarks.peak ARM SHAPE SIDE BATCH CACHE -> JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from contextlib import nullcontext
+
+import torch
+
+import vrga
+from benchmarks.shapes import image_prompt, random_model
+
+
+@torch.inference_mode()
+def main(arm: str, shape: str, side: str, batch: str, cache: str) -> None:
+    """Generate a few tokens and print the process' (GPU: the allocator's) peak."""
+    gpu = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
+    model = random_model(shape, device, dtype)
+    inputs = image_prompt(int(batch), int(side), device, dtype)
+    options = {} if cache == "dynamic" else {"cache_implementation": "static"}
+    with vrga.patch(model) if arm == "patched" else nullcontext():
+        model.generate(**inputs, max_new_tokens=16, min_new_tokens=16, do_sample=False, **options)
+    if gpu:
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"arm": arm, "bytes": peak}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

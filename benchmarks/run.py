@@ -1,0 +1,49 @@
+"""Run the suite and keep its results: python -m benchmarks.run [SUITE ...]
+
+Suites: kernel, generate (default: both). Each run leaves one JSON in benchmarks/results/, named by
+suite and device, with device, versions and commit inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+
+import pytest
+
+from benchmarks.timing import RESULTS, ROOT, environment
+
+SUITES = ("kernel", "generate")
+
+
+def main() -> int:
+    """Exit status of the first suite that failed, or 0."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("suite", nargs="*", default=list(SUITES), metavar="SUITE")
+    parser.add_argument("-k", default="", help="only benchmarks whose names match, as in pytest")
+    arguments = parser.parse_args()
+    unknown = set(arguments.suite) - set(SUITES)
+    if unknown:
+        parser.error(f"unknown suite {', '.join(sorted(unknown))}; known: {', '.join(SUITES)}")
+    device = re.sub(r"[^a-z0-9]+", "-", str(environment()["device"]).lower()).strip("-")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for suite in arguments.suite:
+        status = pytest.main(
+            [
+                str(ROOT / "benchmarks" / f"bench_{suite}.py"),
+                f"--rootdir={ROOT}",
+                f"--benchmark-json={RESULTS / f'{suite}-{device}.json'}",
+                "--benchmark-columns=median,rounds",
+                *("-o", "addopts="),
+                *("-k", arguments.k),
+                "-s",
+            ]
+        )
+        if status:
+            return int(status)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Clocks and the record of where a figure was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def environment() -> dict[str, str | int]:
+    """Device, versions and commit, for every result file."""
+    found: dict[str, str | int] = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "cores": os.cpu_count() or 0,
+        "python": platform.python_version(),
+        "commit": _commit(),
+    }
+    for package in ("torch", "triton", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit measured, marked where the tree differs from it; "unknown" outside git."""
+    run = dict(cwd=ROOT, capture_output=True, text=True)
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **run)
+    if head.returncode:
+        return os.environ.get("VRGA_COMMIT", "unknown")
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()
+    return head.stdout.strip() + ("-changed" if changed else "")
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call, the device's work included."""
+    synchronize()
+    start = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return {"median": quartiles[1], "low": quartiles[0], "high": quartiles[2], "n": len(values)}
+
+
+def ratio(patched: list[float], base: list[float]) -> dict[str, float]:
+    """Patched over unpatched, pair by pair: rounds that ran beside each other."""
+    return summary([p / b for p, b in zip(patched, base, strict=True)])

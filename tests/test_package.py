@@ -1,0 +1,84 @@
+"""The layout holds: the trap of a top-level `kernels`, what is shipped, no stubs."""
+
+import ast
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [*ROOT.glob("vrga/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+
+
+def test_kernels_is_a_link_and_no_top_level_package():
+    assert os.readlink(ROOT / "vrga" / "kernels") == "../kernels"
+    for folder in ("kernels", "tests"):
+        assert not (ROOT / folder / "__init__.py").exists()
+    assert not (ROOT / "conftest.py").exists()
+
+
+def test_kernels_import_nothing_of_ours():
+    for path in (ROOT / "kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [n for n in names if n.split(".")[0] in ("vrga", "transformers")], path
+
+
+def test_only_three_modules_import_transformers():
+    found = {
+        path.name
+        for path in (ROOT / "vrga").glob("*.py")
+        if any(
+            (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers"))
+            or (isinstance(node, ast.Import) and node.names[0].name.startswith("transformers"))
+            for node in ast.walk(ast.parse(path.read_text()))
+        )
+    }
+    assert found <= {"attention.py", "models.py", "patching.py"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_stub_stands_in_the_sources(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            body = [
+                n for n in node.body
+                if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
+            ]  # fmt: skip
+            documented = ast.get_docstring(node) is not None
+            assert body or documented, f"{path}:{node.lineno} {node.name} is empty"
+            assert not any(isinstance(n, ast.Pass) for n in body), f"{path}:{node.lineno}"
+        if isinstance(node, ast.Name):
+            assert node.id != "NotImplementedError", f"{path}:{node.lineno}"
+
+
+def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
+    code = (
+        "from setuptools import build_meta as b; "
+        f"print(b.build_sdist({str(tmp_path)!r})); print(b.build_wheel({str(tmp_path)!r}))"
+    )
+    # A copy, so that building leaves nothing in the tree; links stay links.
+    copy = tmp_path / "tree"
+    names = ["vrga", "kernels", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+    subprocess.run(["mkdir", copy], check=True)
+    subprocess.run(["cp", "-a", *(str(ROOT / n) for n in names), str(copy)], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=copy, capture_output=True)
+    (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        shipped = [name.split("/", 1)[-1] for name in archive.getnames()]
+    with zipfile.ZipFile(wheel) as archive:
+        installed = archive.namelist()
+    for name in (
+        "vrga/kernels/decode.py",
+        "vrga/kernels/reference.py",
+        "vrga/demo/weights/model.safetensors",
+        "vrga/patching.py",
+    ):
+        assert name in shipped and name in installed
+    assert not [name for name in installed if name.startswith("kernels/")]
