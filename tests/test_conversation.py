@@ -48,6 +48,12 @@ def test_the_second_turn_locates_its_own_question_in_the_image_of_the_first():
         assert second.query == held + 2
         assert second.map[0].shape == (6, 6) and not torch.equal(second.map[0], first.map[0])
         assert len(second.mask) == held + 5 and not second.mask[len(first.mask) :].any()
+        patch.query = torch.tensor([held])
+        with pytest.raises(ValueError, match="lies before the tokens of this forward pass"):
+            greedy_turn(model, cache, question)
+        patch.query = torch.tensor([cache.get_seq_length() + 1])
+        greedy_turn(model, cache, question)
+        assert patch.region[0].query == cache.get_seq_length() - 4 - 5 + 1
     assert not torch.equal(steered[1], steered[0])
 
 

@@ -20,6 +20,7 @@ from vrga.demo.data import (
     messages,
     parse_answer,
 )
+from vrga.demo.evaluate import answers, prepare
 from vrga.demo.measure import mean_interval, paired_interval, run_arm, wilson
 
 
@@ -79,11 +80,7 @@ def test_direct_accuracy_on_held_out_images(arms):
 def test_the_unsteered_arm_is_the_unpatched_model(embedded, arms):
     model, processor = embedded
     samples, found = arms
-    from vrga.demo.measure import prepare
-
-    inputs = prepare(processor, samples[:60], "direct")
-    output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
-    texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], True)
+    texts = answers(model, processor, samples[:60], "direct")
     assert found["direct", 1.0].texts[:60] == texts
 
 
@@ -99,8 +96,6 @@ def test_steering_raises_attention_to_a_region_that_holds_the_cell(arms):
 
 def test_the_query_is_the_questions_end_not_the_instructions(embedded):
     model, processor = embedded
-    from vrga.demo.measure import prepare
-
     sample = make_samples(1, seed=TEST_SEEDS.start)[0]
     inputs = prepare(processor, [sample], "reason")
     with vrga.patch(model, query=sample.question, tokenizer=processor.tokenizer) as patch:

@@ -87,6 +87,11 @@ def test_default_query_is_the_last_text_before_the_end_of_the_turn():
     assert found.tolist() == [7, 1, 7, 10]
 
 
+def test_an_image_without_text_is_an_error():
+    with pytest.raises(ValueError, match="row 0 has an image but no text token"):
+        user_end(read([[92] + [IMAGE] * 4 + [93, 1]], image=[[1, 4, 4]]), {1}, {92, 93})
+
+
 def decode(ids):
     return "".join(chr(i) for i in ids)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,11 +38,14 @@ def _commands() -> None:
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("out"),
     questions: Annotated[int, typer.Option(min=2, help="Held-out questions per prompt.")] = 200,
+    save: Annotated[Path | None, typer.Option(help="Also write the table here, as JSON.")] = None,
 ) -> None:
     """Answer questions about images with and without VRGA, on the model inside this package."""
     from vrga.demo.show import show
 
-    show(output, questions, console)
+    found = show(output, questions, console)
+    if save is not None:
+        save.write_text(json.dumps(found, indent=1) + "\n")
 
 
 @app.command()

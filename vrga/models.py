@@ -123,10 +123,10 @@ def load_processor(where: str | Path) -> object:
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(where)
     # Its video half needs torchvision; without it AutoProcessor fails with a misleading error.
-    images = _image_processor_class().from_pretrained(where)
+    images = image_processor_class().from_pretrained(where)
     tokenizer = AutoTokenizer.from_pretrained(where)
     template = tokenizer.chat_template or _old_chat_template(where)
-    return _image_only_processor_class()(images, tokenizer, chat_template=template)
+    return image_only_processor_class()(images, tokenizer, chat_template=template)
 
 
 def load_tokenizer(model: nn.Module) -> object:
@@ -146,7 +146,7 @@ def load_tokenizer(model: nn.Module) -> object:
         ) from error
 
 
-def _image_processor_class() -> type:
+def image_processor_class() -> type:
     """The image processor that works on PIL images; transformers 4 and 5 name it differently."""
     try:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
@@ -160,11 +160,12 @@ def _image_processor_class() -> type:
 
 
 @functools.cache
-def _image_only_processor_class() -> type:
+def image_only_processor_class() -> type:
+    """`Qwen2_5_VLProcessor` without its video half, which needs torchvision."""
     from transformers import ProcessorMixin, Qwen2_5_VLProcessor
 
     class ImageOnlyProcessor(Qwen2_5_VLProcessor):
-        """`Qwen2_5_VLProcessor` without its video half."""
+        """Images and text alone."""
 
         attributes = ["image_processor", "tokenizer"]  # read by transformers 4 alone
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from vrga.attention import KEYWORD, Probe, register
 from vrga.config import VRGAConfig
-from vrga.models import Family, family_of
+from vrga.models import family_of
+from vrga.reading import PromptReader
 from vrga.region import Region, empty_region, find_region
 from vrga.released import released_region
 from vrga.steering import Steering, check_implementation
-from vrga.tokens import Prompt, Query, check_query, question_end, read_prompt, user_end
+from vrga.tokens import Prompt, Query, cells_mask, check_query
 from vrga.trace import Recorder, Trace
 
 
@@ -80,6 +81,8 @@ class Patch:
             padded row. "user_end" (default): the last text token of the last closed turn. Or:
             an int tensor [B]; a text, or one text per row, searched in the prompt (the last
             occurrence counts); a callable (input_ids [B, S], visible [B, S]) -> int tensor [B].
+            In a later turn on the same cache, positions count from the first cached token; texts
+            and callables see the new tokens alone.
         given: regions to steer to in place of those found, in the form of `record`'s `watch`;
             None (default) steers to what was found.
     """
@@ -106,8 +109,8 @@ class Patch:
         self.model, self.config, self.query, self.impl = model, config, query, impl
         self.enabled = True
         self.given: list[list[Tensor]] | None = None
-        self._tokenizer = tokenizer
-        self._family: Family = family
+        self._family = family
+        self._reader = PromptReader(model, family, tokenizer)
         self._outer, self._text = family.modules(model)
         self._parameters = list(inspect.signature(self._outer.forward).parameters)
         self._step: Probe | Steering | None = None
@@ -236,32 +239,24 @@ class Patch:
             return True
         if ids is None:
             return False
-        ends = torch.tensor(sorted(self._end_tokens()), device=ids.device)
+        ends = torch.tensor(sorted(self._reader.end_tokens()), device=ids.device)
         return bool(torch.isin(ids, ends).any())
 
     def _prefill(self, inputs: dict, mask: Tensor | None, shape: tuple, past: int) -> None:
         """Read the prompt and set up the probe of its query rows."""
-        config = self.model.config
-        prompt = read_prompt(
-            inputs.get("input_ids"),
-            mask,
-            inputs.get("mm_token_type_ids"),
-            image_grids=inputs.get("image_grid_thw"),
-            video_grids=inputs.get("video_grid_thw"),
-            positions=inputs.get("position_ids"),
-            image_token=getattr(config, self._family.image_token),
-            video_token=getattr(config, self._family.video_token),
-            merge=config.vision_config.spatial_merge_size,
-            shape=shape,
-        )
-        query = self._positions(prompt)
-        if past and self._prompt is not None:
-            prompt, query = self._prompt.extend(prompt, past), query + past
+        prompt = self._reader.read(inputs, mask, shape)
+        query = self._reader.positions(prompt, self.query, past)
+        if past:
+            prompt = self._prompt.extend(prompt, past)
+        query = check_query(query, prompt)
         self._prompt, self._query, self._regions = prompt, query, None
         rows = [row for row, grids in enumerate(prompt.grids) if grids]
         probed = (query - self._query_shift()).tolist()
         if any(probed[row] < past for row in rows):
-            raise ValueError(f"query={query.tolist()} has no token before it in this prompt")
+            raise ValueError(
+                f"query={query.tolist()} lies before the tokens of this forward pass, which start "
+                f"at {past + self._query_shift()}: give the position of the new question"
+            )
         self._step = Probe(probed, prompt.visible, rows, past) if rows else None
         if not rows:
             self._located({})
@@ -269,40 +264,6 @@ class Patch:
     def _query_shift(self) -> int:
         # The released code probes the token before the question's last.
         return 0 if self.config.method == "vrga" else 1
-
-    def _positions(self, prompt: Prompt) -> Tensor:
-        """The query positions of a prompt, int64 [B]."""
-        query, rows = self.query, len(prompt.grids)
-        if isinstance(query, str) and query == "user_end":
-            config = self.model.config
-            vision = {getattr(config, name, None) for name in self._family.vision_tokens}
-            found = user_end(prompt, self._end_tokens(), vision - {None})
-        elif callable(query):
-            found = torch.as_tensor(query(prompt.ids, prompt.visible))
-        elif isinstance(query, str):
-            found = question_end(prompt, [query] * rows, self._decode)
-        elif isinstance(query, (list, tuple)) and query and isinstance(query[0], str):
-            if len(query) != rows:
-                raise ValueError(f"query has {len(query)} texts for {rows} rows")
-            found = question_end(prompt, query, self._decode)
-        else:
-            found = torch.as_tensor(query)
-            found = found.expand(rows) if found.ndim == 0 else found
-        return check_query(found, prompt)
-
-    def _end_tokens(self) -> set[int]:
-        ends: set[int] = set()
-        for config in (self.model.generation_config, self.model.config.get_text_config()):
-            value = getattr(config, "eos_token_id", None)
-            ends |= set(value if isinstance(value, (list, tuple)) else [value])
-        return ends - {None}
-
-    def _decode(self, ids: list[int]) -> str:
-        if self._tokenizer is None:
-            from vrga.models import load_tokenizer
-
-            self._tokenizer = load_tokenizer(self.model)
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def _inject(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Before the text model: hand this step to its attention layers."""
@@ -345,7 +306,7 @@ class Patch:
     def _steering(self, regions: list[Region]) -> Steering | None:
         """What the decode steps do; None where they do what the unpatched model does."""
         if self.given is not None:
-            masks = _cells(self.given, self._prompt, "given")
+            masks = cells_mask(self.given, self._prompt, "given")
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
         any_image = any(bool(region.image.any()) for region in regions)
         off = self.config.gain == 1 and self.config.method in ("vrga", "released")
@@ -354,7 +315,7 @@ class Patch:
         watch = recorder = None
         if self._recording is not None:
             recorder, watch = self._recording
-            watch = None if watch is None else _cells(watch, self._prompt, "watch")
+            watch = None if watch is None else cells_mask(watch, self._prompt, "watch")
         steering = Steering(
             regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder
         )
@@ -380,20 +341,3 @@ def _check_inputs(inputs: dict, module: nn.Module) -> None:
             "output_attentions=True is not available on a patched model, whose decode kernel "
             "never builds the attention matrix: use patch.record(), or patch.enabled = False"
         )
-
-
-def _cells(cells: list[list[Tensor]], prompt: Prompt, name: str) -> Tensor:
-    """Cells of the images' token grids as a mask over the prompt, bool [B, S].
-
-    Raises:
-        ValueError: cells that do not fit the prompt's rows and grids.
-    """
-    found = [[tuple(cell.shape) for cell in row] for row in cells]
-    grids = [[(grid.h, grid.w) for grid in row] for row in prompt.grids]
-    if found != grids:
-        raise ValueError(f"{name} has cells of shape {found}; the prompt's images have {grids}")
-    mask = torch.zeros_like(prompt.image)
-    for row, (images, row_grids) in enumerate(zip(cells, prompt.grids, strict=True)):
-        for cell, grid in zip(images, row_grids, strict=True):
-            mask[row, grid.index] = torch.as_tensor(cell).flatten().to(torch.bool)
-    return mask

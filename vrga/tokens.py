@@ -193,7 +193,10 @@ def user_end(prompt: Prompt, end_tokens: set[int], vision_tokens: set[int]) -> T
     image token nor a vision marker; without an end-of-turn token, the last one of the row.
 
     Returns:
-        int64 [B]; -1 where a row has no text token.
+        int64 [B]; 0 where a row has neither text nor image.
+
+    Raises:
+        ValueError: no token ids, or an image without any text.
     """
     if prompt.ids is None:
         raise ValueError(
@@ -206,7 +209,14 @@ def user_end(prompt: Prompt, end_tokens: set[int], vision_tokens: set[int]) -> T
     end = torch.where(end < 0, prompt.ids.shape[1], end)
     skip = torch.isin(prompt.ids, torch.tensor(sorted(vision_tokens), dtype=torch.int64))
     text = prompt.visible & ~prompt.image & ~skip & (place < end[:, None])
-    return torch.where(text, place, -1).amax(1)
+    found = torch.where(text, place, -1).amax(1)
+    for row, grids in enumerate(prompt.grids):
+        if grids and found[row] < 0:
+            raise ValueError(
+                f"row {row} has an image but no text token before the end of its turn: set "
+                "patch.query to the position of the question's last token"
+            )
+    return found.clamp_min(0)
 
 
 def question_end(prompt: Prompt, questions: Sequence[str], decode: Callable) -> Tensor:
@@ -275,3 +285,20 @@ def check_query(query: Tensor, prompt: Prompt) -> Tensor:
         if prompt.image[row, place]:
             raise ValueError(f"{where} is on an image token: give the question's last token")
     return query
+
+
+def cells_mask(cells: list[list[Tensor]], prompt: Prompt, name: str) -> Tensor:
+    """Cells of the images' token grids as a mask over the prompt, bool [B, S].
+
+    Raises:
+        ValueError: cells that do not fit the prompt's rows and grids.
+    """
+    found = [[tuple(cell.shape) for cell in row] for row in cells]
+    grids = [[(grid.h, grid.w) for grid in row] for row in prompt.grids]
+    if found != grids:
+        raise ValueError(f"{name} has cells of shape {found}; the prompt's images have {grids}")
+    mask = torch.zeros_like(prompt.image)
+    for row, (images, row_grids) in enumerate(zip(cells, prompt.grids, strict=True)):
+        for cell, grid in zip(images, row_grids, strict=True):
+            mask[row, grid.index] = torch.as_tensor(cell).flatten().to(torch.bool)
+    return mask

@@ -8,7 +8,7 @@ from tokenizers import pre_tokenizers as pre
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2TokenizerFast
 
 from vrga.demo.data import CAPTION, CELL, COLORS, LETTERS, PROMPTS
-from vrga.demo.processor_draft import ImageOnlyProcessor, image_processor_class
+from vrga.models import image_only_processor_class, image_processor_class
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -76,10 +76,11 @@ def build_tokenizer() -> Qwen2TokenizerFast:
     )
 
 
-def build_processor(tokenizer) -> ImageOnlyProcessor:
+def build_processor(tokenizer):
     """The processor for `tokenizer`; images keep their size when it is a multiple of 28."""
     image_processor = image_processor_class()(min_pixels=CELL * CELL, max_pixels=CELL * CELL * 1280)
-    return ImageOnlyProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+    processor = image_only_processor_class()
+    return processor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
 
 
 def build_config(tokenizer) -> Qwen2_5_VLConfig:

@@ -1,8 +1,20 @@
 """How often the embedded model answers right, by real generation."""
 
 import torch
+from torch import Tensor
 
 from vrga.demo.data import Sample, messages, parse_answer
+
+
+def prepare(processor, samples: list[Sample], prompt: str) -> dict[str, Tensor]:
+    """Model inputs of a left-padded batch; `prompt` is a key of `vrga.demo.data.PROMPTS`."""
+    processor.tokenizer.padding_side = "left"
+    chats = [
+        processor.apply_chat_template(messages(s, prompt), add_generation_prompt=True)
+        for s in samples
+    ]
+    images = [s.image for s in samples]
+    return processor(text=chats, images=images, padding=True, return_tensors="pt")
 
 
 @torch.inference_mode()
@@ -15,23 +27,14 @@ def answers(
     batch: int = 64,
     max_new_tokens: int = 64,
 ) -> list[str]:
-    """The model's text for each sample, generated greedily in left-padded batches.
+    """The model's text for each sample, generated greedily.
 
     Args:
-        prompt: A key of `vrga.demo.data.PROMPTS`.
-        batch: Samples per call of `generate`.
+        batch: samples per call of `generate`.
     """
-    processor.tokenizer.padding_side = "left"
     texts = []
     for start in range(0, len(samples), batch):
-        part = samples[start : start + batch]
-        chats = [
-            processor.apply_chat_template(messages(s, prompt), add_generation_prompt=True)
-            for s in part
-        ]
-        images = [s.image for s in part]
-        inputs = processor(text=chats, images=images, padding=True, return_tensors="pt")
-        inputs = inputs.to(model.device)
+        inputs = prepare(processor, samples[start : start + batch], prompt).to(model.device)
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         output = output[:, inputs["input_ids"].shape[1] :]
         texts += processor.batch_decode(output, skip_special_tokens=True)

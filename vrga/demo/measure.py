@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vrga.config import VRGAConfig
-from vrga.demo.data import Sample, messages, parse_answer
+from vrga.demo.data import Sample, parse_answer
+from vrga.demo.evaluate import prepare
 from vrga.patching import Patch, patch
 from vrga.trace import Trace
 
@@ -37,17 +38,6 @@ class Arm:
     hit: np.ndarray
     peak: np.ndarray
     coverage: np.ndarray
-
-
-def prepare(processor, samples: list[Sample], prompt: str) -> dict[str, Tensor]:
-    """Model inputs of a left-padded batch."""
-    processor.tokenizer.padding_side = "left"
-    chats = [
-        processor.apply_chat_template(messages(s, prompt), add_generation_prompt=True)
-        for s in samples
-    ]
-    images = [s.image for s in samples]
-    return processor(text=chats, images=images, padding=True, return_tensors="pt")
 
 
 @torch.inference_mode()

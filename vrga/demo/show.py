@@ -12,12 +12,12 @@ from rich.text import Text
 
 from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples
+from vrga.demo.evaluate import prepare
 from vrga.demo.measure import (
     Arm,
     Interval,
     mean_interval,
     paired_interval,
-    prepare,
     run_arm,
     wilson,
 )
@@ -28,8 +28,8 @@ from vrga.region import Region
 OFF = VRGAConfig(gain=1.0)
 
 
-def show(output: Path, questions: int, console: Console) -> Path:
-    """Run the demo; the picture's path.
+def show(output: Path, questions: int, console: Console) -> dict:
+    """Run the demo; what it measured, with 95 % intervals as [value, low, high].
 
     Args:
         output: folder for the picture.
@@ -38,28 +38,49 @@ def show(output: Path, questions: int, console: Console) -> Path:
     """
     model, processor = load(dtype=torch.float32)
     samples = make_samples(questions + 1, seed=TEST_SEEDS.start)
-    picture = _one_image(model, processor, samples[0], output, console)
+    _one_image(model, processor, samples[0], output, console)
     arms: dict[tuple[str, bool], Arm] = {}
     runs = [(prompt, on) for prompt in PROMPTS for on in (False, True)]
     for prompt, on in track(runs, "measuring", console=console, transient=True):
         config = VRGAConfig() if on else OFF
         arms[prompt, on] = run_arm(model, processor, samples[1:], prompt, config)
-    console.print(_table(arms, questions))
-    regions = [arms[prompt, True] for prompt in PROMPTS]
-    for prompt, arm in zip(PROMPTS, regions, strict=True):
+    found = {prompt: _summary(arms[prompt, False], arms[prompt, True]) for prompt in PROMPTS}
+    console.print(_table(found, questions))
+    for prompt, summary in found.items():
+        region = summary["region"]
         console.print(
-            f"{prompt}: the true cell is in T in {_percent(wilson(arm.hit))}, the map peaks on it "
-            f"in {_percent(wilson(arm.peak))}; T covers {100 * arm.coverage.mean():.0f} % of the "
-            "image"
+            f"{prompt}: the true cell is in T in {_percent(region['hit'])}, the map peaks on it "
+            f"in {_percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the image"
         )
     console.print(
         "RRAR: attention on the true cell / on the image, mean over visual heads and answer "
         "tokens. Brackets: 95 % intervals."
     )
-    return picture
+    return {"questions": questions, "prompts": found}
 
 
-def _one_image(model, processor, sample: Sample, output: Path, console: Console) -> Path:
+def _summary(off: Arm, on: Arm) -> dict:
+    """Both arms of one prompt, and the difference on the same questions."""
+    return {
+        "accuracy": {
+            "off": wilson(off.right),
+            "on": wilson(on.right),
+            "difference": paired_interval(on.right, off.right),
+        },
+        "rrar": {
+            "off": mean_interval(off.rrar),
+            "on": mean_interval(on.rrar),
+            "difference": paired_interval(on.rrar, off.rrar),
+        },
+        "region": {
+            "hit": wilson(on.hit),
+            "peak": wilson(on.peak),
+            "coverage": float(on.coverage.mean()),
+        },
+    }
+
+
+def _one_image(model, processor, sample: Sample, output: Path, console: Console) -> None:
     """Answer one question without and with VRGA, and show where the model was made to look."""
     from vrga.plots import region_figure, save
 
@@ -81,7 +102,6 @@ def _one_image(model, processor, sample: Sample, output: Path, console: Console)
     figure = region_figure([sample.image], region, title=sample.question, answers=answers)
     path = save(figure, output / "demo.png")
     console.print(f"  bright cells: relevance map; [ ]: region T. Picture: {path.resolve()}\n")
-    return path
 
 
 def _cells(sample: Sample, region: Region) -> Text:
@@ -103,26 +123,16 @@ def _cells(sample: Sample, region: Region) -> Text:
     return text
 
 
-def _table(arms: dict[tuple[str, bool], Arm], questions: int) -> Table:
+def _table(found: dict[str, dict], questions: int) -> Table:
     table = Table(title=f"{questions} held-out questions, embedded model")
     for column in ("prompt", "measure", "without VRGA", "with VRGA", "difference"):
         table.add_column(column)
-    for prompt in PROMPTS:
-        off, on = arms[prompt, False], arms[prompt, True]
-        table.add_row(
-            prompt,
-            "accuracy",
-            _percent(wilson(off.right)),
-            _percent(wilson(on.right)),
-            _percent(paired_interval(on.right, off.right), sign="+"),
-        )
-        table.add_row(
-            "",
-            "RRAR",
-            _number(mean_interval(off.rrar)),
-            _number(mean_interval(on.rrar)),
-            _number(paired_interval(on.rrar, off.rrar), sign="+"),
-        )
+    for prompt, summary in found.items():
+        for name, text in (("accuracy", _percent), ("rrar", _number)):
+            off, on, change = (summary[name][arm] for arm in ("off", "on", "difference"))
+            table.add_row(
+                prompt, name.replace("rrar", "RRAR"), text(off), text(on), text(change, "+")
+            )
     return table
 
 

@@ -1,0 +1,196 @@
+"""Write the README's tables, and one plot, from the measured results: python -m benchmarks.table
+
+Every table stands between two comment lines of the README and is made from the JSON files in
+benchmarks/results/ alone. `--check` changes nothing and fails if the README differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.timing import RESULTS, ROOT
+
+README = ROOT / "README.md"
+VARIANTS = ("Q1 groups 2", "Q1 groups 2 single", "Q8 groups 2", "Q1 groups 3")
+
+
+def results(suite: str) -> Iterator[tuple[dict, dict]]:
+    """(environment, extra_info) of every benchmark of a suite, device by device."""
+    for path in sorted(RESULTS.glob(f"{suite}-*.json")):
+        run = json.loads(path.read_text())
+        for benchmark in run["benchmarks"]:
+            yield run["environment"], benchmark["extra_info"]
+
+
+def where(environment: dict) -> str:
+    versions = ", ".join(f"{k} {environment[k]}" for k in ("torch", "triton", "transformers"))
+    return f"{environment['device']}, {environment['cores']} cores, {versions}"
+
+
+def spread(value: dict) -> str:
+    """A ratio with its quartiles."""
+    return f"{value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def generation() -> str:
+    """Patched over unpatched, per case."""
+    cases: dict[tuple[str, str], dict] = {}
+    for environment, found in results("generate"):
+        if "case" in found:
+            cases.setdefault((where(environment), found["case"]), {}).update(found)
+    lines = []
+    for (device, name), found in cases.items():
+        if not lines or device not in lines[0]:
+            lines += [f"{device}:", "", "| case | time per token | time to first token | "
+                      "peak memory | rounds |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
+        memory = found.get("ratio")
+        lines.append(
+            f"| {name}, {found['keys']} keys | {spread(found['ratio_per_token'])} | "
+            f"{spread(found['ratio_first_token'])} | {spread(memory) if memory else 'not run'} | "
+            f"{found['ratio_per_token']['n']} |"
+        )
+    return "\n".join(lines)
+
+
+def contenders() -> str:
+    """Time of every contender over that of plain attention as torch chooses it."""
+    lines, device = [], None
+    for environment, found in results("kernel"):
+        if "kv_bytes" not in found or found["interpreted"]:
+            continue
+        if where(environment) != device:
+            device = where(environment)
+            lines += [f"{device}:", "", "| case | contender | gates | time / sdpa |",
+                      "| --- | --- | --- | --- |"]  # fmt: skip
+        base = _time(found["contenders"]["sdpa"])
+        for name, measured in found["contenders"].items():
+            if name != "sdpa" and "unsupported" not in measured:
+                gates = "yes" if measured["gates"] else "no"
+                lines.append(
+                    f"| {found['case']} | {name} | {gates} | {_time(measured) / base:.2f} |"
+                )
+    return "\n".join(lines)
+
+
+def _time(measured: dict) -> float:
+    return measured.get("graph_seconds", measured["seconds"])["median"]
+
+
+def compiled() -> str:
+    """Registers and so on of the variants at the 7B shape."""
+    run = json.loads((RESULTS / "compiled.json").read_text())
+    lines = [
+        f"triton {run['environment']['triton']}:",
+        "",
+        "| 28/4 heads, d 128, bf16 | arch | registers | spills | shared | blocks per SM | "
+        "K/V loads |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in run["kernels"]:
+        head, _, variant = row["variant"].partition(" bf16 ")
+        if row["kernel"] == "decode" and head == "28/4 d128" and variant in VARIANTS:
+            width = max(int(w) for w in row["loads"])
+            lines.append(
+                f"| {variant} | sm_{row['arch']} | {row['registers']} | {row['spills']} | "
+                f"{row['shared']} | {row['blocks']} | {width} bytes |"
+            )
+    return "\n".join(lines)
+
+
+def demo() -> str:
+    """What steering did on the embedded model."""
+    run = json.loads((RESULTS / "demo.json").read_text())
+
+    def cell(interval: list[float], percent: bool, sign: str = "") -> str:
+        scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
+        value, low, high = (scale * x for x in interval)
+        return f"{value:{sign}.{digits}f}{unit} ({low:{sign}.{digits}f}, {high:{sign}.{digits}f})"
+
+    lines = [
+        "| prompt | measure | without VRGA | with VRGA | difference |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for prompt, found in run["prompts"].items():
+        for name, percent in (("accuracy", True), ("rrar", False)):
+            off, on, change = (found[name][arm] for arm in ("off", "on", "difference"))
+            lines.append(
+                f"| {prompt} | {name.replace('rrar', 'RRAR')} | {cell(off, percent)} | "
+                f"{cell(on, percent)} | {cell(change, percent, '+')} |"
+            )
+    lines.append("")
+    for prompt, found in run["prompts"].items():
+        region = found["region"]
+        lines.append(
+            f"{prompt.capitalize()}: the true cell lies in T in {cell(region['hit'], True)}, the "
+            f"map peaks on it in {cell(region['peak'], True)}; T covers "
+            f"{100 * region['coverage']:.0f} % of the image."
+        )
+    return "\n".join(lines)
+
+
+TABLES = {
+    "demo": demo,
+    "generation": generation,
+    "contenders": contenders,
+    "compiled": compiled,
+}
+
+
+def filled(text: str) -> str:
+    """The README with every table made anew."""
+    for name, make in TABLES.items():
+        start, end = f"<!-- {name}: python -m benchmarks.table -->", f"<!-- end {name} -->"
+        found = re.search(f"{re.escape(start)}.*?{re.escape(end)}", text, re.DOTALL)
+        if found is None:
+            raise ValueError(f"README.md has no lines {start} and {end}")
+        text = text.replace(found[0], f"{start}\n{make()}\n{end}")
+    return text
+
+
+def plot(path: Path) -> None:
+    """Ratios of the generation suite, one bar per case and measure."""
+    from matplotlib.figure import Figure
+
+    cases = [found for _, found in results("generate") if "ratio_per_token" in found]
+    figure = Figure(figsize=(7, 1 + 0.6 * len(cases)), layout="constrained")
+    axis = figure.subplots()
+    hatches = {"ratio_per_token": "", "ratio_first_token": "//"}
+    for offset, (name, hatch) in enumerate(hatches.items()):
+        values = [found[name] for found in cases]
+        places = [i + 0.36 * offset for i in range(len(cases))]
+        middles = [v["median"] for v in values]
+        errors = [
+            [m - v["low"] for m, v in zip(middles, values, strict=True)],
+            [v["high"] - m for m, v in zip(middles, values, strict=True)],
+        ]
+        label = name.removeprefix("ratio_").replace("_", " ")
+        axis.barh(places, middles, 0.32, xerr=errors, label=label, hatch=hatch, color="0.75",
+                  edgecolor="black")  # fmt: skip
+    axis.axvline(1, color="black", linewidth=1)
+    axis.set_yticks(range(len(cases)), [found["case"] for found in cases])
+    axis.set_xlabel("patched / unpatched, median and quartiles")
+    axis.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    """0, or 1 if `--check` found a difference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if different")
+    arguments = parser.parse_args()
+    text = README.read_text()
+    new = filled(text)
+    if arguments.check:
+        return int(new != text)
+    README.write_text(new)
+    plot(RESULTS / "generate.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
