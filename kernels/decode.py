@@ -35,7 +35,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 HEAD_SIZES = (16, 32, 64, 80, 96, 128, 256)
-MAX_ROWS = 8  # query rows per sample
+MAX_ROWS = 8  # query rows per sample of one launch
 MAX_SPLITS = 256
 BLOCKS_PER_SM = 3  # programs that should be in flight on each multiprocessor
 MERGE_SPLITS = 16  # splits that the merge reads at a time
@@ -509,6 +509,12 @@ def decode_attention(
     check_arguments(q, k, v, flags, images, opened, closed, gate, extent, stats)
     batch, heads, rows, size = q.shape
     kv_heads, keys = k.shape[1:3]
+    if rows > MAX_ROWS:
+        return _in_blocks(
+            q, k, v, flags, images, scale=scale, opened=opened, closed=closed, focus=focus,
+            entropy=entropy, gate=gate, extent=extent, stats=stats, workspace=workspace,
+            splits=splits,
+        )  # fmt: skip
     constants = kernel_constants(
         heads, kv_heads, rows, size, len(opened),
         extent=extent is not None, gate=gate is not None, stats=stats is not None,
@@ -554,6 +560,32 @@ def decode_attention(
     return out
 
 
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, flags: Tensor, images: Tensor, **options) -> Tensor:
+    """`decode_attention` of many query rows: MAX_ROWS at a time, each block with its own end."""
+    rows, keys = q.shape[2], k.shape[2]
+    extent, stats = options.pop("extent"), options.pop("stats")
+    parts = []
+    for first in range(0, rows, MAX_ROWS):
+        block = slice(first, min(first + MAX_ROWS, rows))
+        later = rows - block.stop  # rows, and so keys, behind this block
+        end, cut = keys, extent
+        if extent is None:
+            end = keys - later
+        else:
+            cut = extent.clone()
+            cut[:, 1:] -= later
+        written = None if stats is None else torch.empty_like(stats[:, :, block])
+        parts.append(
+            decode_attention(
+                q[:, :, block], k[:, :, :end], v[:, :, :end], flags[:, :end], images,
+                extent=cut, stats=written, **options,
+            )
+        )  # fmt: skip
+        if stats is not None:
+            stats[:, :, block] = written
+    return torch.cat(parts, 1)
+
+
 def check_arguments(
     q: Tensor,
     k: Tensor,
@@ -578,8 +610,8 @@ def check_arguments(
         refuse("q.dtype", q.dtype, "bfloat16, float16 or float32")
     if size not in HEAD_SIZES:
         refuse("head size", size, f"one of {HEAD_SIZES}")
-    if not 1 <= rows <= MAX_ROWS:
-        refuse("query rows", rows, f"1 to {MAX_ROWS}")
+    if rows < 1:
+        refuse("query rows", rows, "1 or more")
     if k.shape[0] != batch or k.shape[3] != size or k.shape[2] < rows:
         refuse("k.shape", tuple(k.shape), f"[{batch}, H_kv, S >= {rows}, {size}]")
     if k.shape[1] == 0 or heads % k.shape[1]:

@@ -1,7 +1,10 @@
 """Random inputs for the decode kernels, and what is compared."""
 
+import os
+
 import torch
 
+DEVICE = os.environ.get("VRGA_TEST_DEVICE", "cpu")
 BOOST = ((1.0, 1.5), (1.0, 1.0))
 MASK = ((1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 ABLATE = ((1.0, 0.0), (1.0, 1.0))
@@ -26,7 +29,6 @@ def decode_case(
     flag_keys=None,
     strided=False,
     seed=0,
-    device="cpu",
 ):
     """(tensors, keyword arguments) of one call of decode_attention.
 
@@ -80,11 +82,10 @@ def decode_case(
         extent=extent,
     )
     tensors = (q, k, v, flags, count)
-    if device != "cpu":
-        tensors = tuple(x.to(device) for x in tensors)
-        arguments |= {
-            name: x.to(device) for name, x in arguments.items() if isinstance(x, torch.Tensor)
-        }
+    if DEVICE != "cpu":
+        tensors = tuple(x.to(DEVICE) for x in tensors)
+        placed = {n: x.to(DEVICE) for n, x in arguments.items() if isinstance(x, torch.Tensor)}
+        arguments |= placed
     return tensors, arguments
 
 

@@ -64,6 +64,7 @@ def test_two_images(picture):
         (["--image", "PICTURE", "--gain", "-1"], "gain=-1.0 is out of range"),
         (["--image", "PICTURE", "--preset", "released_mask", "--gain", "2"], "is not read by"),
         (["--image", "PICTURE", "--no-vrga", "--map", "x.png"], "leave out --no-vrga"),
+        (["--image", "PICTURE", "--no-vrga", "--gain", "3"], "leave out --no-vrga"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(picture, arguments, told, monkeypatch, capsys):

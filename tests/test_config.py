@@ -48,6 +48,7 @@ def test_a_bad_value_is_named_with_its_range(field, value, told):
         (VRGAConfig.released_mask, "gain", 2.0),
         (VRGAConfig.released_mask, "region_min", 3),
         (VRGAConfig, "heads", 4),
+        (VRGAConfig.paper, "gate_focus", 5.0),
         (VRGAConfig, "ablate", "visual"),
     ],
 )

@@ -90,6 +90,17 @@ def test_a_block_of_query_rows_is_steered_like_single_ones(impl):
     assert (block - base).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_candidates_beside_the_prompt_are_taken_back(impl):
+    """Prompt lookup may draft in its first pass already, and then cut the cache again."""
+    model, inputs = shared_model(), batch([[(6, 6)]])
+    inputs["input_ids"][0, -2:] = inputs["input_ids"][0, -7:-5]  # the end repeats the question
+    options = dict(max_new_tokens=5, do_sample=False, prompt_lookup_num_tokens=12)
+    with vrga.patch(model, impl=impl) as patch:
+        model.generate(**inputs, **options)
+        assert patch.region[0].mask.any()
+
+
 def prefilled_plain(model, inputs):
     return model(**inputs, use_cache=True).past_key_values
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import ABLATE, BOOST, MASK, decode_case, double, near_gate, statistics
+from cases import ABLATE, BOOST, DEVICE, MASK, decode_case, double, near_gate, statistics
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from naive import steered
@@ -11,12 +11,11 @@ from vrga.kernels.decode import HEAD_SIZES, MAX_ROWS, Workspace, decode_attentio
 from vrga.kernels.reference import GATE, decode_attention_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-DEVICE = "cpu"
 
 
 def check(splits=None, **case):
     """Kernel and low-precision reference against float64, on the same inputs."""
-    tensors, arguments = decode_case(device=DEVICE, **case)
+    tensors, arguments = decode_case(**case)
     exact_stats = statistics(tensors, arguments).double()
     exact = decode_attention_reference(*double(tensors), **arguments, stats=exact_stats)
     stats = statistics(tensors, arguments)
@@ -90,6 +89,18 @@ def test_any_shape(size, per_kv, kv_heads, rows, keys, mode, gain, splits, **res
 @pytest.mark.parametrize("keys", [1, 63, 64, 4000])
 def test_lengths(keys, splits, dtype):
     check(splits, keys=keys, heads=7, kv_heads=1, batch=1, size=64, dtype=dtype)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="too many keys for the interpreter")
+@pytest.mark.parametrize("keys", [32768, 131072])
+def test_long_caches_on_a_gpu(keys):
+    check(None, keys=keys, heads=28, kv_heads=4, size=128, batch=2, dtype=torch.bfloat16, pads=99)
+
+
+@pytest.mark.parametrize("pads", [0, 30])
+@pytest.mark.parametrize("rows", [MAX_ROWS + 1, 3 * MAX_ROWS])
+def test_more_rows_than_one_launch_takes(rows, pads):
+    check(None, rows=rows, keys=100, pads=pads)
 
 
 @pytest.mark.parametrize("heads", [(28, 4), (16, 2), (40, 8), (64, 8)], ids=str)
@@ -172,7 +183,7 @@ def test_a_workspace_is_reused():
 
 BAD = {
     "head size": lambda t, a: ((t[0][..., :12], t[1][..., :12], t[2][..., :12], *t[3:]), a),
-    "query rows": lambda t, a: ((t[0].expand(-1, -1, MAX_ROWS + 1, -1), *t[1:]), a),
+    "query rows": lambda t, a: ((t[0][:, :, :0], *t[1:]), a),
     "q.dtype": lambda t, a: (double(t), a),
     "k.dtype": lambda t, a: ((t[0], t[1].half(), *t[2:]), a),
     "k.shape": lambda t, a: ((t[0], t[1][:1], *t[2:]), a),
@@ -186,9 +197,12 @@ BAD = {
     "flags.shape": lambda t, a: ((*t[:3], t[3].repeat(1, 2), t[4]), a),
     "images.shape": lambda t, a: ((*t[:4], t[4][:1]), a),
     "opened, closed": lambda t, a: (t, a | dict(opened=(1.0, -1.0))),
-    "gate.shape": lambda t, a: (t, a | dict(gate=torch.ones(2, 3, dtype=torch.bool))),
-    "extent.dtype": lambda t, a: (t, a | dict(extent=torch.zeros(2, 3))),
-    "stats.shape": lambda t, a: (t, a | dict(stats=torch.zeros(2, 8, 1, 4))),
+    "gate.shape": lambda t, a: (
+        t,
+        a | dict(gate=torch.ones(2, 3, dtype=torch.bool, device=DEVICE)),
+    ),
+    "extent.dtype": lambda t, a: (t, a | dict(extent=torch.zeros(2, 3, device=DEVICE))),
+    "stats.shape": lambda t, a: (t, a | dict(stats=torch.zeros(2, 8, 1, 4, device=DEVICE))),
     "splits": lambda t, a: (t, a | dict(splits=1000)),
     "q, k": lambda t, a: ((t[0][0], *t[1:]), a),
     "images.device": lambda t, a: ((*t[:4], t[4].to("meta")), a),

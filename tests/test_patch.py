@@ -9,14 +9,22 @@ import torch
 from naive import region as naive_region
 from naive import steered as naive_steered
 from tiny import EOS, IMAGE, batch, generate, shared_model, single, tiny_model
-from transformers import AttentionInterface, AttentionMaskInterface, CompileConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    CompileConfig,
+    StaticCache,
+)
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vrga
 from vrga import VRGAConfig
 from vrga.attention import KEYWORD
 
 ONE = [[(6, 6)]]
+COMPILED = CompileConfig(fullgraph=True, dynamic=False, mode=None, backend="aot_eager")
+COMPILED._compile_all_devices = True  # generate() compiles on a GPU alone otherwise
 MIXED = [[(6, 6)], [], [(4, 5), (3, 7)], [(5, 5)]]
 
 
@@ -171,15 +179,56 @@ def test_steering_is_the_papers(model, images, config, impl):
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_a_static_cache_steers_like_a_dynamic_one(model, impl):
     inputs = batch([[(6, 6)], [(4, 5)]])
-    with vrga.patch(model, impl=impl):
-        dynamic = generate(model, inputs)
+    with vrga.patch(model, VRGAConfig.paper(gain=3.0), impl=impl) as patch:
+        dynamic, regions = generate(model, inputs), patch.region
         static = generate(model, inputs, cache_implementation="static", disable_compile=True)
-        compiled = CompileConfig(fullgraph=True, dynamic=False, mode=None, backend="aot_eager")
-        compiled._compile_all_devices = True
-        kept = generate(model, inputs, cache_implementation="static", compile_config=compiled)
+        for a, b in zip(regions, patch.region, strict=True):
+            torch.testing.assert_close(a.heads.focus, b.heads.focus)
+            assert torch.equal(a.visual, b.visual)
+        kept = generate(model, inputs, cache_implementation="static", compile_config=COMPILED)
     for other in (static, kept):
         assert torch.equal(other[0], dynamic[0])
         torch.testing.assert_close(other[1], dynamic[1], rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_of_any_length_share_one_compiled_step():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = tiny_model(layers=2)
+    cache = StaticCache(model.config.get_text_config(), max_cache_len=128)
+    with vrga.patch(model):
+        for length in range(3, 8):  # more lengths than dynamo would recompile for
+            cache.reset()
+            inputs = batch([[(4, length)]])
+            plain = generate(model, inputs)[1]
+            compiled = generate(model, inputs, past_key_values=cache, compile_config=COMPILED)[1]
+            torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_recording_a_compiled_step_is_refused(model):
+    torch._dynamo.reset()
+    with vrga.patch(model) as patch, patch.record():
+        with pytest.raises(Exception, match="disable_compile=True"):
+            generate(model, batch(ONE), cache_implementation="static", compile_config=COMPILED)
+
+
+def test_a_backend_sees_its_own_name():
+    """Flash attention looks up its kernel by the name in the module's config."""
+    seen = set()
+
+    def backend(module, *args, **kwargs):
+        seen.add(module.config._attn_implementation)
+        assert module.layer_idx >= 0 and module.num_key_value_groups == 4
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, *args, **kwargs)
+
+    AttentionInterface.register("named", backend)
+    AttentionMaskInterface.register("named", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model = tiny_model(attention={"text_config": "named", "vision_config": "sdpa"})
+    logits = generate(model, batch(ONE))[1]
+    with vrga.patch(model):
+        steered = generate(model, batch(ONE))[1]
+    assert seen == {"named"} and torch.equal(steered[:, 0], logits[:, 0])
 
 
 def test_query_as_tensor_text_and_callable(model):
@@ -221,6 +270,9 @@ def test_query_text_without_a_tokenizer_says_what_to_do(model):
         patch.query = ["a", "b"]
         with pytest.raises(ValueError, match="2 texts for 1 rows"):
             generate(model, batch(ONE))
+        patch.query = torch.tensor([44])
+        generate(model, batch(ONE), num_beams=2)  # one position, two rows
+        assert [region.query for region in patch.region] == [44, 44]
 
 
 def test_enabled_switches_off_and_on(model):
@@ -443,7 +495,7 @@ def test_a_trace_holds_one_generation(model):
     with vrga.patch(model) as patch:
         with pytest.raises(ValueError, match="one call of generate"), patch.record():
             generate(model, batch(ONE))
-            generate(model, batch([[(6, 6)], [(4, 5)]]))
+            generate(model, batch(ONE))
 
 
 def test_positions_without_token_types_are_noticed(model):

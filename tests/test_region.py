@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from naive import region as naive_region
 
 from vrga import VRGAConfig
-from vrga.heads import background_heads, head_statistics, visual_heads
+from vrga.heads import HeadStatistics, background_heads, head_statistics, visual_heads
 from vrga.region import dilate, empty_region, find_region, sink_border
 from vrga.released import released_region
 from vrga.tokens import Grid
@@ -70,14 +70,18 @@ def test_statistics_of_a_uniform_row():
 
 
 def test_visual_heads_fall_back_to_focus_alone():
-    rows = attention_rows(2, 8, 30, 0)
-    stats = head_statistics(rows, torch.arange(4, 20), 30)
-    config = VRGAConfig(efr_percentile=0.0)
-    lowest = stats.efr.argmin()
-    chosen = visual_heads(stats, config)
-    if not chosen.flatten()[lowest]:
-        assert torch.equal(chosen, stats.focus >= torch.quantile(stats.focus, 0.95))
-    assert chosen.any()
+    # The head with the lowest EFR looks at one token, but past the image otherwise.
+    focus = torch.linspace(0.1, 2.0, 40).view(4, 10)
+    entropy = torch.full((4, 10), 3.0)
+    entropy[0, 0] = 1e-3
+    stats = HeadStatistics(focus, entropy, entropy / focus)
+    assert visual_heads(stats, VRGAConfig(efr_percentile=0.0)).nonzero().tolist() == [
+        [3, 8],
+        [3, 9],
+    ]
+    entropy[3, 9] = 1e-6
+    stats = HeadStatistics(focus, entropy, entropy / focus)
+    assert visual_heads(stats, VRGAConfig(efr_percentile=0.0)).nonzero().tolist() == [[3, 9]]
 
 
 def test_background_heads_stand_in_the_lowest_layers_alone():

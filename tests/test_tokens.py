@@ -76,7 +76,7 @@ def test_grids_that_do_not_fit_are_an_error(kwargs, told):
 def test_default_query_is_the_last_text_before_the_end_of_the_turn():
     rows = [
         [92] + [IMAGE] * 4 + [93, 10, 11, 1, 20, 21],  # question after the image
-        [10, 11, 92] + [IMAGE] * 4 + [93, 1, 20, 21],  # question before it
+        [10, 11, 92] + [IMAGE] * 4 + [93, 1, 20, 21],  # before it, where it cannot see it
         [0, 0, 0, 10, 1, 12, 13, 14, 1, 20, 21],  # two turns; padded with the end token below
         [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20],  # no end of turn
     ]
@@ -84,7 +84,7 @@ def test_default_query_is_the_last_text_before_the_end_of_the_turn():
     mask[2, :3] = 0
     prompt = read(rows, image=[[1, 4, 4], [1, 4, 4]], mask=mask)
     found = user_end(prompt, {1}, {IMAGE, VIDEO, 92, 93})
-    assert found.tolist() == [7, 1, 7, 10]
+    assert found.tolist() == [7, 7, 7, 10]
 
 
 def test_an_image_without_text_is_an_error():
@@ -125,6 +125,7 @@ def test_a_question_may_end_inside_a_token():
         ([-1], "out of the row"),
         ([0], "on padding"),
         ([3], "on an image token"),
+        ([2], "cannot see them"),
         ([5, 5], "1 integer positions"),
         ([5.0], "1 integer positions"),
     ],
@@ -132,7 +133,7 @@ def test_a_question_may_end_inside_a_token():
 def test_bad_query_positions_are_named(query, told):
     mask = torch.ones(1, 11)
     mask[0, :2] = 0
-    prompt = read([[0, 0] + [IMAGE] * 4 + [5] * 5], image=[[1, 4, 4]], mask=mask)
+    prompt = read([[0, 0, 7] + [IMAGE] * 4 + [5] * 4], image=[[1, 4, 4]], mask=mask)
     with pytest.raises(ValueError, match=told):
         check_query(torch.tensor(query), prompt)
     assert check_query(torch.tensor([7]), prompt).tolist() == [7]

@@ -35,6 +35,9 @@ def register(delegate: str) -> str:
     def attend(module, query, key, value, attention_mask, **kwargs):
         step = kwargs.pop(KEYWORD, None)
         own = _backend(delegate, module)
+        if delegate not in ("eager", "sdpa"):
+            # Flash attention looks its kernel up by the name in the module's config.
+            module = _Seen(module, config=_Seen(module.config, _attn_implementation=delegate))
         if step is None:
             return own(module, query, key, value, attention_mask, **kwargs)
         return step.attend(own, module, query, key, value, attention_mask, **kwargs)
@@ -42,6 +45,16 @@ def register(delegate: str) -> str:
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[delegate])
     return name
+
+
+class _Seen:
+    """An object as somebody else is to see it: with some attributes replaced."""
+
+    def __init__(self, target: object, **replaced: object):
+        self.__dict__.update(replaced, _target=target)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._target, name)
 
 
 def _backend(name: str, module: torch.nn.Module) -> Callable:
@@ -64,11 +77,13 @@ class Probe:
     def __init__(self, query: list[int], visible: Tensor, rows: list[int], offset: int):
         self.query, self.visible, self.rows, self.offset = query, visible, rows, offset
         self._found: dict[int, dict[int, Tensor]] = {}  # layer -> row -> [H, S]
+        self.capacity = 0  # keys that the cache has room for; more than it holds if it is static
         self._hidden: dict[tuple[int, torch.device], Tensor] = {}
 
     def attend(self, own, module, query, key, value, attention_mask, **kwargs):
         """The model's own attention, and the probe rows beside it."""
         output = own(module, query, key, value, attention_mask, **kwargs)
+        self.capacity = key.shape[2]
         with torch.no_grad():
             self._found[module.layer_idx] = {
                 row: self._probe(row, query, key, kwargs["scaling"]) for row in self.rows
@@ -92,13 +107,15 @@ class Probe:
     def attention_rows(self, row: int, layers: int) -> Tensor:
         """The probed row from every layer, float32 [L, H, S], on the first layer's device.
 
+        Each row can be asked for once: the probe lets go of it.
+
         Raises:
             RuntimeError: the model did not hand its keyword arguments to its attention layers.
         """
-        if sorted(self._found) != list(range(layers)):
+        found = [self._found[layer].pop(row) for layer in sorted(self._found)]
+        if len(found) != layers:
             raise RuntimeError(
-                f"only {len(self._found)} of the model's {layers} layers called the attention "
+                f"only {len(found)} of the model's {layers} layers called the attention "
                 "function with vrga's keyword argument; this model cannot be patched"
             )
-        device = self._found[0][row].device
-        return torch.stack([self._found[layer][row].to(device) for layer in range(layers)])
+        return torch.stack([a.to(found[0].device) for a in found])

@@ -66,8 +66,8 @@ def generate(
     """Answer one question about one or several images."""
     from vrga.generation import answer
 
-    if map is not None and not vrga:
-        raise ValueError("--map shows the region that VRGA found: leave out --no-vrga")
+    if not vrga and (map is not None or gain is not None or preset is not Preset.default):
+        raise ValueError("--map, --gain and --preset are about VRGA: leave out --no-vrga")
     text, region, images = answer(
         model,
         image,

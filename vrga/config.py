@@ -112,14 +112,17 @@ class VRGAConfig:
                 bounds = f"[{low if low is not None else '-inf'}, {high or 'inf'}]"
                 raise ValueError(f"{name}={value!r} is out of range: finite, in {bounds}")
         base = _METHOD_DEFAULTS.get(self.method, {})
+        read = READ_BY[self.method] | {"method"}
+        if self.gate == "static":
+            read = read - {"gate_focus", "gate_entropy"}  # thresholds of the dynamic gate
         for field in fields(self):
-            if field.name == "method" or field.name in READ_BY[self.method]:
+            if field.name in read:
                 continue
             default = base.get(field.name, field.default)
             if getattr(self, field.name) != default:
                 raise ValueError(
                     f"{field.name}={getattr(self, field.name)!r} is not read by "
-                    f"method={self.method!r}: leave it at {default!r}"
+                    f"method={self.method!r} with gate={self.gate!r}: leave it at {default!r}"
                 )
 
     @classmethod

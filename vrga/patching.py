@@ -19,7 +19,7 @@ from vrga.reading import PromptReader
 from vrga.region import Region, empty_region, find_region
 from vrga.released import released_region
 from vrga.steering import Steering, check_implementation
-from vrga.tokens import Prompt, Query, cells_mask, check_query
+from vrga.tokens import Prompt, Query, cells_mask, check_query, visible_keys
 from vrga.trace import Recorder, Trace
 
 
@@ -180,6 +180,8 @@ class Patch:
     def record(self, watch: list[list[Tensor]] | None = None) -> Iterator[Trace]:
         """Measure where every head looks at each decode step, without output_attentions.
 
+        The block holds one call of generate, prefill included.
+
         Args:
             watch: cells whose share of attention is measured beside the region's: for each row,
                 for each of its images, bool [h, w] on the image's token grid.
@@ -216,8 +218,6 @@ class Patch:
                 f"{self._text.config._attn_implementation!r} while the model is patched: call "
                 "vrga.unpatch(model) first"
             )
-        mask = inputs.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         cache = inputs.get("past_key_values")
         known = cache is not None and cache is self._cache()
         if not (known and shape[1] == 1):
@@ -228,7 +228,7 @@ class Patch:
                     "with the patched model, or switch the patch off (patch.enabled = False)"
                 )
             if not past or self._opens_turn(ids, inputs):
-                self._prefill(inputs, mask, shape, past)
+                self._prefill(inputs, shape, past)
                 return
         if isinstance(self._step, Steering):
             self._step.begin()
@@ -240,14 +240,22 @@ class Patch:
         if ids is None:
             return False
         ends = torch.tensor(sorted(self._reader.end_tokens()), device=ids.device)
-        return bool(torch.isin(ids, ends).any())
+        # A closed turn goes on with the next one's header; a drafted answer ends with its end.
+        return bool(torch.isin(ids[:, :-1], ends).any())
 
-    def _prefill(self, inputs: dict, mask: Tensor | None, shape: tuple, past: int) -> None:
+    def _prefill(self, inputs: dict, shape: tuple, past: int) -> None:
         """Read the prompt and set up the probe of its query rows."""
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, dict):
+            mask = mask["full_attention"]
+        if mask is not None and mask.ndim == 4:  # as generate() makes it for a static cache
+            mask = visible_keys(mask, past + shape[1]).expand(shape[0], -1)
         prompt = self._reader.read(inputs, mask, shape)
         query = self._reader.positions(prompt, self.query, past)
         if past:
             prompt = self._prompt.extend(prompt, past)
+            if mask is not None and mask.shape[1] == past + shape[1]:
+                prompt = replace(prompt, visible=mask.cpu() != 0)
         query = check_query(query, prompt)
         self._prompt, self._query, self._regions = prompt, query, None
         rows = [row for row, grids in enumerate(prompt.grids) if grids]
@@ -259,7 +267,7 @@ class Patch:
             )
         self._step = Probe(probed, prompt.visible, rows, past) if rows else None
         if not rows:
-            self._located({})
+            self._locate(None)
 
     def _query_shift(self) -> int:
         # The released code probes the token before the question's last.
@@ -273,7 +281,9 @@ class Patch:
 
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         """After the text model's prefill: find the regions, and steer from here on."""
-        if not self.enabled or torch.compiler.is_compiling():
+        if not self.enabled:
+            return
+        if torch.compiler.is_compiling() and not isinstance(self._step, Probe):
             return
         cache = getattr(output, "past_key_values", None)
         if cache is not None and cache is not self._cache():
@@ -281,11 +291,10 @@ class Patch:
         if not isinstance(self._step, Probe):
             return
         probe, self._step = self._step, None
-        layers = self._text.config.num_hidden_layers
-        self._located({row: probe.attention_rows(row, layers) for row in probe.rows})
+        self._locate(probe)
 
-    def _located(self, attention: dict[int, Tensor]) -> None:
-        """Turn probed attention rows (row -> [L, H, S]) into regions and the steering."""
+    def _locate(self, probe: Probe | None) -> None:
+        """Turn probed attention rows into regions and the steering; None: no row has an image."""
         config, prompt = self.config, self._prompt
         text, length = self._text.config, prompt.image.shape[1]
         shape = (text.num_hidden_layers, text.num_attention_heads)
@@ -299,26 +308,31 @@ class Patch:
             visible = prompt.visible[row]
             # The released code averages over the whole row, keys after the query included.
             keys = visible[: query + 1] if config.method == "vrga" else visible
-            regions.append(find(attention[row], grids, query, int(keys.sum()), config))
+            rows = probe.attention_rows(row, shape[0])
+            regions.append(find(rows, grids, query, int(keys.sum()), config))
         self._regions = regions
-        self._step = self._steering(regions)
+        self._step = self._steering(regions, probe.capacity) if probe is not None else None
 
-    def _steering(self, regions: list[Region]) -> Steering | None:
+    def _steering(self, regions: list[Region], capacity: int) -> Steering | None:
         """What the decode steps do; None where they do what the unpatched model does."""
         if self.given is not None:
+            if self.config.method == "ablation":
+                raise ValueError("patch.given is not read by method='ablation': set it to None")
             masks = cells_mask(self.given, self._prompt, "given")
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
-        any_image = any(bool(region.image.any()) for region in regions)
         off = self.config.gain == 1 and self.config.method in ("vrga", "released")
-        if not any_image or (off and self._recording is None):
+        if off and self._recording is None:
             return None
         watch = recorder = None
         if self._recording is not None:
             recorder, watch = self._recording
+            if recorder.steps:
+                raise ValueError("a trace holds one call of generate: record each on its own")
             watch = None if watch is None else cells_mask(watch, self._prompt, "watch")
         steering = Steering(
-            regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder
-        )
+            regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder,
+            capacity=capacity,
+        )  # fmt: skip
         steering.begin()
         return steering
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vrga.models import Family, load_tokenizer
-from vrga.tokens import Prompt, Query, question_end, read_prompt, user_end
+from vrga.tokens import Prompt, Query, expanded, question_end, read_prompt, user_end
 
 
 class PromptReader:
@@ -54,12 +54,15 @@ class PromptReader:
         elif isinstance(query, str):
             found = question_end(prompt, [query] * rows, self._decode)
         elif isinstance(query, (list, tuple)) and query and isinstance(query[0], str):
-            if len(query) != rows:
-                raise ValueError(f"query has {len(query)} texts for {rows} rows")
-            found = question_end(prompt, query, self._decode)
+            texts = expanded(list(query), rows)
+            if len(texts) != rows:
+                raise ValueError(f"query has {len(texts)} texts for {rows} rows")
+            found = question_end(prompt, texts, self._decode)
         else:
             given = torch.as_tensor(query)
-            return given.expand(rows) if given.ndim == 0 else given
+            if given.ndim == 0:
+                return given.expand(rows)
+            return torch.tensor(expanded(given.tolist(), rows)) if given.ndim == 1 else given
         return found + past
 
     def end_tokens(self) -> set[int]:

@@ -100,6 +100,6 @@ def _threshold(relevance: Tensor, width: int, config: VRGAConfig) -> Tensor:
 
 
 def _dilate(local: Tensor, count: int, steps: int) -> Tensor:
-    """T grown by `steps` in one dimension; its first three indices do not grow."""
+    """T grown by `steps` in one dimension; its first three indices count for nothing."""
     grown = local[local >= 3, None] + torch.arange(-steps, steps + 1)
     return grown.clamp(0, count - 1).unique()

@@ -10,6 +10,7 @@ from torch import Tensor
 from vrga.config import VRGAConfig
 from vrga.kernels.reference import ENTROPY, MASS, decode_attention_reference
 from vrga.region import Region
+from vrga.tokens import visible_keys
 from vrga.trace import Recorder
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
@@ -46,6 +47,7 @@ class Steering:
             steps are only measured.
         watch: extra set of keys whose attention is measured, bool [B, S], or None.
         recorder: takes the statistics of every step, or None.
+        capacity: keys that the cache has room for.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Steering:
         applied: bool = True,
         watch: Tensor | None = None,
         recorder: Recorder | None = None,
+        capacity: int = 0,
     ):
         self.config, self.impl, self.applied = config, impl, applied
         self.recorder = recorder
@@ -68,7 +71,9 @@ class Steering:
             recorder.opened = recorder.closed = (1.0,) * self.groups
         kinds = _key_groups(regions, config, watch)
         image = torch.stack([region.image for region in regions])
-        self._flags = ((kinds << 1) | image).to(torch.int32)  # [B, S]
+        flags = ((kinds << 1) | image).to(torch.int32)  # [B, S]
+        # As long as a static cache, so that prompts of any length share one compiled step.
+        self._flags = torch.nn.functional.pad(flags, (0, max(capacity - flags.shape[1], 0)))
         self._images = image.sum(1).to(torch.int32)  # [B]
         self._steered = image.any(1)  # [B]
         self.every_row = bool(self._steered.all())
@@ -77,7 +82,7 @@ class Steering:
             self._gate = torch.stack([region.visual for region in regions], 1)
         self._random = torch.Generator().manual_seed(config.seed)
         self._placed: dict[torch.device, dict[str, Tensor | None]] = {}
-        self._views: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._views: dict[int, tuple[Tensor, tuple[Tensor, Tensor | None]]] = {}
         self._workspace = None
 
     def begin(self) -> None:
@@ -116,6 +121,11 @@ class Steering:
             gate = self._ablated(layer, decode, tensors, arguments)
         stats = None
         if self.recorder is not None:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(
+                    "patch.record() needs decoding that is not compiled: call generate with "
+                    "disable_compile=True"
+                )
             stats = self.recorder.take(layer, query)
         return decode(
             *tensors, opened=self.opened, closed=self.closed, gate=gate, stats=stats, **arguments
@@ -145,7 +155,8 @@ class Steering:
             flags int32 [B, F], -1 on hidden keys; extent int32 [B, 3] or None for no mask.
         """
         if mask is None:
-            return flags, None
+            # A cache may have been cut below the prompt (assisted decoding does).
+            return flags[:, :keys], None
         if not isinstance(mask, Tensor):
             raise ValueError(
                 f"the attention backend hides its mask in a {type(mask).__name__}: load the model "
@@ -153,7 +164,7 @@ class Steering:
             )
         compiling = torch.compiler.is_compiling()
         if not compiling and id(mask) in self._views:
-            return self._views[id(mask)]
+            return self._views[id(mask)][1]
         visible = visible_keys(mask, keys)
         visible = visible.expand(len(flags), -1)
         padded = torch.nn.functional.pad(flags, (0, keys - flags.shape[1]))
@@ -168,7 +179,7 @@ class Steering:
         )
         view = torch.where(visible, padded, -1), extent.to(torch.int32)
         if not compiling:
-            self._views[id(mask)] = view
+            self._views[id(mask)] = mask, view  # holding the mask keeps its id its own
         return view
 
     def _ablated(self, layer: int, decode, tensors: tuple, arguments: dict) -> Tensor:
@@ -198,21 +209,6 @@ class Steering:
                 name: None if x is None else x.to(device) for name, x in own.items()
             }
         return self._placed[device]
-
-
-def visible_keys(mask: Tensor, keys: int) -> Tensor:
-    """Keys that the last query row sees, bool [B or 1, S], from any backend's mask.
-
-    Args:
-        mask: bool or additive float [B, 1, Q, S], or 0/1 [B, S].
-    """
-    if mask.ndim == 2:
-        visible = mask != 0
-    else:
-        visible = mask[:, 0, -1]
-        if mask.dtype != torch.bool:
-            visible = visible > torch.finfo(mask.dtype).min / 2
-    return visible[:, :keys]
 
 
 def choose_ablated(

@@ -186,11 +186,27 @@ def _grids_by_position(kinds: Tensor, positions: Tensor | None) -> list[list[Gri
     return grids
 
 
+def visible_keys(mask: Tensor, keys: int) -> Tensor:
+    """Keys that the last query row sees, bool [B or 1, S], from any backend's mask.
+
+    Args:
+        mask: bool or additive float [B, 1, Q, S], or 0/1 [B, S].
+    """
+    if mask.ndim == 2:
+        visible = mask != 0
+    else:
+        visible = mask[:, 0, -1]
+        if mask.dtype != torch.bool:
+            visible = visible > torch.finfo(mask.dtype).min / 2
+    return visible[:, :keys]
+
+
 def user_end(prompt: Prompt, end_tokens: set[int], vision_tokens: set[int]) -> Tensor:
     """Default query: the last text token of the last closed turn of each row.
 
     That is the last visible token before the row's last end-of-turn token which is neither an
-    image token nor a vision marker; without an end-of-turn token, the last one of the row.
+    image token nor a vision marker; without an end-of-turn token, the last one of the row. A
+    question that stands before its image cannot see it: then it is the last token of the turn.
 
     Returns:
         int64 [B]; 0 where a row has neither text nor image.
@@ -210,6 +226,11 @@ def user_end(prompt: Prompt, end_tokens: set[int], vision_tokens: set[int]) -> T
     skip = torch.isin(prompt.ids, torch.tensor(sorted(vision_tokens), dtype=torch.int64))
     text = prompt.visible & ~prompt.image & ~skip & (place < end[:, None])
     found = torch.where(text, place, -1).amax(1)
+    last_image = torch.where(prompt.image & (place < end[:, None]), place, -1).amax(1)
+    turn = prompt.visible & ~prompt.image & (place < end[:, None])
+    found = torch.where(
+        (found >= 0) & (found < last_image), torch.where(turn, place, -1).amax(1), found
+    )
     for row, grids in enumerate(prompt.grids):
         if grids and found[row] < 0:
             raise ValueError(
@@ -261,11 +282,18 @@ def question_end(prompt: Prompt, questions: Sequence[str], decode: Callable) -> 
     return torch.tensor(positions)
 
 
+def expanded(values: list, rows: int) -> list:
+    """One value per row, where generate() has expanded each sample to several rows (beams)."""
+    if values and rows % len(values) == 0:
+        return [value for value in values for _ in range(rows // len(values))]
+    return values
+
+
 def check_query(query: Tensor, prompt: Prompt) -> Tensor:
     """Validate query positions; int64 [B] on the CPU.
 
     Raises:
-        ValueError: a position out of the row, on padding or on an image token.
+        ValueError: a position out of the row, on padding, on an image token or before the images.
     """
     rows, length = prompt.image.shape
     if query.dtype.is_floating_point or query.dtype == torch.bool or query.shape != (rows,):
@@ -284,15 +312,25 @@ def check_query(query: Tensor, prompt: Prompt) -> Tensor:
             raise ValueError(f"{where} is on padding: give the position in the padded row")
         if prompt.image[row, place]:
             raise ValueError(f"{where} is on an image token: give the question's last token")
+        if not prompt.image[row, :place].any():
+            raise ValueError(
+                f"{where} stands before the row's images and cannot see them: give a position "
+                "after the image"
+            )
     return query
 
 
 def cells_mask(cells: list[list[Tensor]], prompt: Prompt, name: str) -> Tensor:
     """Cells of the images' token grids as a mask over the prompt, bool [B, S].
 
+    Args:
+        cells: for each row, or each sample before expansion, for each image bool [h, w].
+        name: what to call them in an error.
+
     Raises:
         ValueError: cells that do not fit the prompt's rows and grids.
     """
+    cells = expanded(cells, len(prompt.grids))
     found = [[tuple(cell.shape) for cell in row] for row in cells]
     grids = [[(grid.h, grid.w) for grid in row] for row in prompt.grids]
     if found != grids:

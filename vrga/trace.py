@@ -34,10 +34,6 @@ class Recorder:
 
     def stacked(self) -> Tensor:
         """All steps, float32 [steps, L, B, H, 3 + groups], on the CPU; last query rows."""
-        if len({step[0].shape[0] for step in self.steps}) > 1:
-            raise ValueError(
-                "a trace holds one call of generate: record each in a block of its own"
-            )
         layers = range(len(self.steps[0]))
         return torch.stack(
             [torch.stack([step[i][:, :, -1].cpu() for i in layers]) for step in self.steps]
