@@ -17,7 +17,16 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from benchmarks.contenders import CONTENDERS, GATES, Problem, make_problem, ours
+from benchmarks.contenders import (
+    CONTENDERS,
+    ENTROPY,
+    FOCUS,
+    GAIN,
+    GATES,
+    Problem,
+    make_problem,
+    ours,
+)
 from benchmarks.timing import seconds, summary
 from vrga.kernels.reference import decode_attention_reference
 
@@ -133,20 +142,22 @@ def contenders() -> list[str]:
     if GPU:
         return list(CONTENDERS)
     names = ["ours in torch", "sdpa", "sdpa + bias", "two-pass torch", "per-head loop"]
-    return names + ["ours", "ours, flags off"] if INTERPRETED else names
+    return names + ["ours", "ours, static gate", "ours, flags off"] if INTERPRETED else names
 
 
 def check(problem: Problem) -> float:
-    """Largest error of our kernel against the float32 reference; asserts it is small."""
-    expected = decode_attention_reference(
-        problem.q.float(), problem.k.float(), problem.v.float(), problem.flags, problem.images,
-        scale=problem.scale, opened=(1.0, 1.5), closed=(1.0, 1.0), focus=0.6, entropy=0.2,
-        gate=problem.gate,
-    )  # fmt: skip
-    impl = "triton" if GPU or INTERPRETED else "torch"
-    error = (ours(problem, impl=impl)().float() - expected).abs().max().item()
-    assert error < 2e-2 * expected.abs().max().item() + 1e-5, error
-    return error
+    """Largest error of our kernel, with either gate, against float64; asserts it is small."""
+    impl, errors = "triton" if GPU or INTERPRETED else "torch", []
+    for gate, given in (("dynamic", None), ("static", problem.gate)):
+        exact = decode_attention_reference(
+            problem.q.double(), problem.k.double(), problem.v.double(), problem.flags,
+            problem.images, scale=problem.scale, opened=(1.0, GAIN), closed=(1.0, 1.0),
+            focus=FOCUS, entropy=ENTROPY, gate=given,
+        )  # fmt: skip
+        error = (ours(problem, gate=gate, impl=impl)().double() - exact).abs().max().item()
+        assert error < torch.finfo(DTYPE).eps * 8 * exact.abs().max().item(), error
+        errors.append(error)
+    return max(errors)
 
 
 def measure(case: Case, name: str) -> dict:
@@ -193,11 +204,11 @@ def test_contenders(benchmark, case):
 def test_steering(benchmark, case):
     """What steering costs: every share of T and of open gates, against flags off."""
     check(case.problem())
-    impl = "ours" if GPU or INTERPRETED else "ours in torch"
+    impl = "ours, static gate" if GPU or INTERPRETED else "ours in torch"
     found = {}
 
     def run():
-        for name in (impl, "ours, flags off") if impl == "ours" else (impl,):
+        for name in (impl, *(("ours, flags off",) if impl != "ours in torch" else ())):
             found[name] = measure(case, name)
 
     benchmark.pedantic(run, rounds=1)

@@ -94,18 +94,23 @@ def make_problem(
     )
 
 
-def ours(problem: Problem, *, gated: bool = True, impl: str = "triton") -> Callable[[], Tensor]:
-    """Our kernel; `gated=False` has no image keys and a shut gate: plain attention."""
-    flags, gate = problem.flags, problem.gate
-    if not gated:
-        flags, gate = torch.zeros_like(flags), torch.zeros_like(gate)
+def ours(problem: Problem, *, gate: str = "dynamic", impl: str = "triton") -> Callable[[], Tensor]:
+    """Our kernel.
+
+    Args:
+        gate: "dynamic" decides from R and H_mass, "static" takes the problem's gate, "off" has
+            no image keys and a shut gate: plain attention.
+    """
+    flags, given = problem.flags, {"dynamic": None, "static": problem.gate}.get(gate)
+    if gate == "off":
+        flags, given = torch.zeros_like(flags), torch.zeros_like(problem.gate)
     arguments = dict(
         scale=problem.scale,
         opened=(1.0, GAIN),
         closed=(1.0, 1.0),
         focus=FOCUS,
         entropy=ENTROPY,
-        gate=gate,
+        gate=given,
     )
     decode = decode_attention_reference
     if impl == "triton":
@@ -203,7 +208,8 @@ SDPA_BACKENDS = {
 }
 CONTENDERS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
     "ours": ours,
-    "ours, flags off": lambda problem: ours(problem, gated=False),
+    "ours, static gate": lambda problem: ours(problem, gate="static"),
+    "ours, flags off": lambda problem: ours(problem, gate="off"),
     "ours in torch": lambda problem: ours(problem, impl="torch"),
     "sdpa": sdpa,
     **{name: (lambda p, b=backend: sdpa(p, b)) for name, backend in SDPA_BACKENDS.items()},
@@ -212,4 +218,4 @@ CONTENDERS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
     "two-pass torch": two_pass,
     "per-head loop": head_loop,
 }
-GATES = {"ours", "ours in torch", "two-pass torch", "per-head loop"}
+GATES = {"ours", "ours, static gate", "ours in torch", "two-pass torch", "per-head loop"}

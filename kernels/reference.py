@@ -15,8 +15,6 @@ A row whose weights leave no key stays unsteered.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -82,45 +80,50 @@ def decode_attention_reference(
     scores = (packed @ k.transpose(2, 3)).view(batch, heads, rows, keys).to(accurate) * scale
     shown = seen[:, None, None] & (place <= last[:, None, :, None])
     scores = scores.masked_fill(~shown, -torch.inf)
-    a = _softmax(scores)
+    shifted, e = _exponentials(scores)
+    total = e.sum(-1).clamp_min(torch.finfo(accurate).tiny)  # [B, H, Q]; a = e / total
 
-    on_image = (kinds >= 0) & (kinds & 1 > 0)
-    a_image = a * on_image[:, None, None]
-    mass = a_image.sum(-1)  # [B, H, Q]
-    mass_entropy = -torch.xlogy(a_image, a_image).sum(-1)
+    image = ((kinds >= 0) & (kinds & 1 > 0)).to(accurate)[:, None, :, None]  # [B, 1, S, 1]
+    mass = (e @ image)[..., 0] / total
+    # -sum_I a log a with log a = shifted - log total; hidden keys have e = 0.
+    finite = shifted.clamp_min(torch.finfo(accurate).min)
+    mass_entropy = mass * total.log() - ((e * finite) @ image)[..., 0] / total
     if gate is None:
         ratio = mass * visible[:, None] / images[:, None, None]
         is_open = (ratio > focus) & (ratio > entropy * mass_entropy)
     else:
         is_open = gate.bool()[:, :, None].expand(mass.shape)
-    group = (kinds >> 1)[:, None, None]
+    group = (kinds >> 1)[:, None, None]  # [B, 1, 1, S]
     if stats is not None:
         stats[..., MASS], stats[..., ENTROPY], stats[..., GATE] = mass, mass_entropy, is_open
         for g in range(len(opened)):
-            stats[..., GROUP + g] = (a * (group == g)).sum(-1)
+            stats[..., GROUP + g] = (e * (group == g)).sum(-1) / total
 
-    # A weight w is log w on the score: exact also where the weighted keys hold all the mass.
-    bias = torch.where(is_open[..., None], _log_weight(group, opened), _log_weight(group, closed))
-    steered = scores + bias
+    shut = _weights(group, closed, accurate)
+    change = _weights(group, opened, accurate) - shut
+    weight = shut + is_open[..., None] * change
     if 0 in opened or 0 in closed:
-        empty = steered.amax(-1, keepdim=True) == -torch.inf
-        steered = torch.where(empty, scores, steered)
-    probs = _softmax(steered).to(q.dtype)
-    out = probs.reshape(batch, kv_heads, -1, keys) @ v
+        # Keys of weight 0 must not set the maximum: they may hold all the mass.
+        kept = scores.masked_fill(weight == 0, -torch.inf)
+        empty = kept.amax(-1, keepdim=True) == -torch.inf
+        weight = torch.where(empty, 1, weight)
+        e = _exponentials(torch.where(empty, scores, kept))[1]
+    probs = e * weight
+    probs = probs * probs.sum(-1, keepdim=True).clamp_min(torch.finfo(accurate).tiny).reciprocal()
+    out = probs.to(q.dtype).reshape(batch, kv_heads, -1, keys) @ v
     return out.view(batch, heads, rows, size).transpose(1, 2)
 
 
-def _softmax(scores: Tensor) -> Tensor:
-    """Softmax over the last dimension; zeros where every score is -inf."""
-    limits = torch.finfo(scores.dtype)
-    e = (scores - scores.amax(-1, keepdim=True).clamp_min(limits.min)).exp()
-    return e / e.sum(-1, keepdim=True).clamp_min(limits.tiny)
+def _exponentials(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores less their maximum over the last dimension, and e to that; 0 for scores of -inf."""
+    shifted = scores - scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    return shifted, shifted.exp()
 
 
-def _log_weight(group: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """log of each key's weight, float of the shape of `group`."""
-    logs = [math.log(w) if w else -math.inf for w in weights]
-    bias = torch.full_like(group, 0, dtype=torch.float32) + logs[0]
-    for g, value in enumerate(logs[1:], 1):
-        bias = torch.where(group == g, value, bias)
-    return bias
+def _weights(group: Tensor, weights: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+    """Each key's weight, of the shape of `group`."""
+    found = torch.full_like(group, weights[0], dtype=dtype)
+    for g, weight in enumerate(weights[1:], 1):
+        if weight != weights[0]:
+            found = torch.where(group == g, weight, found)
+    return found
