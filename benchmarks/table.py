@@ -41,7 +41,7 @@ def generation() -> str:
     """Patched over unpatched, per case."""
     cases: dict[tuple[str, str], dict] = {}
     for environment, found in results("generate"):
-        if "case" in found:
+        if "case" in found and not found.get("proof"):
             cases.setdefault((where(environment), found["case"]), {}).update(found)
     lines, last = [], None
     for (device, name), found in cases.items():
@@ -49,13 +49,19 @@ def generation() -> str:
             continue  # a run of the memory benchmark alone
         if device != last:
             last = device
-            lines += [f"{device}:", "", "| case | time per token | time to first token | "
-                      "peak memory | rounds |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
+            lines += [
+                f"{device}:",
+                "",
+                "| case | time per token | time to first token | peak memory | pairs of tokens, "
+                "of prefills |",
+                "| --- | --- | --- | --- | --- |",
+            ]
         memory = found.get("ratio")
         lines.append(
             f"| {name}, {found['keys']} keys | {spread(found['ratio_per_token'])} | "
-            f"{spread(found['ratio_first_token'])} | {spread(memory) if memory else 'not run'} | "
-            f"{found['ratio_per_token']['n']} |"
+            f"{spread(found['ratio_first_token'])} | "
+            f"{format(memory['median'], '.4f') if memory else 'not run'} | "
+            f"{found['ratio_per_token']['n']}, {found['ratio_first_token']['n']} |"
         )
     return "\n".join(lines)
 
@@ -159,7 +165,11 @@ def plot(path: Path) -> None:
     """Ratios of the generation suite, one bar per case and measure."""
     from matplotlib.figure import Figure
 
-    cases = [found for _, found in results("generate") if "ratio_per_token" in found]
+    cases = [
+        found
+        for _, found in results("generate")
+        if "ratio_per_token" in found and not found.get("proof")
+    ]
     figure = Figure(figsize=(7, 1 + 0.6 * len(cases)), layout="constrained")
     axis = figure.subplots()
     hatches = {"ratio_per_token": "", "ratio_first_token": "//"}

@@ -68,7 +68,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def summary(values: list[float]) -> dict[str, float]:
     """Median and quartiles."""
-    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return {"median": quartiles[1], "low": quartiles[0], "high": quartiles[2], "n": len(values)}
 
 

@@ -112,6 +112,11 @@ class Patch:
         self._family = family
         self._reader = PromptReader(model, family, tokenizer)
         self._outer, self._text = family.modules(model)
+        if "sliding_attention" in (getattr(self._text.config, "layer_types", None) or ()):
+            raise ValueError(
+                f"{type(self._text).__name__} has sliding-window layers, whose cache drops image "
+                "tokens: load it with use_sliding_window=False"
+            )
         self._parameters = list(inspect.signature(self._outer.forward).parameters)
         self._step: Probe | Steering | None = None
         self._prompt: Prompt | None = None

@@ -68,6 +68,7 @@ def released_region(
     else:
         relevance, local = rows.new_zeros(len(span)), span[:0]
 
+    shown = relevance.cpu()[1:]
     mask, image = torch.zeros(2, rows.shape[-1], dtype=torch.bool)
     image[span] = True
     mask[span[_dilate(local, len(span), config.dilation)]] = True
@@ -76,7 +77,8 @@ def released_region(
         focus=span[local],
         mask=mask,
         image=image,
-        map=[relevance.cpu()[1:].view(grid.h, grid.w)],
+        # Without the vision-start token, which is on no grid.
+        map=[(shown / (shown.sum() + EPS)).view(grid.h, grid.w)],
         grids=grids,
         visual=visual.cpu(),
         background=background.cpu(),
