@@ -15,11 +15,65 @@ A row whose weights leave no key stays unsteered.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 # Columns of the statistics: mass on I, H_mass, gate, then the unsteered mass of each group.
 MASS, ENTROPY, GATE, GROUP = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class KeySets:
+    """What flags and extent say of every key, the same for all layers of a forward pass.
+
+    Args:
+        hidden: keys that a query row does not see, bool [B or 1, 1, Q, S].
+        visible: number of keys it sees, [B or 1, Q].
+        image: 1 on image keys, float [B, 1, S, 1].
+        group: group of each key, [B, 1, 1, S].
+        shut, change: weight under a shut gate, and what an open gate adds, float [B, 1, 1, S].
+    """
+
+    hidden: Tensor
+    visible: Tensor
+    image: Tensor
+    group: Tensor
+    shut: Tensor
+    change: Tensor
+
+
+def key_sets(
+    flags: Tensor,
+    extent: Tensor | None,
+    keys: int,
+    rows: int,
+    opened: tuple[float, ...],
+    closed: tuple[float, ...],
+    dtype: torch.dtype,
+) -> KeySets:
+    """The sets of `keys` keys for `rows` query rows, with floats of `dtype`."""
+    place = torch.arange(keys, device=flags.device)
+    kinds = torch.nn.functional.pad(flags, (0, keys - flags.shape[1]))
+    if extent is None:
+        visible = keys - rows + 1 + torch.arange(rows, device=flags.device)[None]  # [1, Q]
+        last = visible - 1  # the last key that each query row sees
+        seen = kinds >= 0
+    else:
+        back = torch.arange(rows - 1, -1, -1, device=flags.device)
+        visible, last = extent[:, 2:3] - back, extent[:, 1:2] - 1 - back  # [B, Q]
+        seen = (kinds >= 0) & (place >= extent[:, :1])
+    group = (kinds >> 1)[:, None, None]
+    shut = _weights(group, closed, dtype)
+    return KeySets(
+        hidden=~(seen[:, None, None] & (place <= last[:, None, :, None])),
+        visible=visible,
+        image=((kinds >= 0) & (kinds & 1 > 0)).to(dtype)[:, None, :, None],
+        group=group,
+        shut=shut,
+        change=_weights(group, opened, dtype) - shut,
+    )
 
 
 def decode_attention_reference(
@@ -37,6 +91,7 @@ def decode_attention_reference(
     gate: Tensor | None = None,
     extent: Tensor | None = None,
     stats: Tensor | None = None,
+    sets: KeySets | None = None,
 ) -> Tensor:
     """Attention of the newest tokens of each row over the cache, with gated key weights.
 
@@ -54,6 +109,7 @@ def decode_attention_reference(
             the last query row; None: 0, S, S.
         stats: float32 [B, H, Q, 3 + groups], written if given: mass on I, H_mass in nats, gate,
             mass of each group before steering.
+        sets: what `key_sets` makes of these arguments, when several layers share it.
 
     Returns:
         [B, Q, H, d] in q's dtype.
@@ -62,46 +118,30 @@ def decode_attention_reference(
     kv_heads, keys = k.shape[1:3]
     # float32 accumulation for half precision, as every attention backend does; float64 stays.
     accurate = torch.promote_types(q.dtype, torch.float32)
-    place = torch.arange(keys, device=q.device)
-    kinds = flags
-    if flags.shape[1] < keys:
-        kinds = torch.nn.functional.pad(flags, (0, keys - flags.shape[1]))
-    if extent is None:
-        visible = keys - rows + 1 + torch.arange(rows, device=q.device)  # [Q]
-        last = (visible - 1)[None]  # [1, Q], the last key that each query row sees
-        visible, seen = visible[None], kinds >= 0
-    else:
-        back = torch.arange(rows - 1, -1, -1, device=q.device)
-        last = extent[:, 1:2] - 1 - back
-        visible = extent[:, 2:3] - back  # [B, Q]
-        seen = (kinds >= 0) & (place >= extent[:, :1])
+    if sets is None:
+        sets = key_sets(flags, extent, keys, rows, opened, closed, accurate)
     # Query row i of head h stands at index [h, i]; the heads of a KV head share its keys.
     packed = q.reshape(batch, kv_heads, -1, size)
     scores = (packed @ k.transpose(2, 3)).view(batch, heads, rows, keys).to(accurate) * scale
-    shown = seen[:, None, None] & (place <= last[:, None, :, None])
-    scores = scores.masked_fill(~shown, -torch.inf)
+    scores = scores.masked_fill(sets.hidden, -torch.inf)
     shifted, e = _exponentials(scores)
     total = e.sum(-1).clamp_min(torch.finfo(accurate).tiny)  # [B, H, Q]; a = e / total
 
-    image = ((kinds >= 0) & (kinds & 1 > 0)).to(accurate)[:, None, :, None]  # [B, 1, S, 1]
-    mass = (e @ image)[..., 0] / total
+    mass = (e @ sets.image)[..., 0] / total
     # -sum_I a log a with log a = shifted - log total; hidden keys have e = 0.
     finite = shifted.clamp_min(torch.finfo(accurate).min)
-    mass_entropy = mass * total.log() - ((e * finite) @ image)[..., 0] / total
+    mass_entropy = mass * total.log() - ((e * finite) @ sets.image)[..., 0] / total
     if gate is None:
-        ratio = mass * visible[:, None] / images[:, None, None]
+        ratio = mass * sets.visible[:, None] / images[:, None, None]
         is_open = (ratio > focus) & (ratio > entropy * mass_entropy)
     else:
         is_open = gate.bool()[:, :, None].expand(mass.shape)
-    group = (kinds >> 1)[:, None, None]  # [B, 1, 1, S]
     if stats is not None:
         stats[..., MASS], stats[..., ENTROPY], stats[..., GATE] = mass, mass_entropy, is_open
         for g in range(len(opened)):
-            stats[..., GROUP + g] = (e * (group == g)).sum(-1) / total
+            stats[..., GROUP + g] = (e * (sets.group == g)).sum(-1) / total
 
-    shut = _weights(group, closed, accurate)
-    change = _weights(group, opened, accurate) - shut
-    weight = shut + is_open[..., None] * change
+    weight = sets.shut + is_open[..., None] * sets.change
     if 0 in opened or 0 in closed:
         # Keys of weight 0 must not set the maximum: they may hold all the mass.
         kept = scores.masked_fill(weight == 0, -torch.inf)

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from vrga.config import VRGAConfig
-from vrga.kernels.reference import ENTROPY, MASS, decode_attention_reference
+from vrga.kernels.reference import (
+    ENTROPY,
+    MASS,
+    KeySets,
+    decode_attention_reference,
+    key_sets,
+)
 from vrga.region import Region
 from vrga.tokens import visible_keys
 from vrga.trace import Recorder
@@ -83,11 +89,13 @@ class Steering:
         self._random = torch.Generator().manual_seed(config.seed)
         self._placed: dict[torch.device, dict[str, Tensor | None]] = {}
         self._views: dict[int, tuple[Tensor, tuple[Tensor, Tensor | None]]] = {}
+        self._sets: dict[tuple, KeySets] = {}
         self._workspace = None
 
     def begin(self) -> None:
         """Start a forward pass: the masks of the last one are gone."""
         self._views.clear()
+        self._sets.clear()
 
     def attend(self, own, module, query, key, value, attention_mask, **kwargs):
         """Steered attention; [B, Q, H, d] and None, as every attention backend returns."""
@@ -119,6 +127,8 @@ class Steering:
         gate = None if state["gate"] is None else state["gate"][layer]
         if self.config.method == "ablation":
             gate = self._ablated(layer, decode, tensors, arguments)
+        elif decode is decode_attention_reference and not torch.compiler.is_compiling():
+            arguments["sets"] = self._key_sets(query, key, flags, extent)
         stats = None
         if self.recorder is not None:
             if torch.compiler.is_compiling():
@@ -130,6 +140,17 @@ class Steering:
         return decode(
             *tensors, opened=self.opened, closed=self.closed, gate=gate, stats=stats, **arguments
         )
+
+    def _key_sets(self, query: Tensor, key: Tensor, flags: Tensor, extent: Tensor | None):
+        """The reference's key sets, computed once per forward pass, mask and device."""
+        shape = key.shape[2], query.shape[2], query.dtype, query.device
+        found = self._sets.get((*shape, id(extent)))
+        if found is None:
+            dtype = torch.promote_types(query.dtype, torch.float32)
+            found = key_sets(flags, extent, *shape[:2], self.opened, self.closed, dtype)
+            # The view of this pass holds the extent, so that its id stays its own.
+            self._sets[(*shape, id(extent))] = found
+        return found
 
     def _implementation(self, query: Tensor):
         """The decode function for this device; gradients need the one in torch."""
