@@ -31,7 +31,7 @@ class KeySets:
     Args:
         hidden: keys that a query row does not see, bool [B or 1, 1, Q, S].
         visible: number of keys it sees, [B or 1, Q].
-        image: 1 on image keys, float [B, 1, S, 1].
+        image: 1 on image keys, float [B, 1, 1, S].
         group: group of each key, [B, 1, 1, S].
         shut, change: weight under a shut gate, and what an open gate adds, float [B, 1, 1, S].
     """
@@ -69,7 +69,7 @@ def key_sets(
     return KeySets(
         hidden=~(seen[:, None, None] & (place <= last[:, None, :, None])),
         visible=visible,
-        image=((kinds >= 0) & (kinds & 1 > 0)).to(dtype)[:, None, :, None],
+        image=((kinds >= 0) & (kinds & 1 > 0)).to(dtype)[:, None, None],
         group=group,
         shut=shut,
         change=_weights(group, opened, dtype) - shut,
@@ -127,10 +127,11 @@ def decode_attention_reference(
     shifted, e = _exponentials(scores)
     total = e.sum(-1).clamp_min(torch.finfo(accurate).tiny)  # [B, H, Q]; a = e / total
 
-    mass = (e @ sets.image)[..., 0] / total
+    on_image = e * sets.image
+    mass = on_image.sum(-1) / total
     # -sum_I a log a with log a = shifted - log total; hidden keys have e = 0.
     finite = shifted.clamp_min(torch.finfo(accurate).min)
-    mass_entropy = mass * total.log() - ((e * finite) @ sets.image)[..., 0] / total
+    mass_entropy = mass * total.log() - (on_image * finite).sum(-1) / total
     if gate is None:
         ratio = mass * sets.visible[:, None] / images[:, None, None]
         is_open = (ratio > focus) & (ratio > entropy * mass_entropy)
