@@ -1,4 +1,4 @@
-"""What the compiler makes of every shipped variant of the decode kernel, without a GPU.
+"""What the compiler makes of every shipped variant of the kernels, without a GPU.
 
     python -m benchmarks.compiled [--json FILE]
 
@@ -26,7 +26,7 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from vrga.kernels import decode
+from vrga.kernels import arguments, decode, probe
 
 ARCHITECTURES = (80, 90)
 POINTERS = {
@@ -37,9 +37,11 @@ POINTERS = {
     "p_stats": "*fp32",
     "p_part": "*fp32",
     "p_acc": "*fp32",
+    "p_last": "*i32",
+    "p_hidden": "*u8",
 }
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-INTEGERS = {"S", "F", "SPLITS"}
+INTEGERS = {"S", "F", "SPLITS", "KEYS", "OFFSET", "ROWS"}
 # Strides that are multiples of 16 elements in any cache; the others may be anything.
 ALIGNED = {"s_qb", "s_qh", "s_qq", "s_kb", "s_kh", "s_kn", "s_vb", "s_vh", "s_vn"}
 # (shared memory, registers) of a multiprocessor.
@@ -86,8 +88,8 @@ class Variant:
 def variants() -> Iterator[Variant]:
     """Every shipped variant: head sizes, dtypes, GQA ratios, query blocks, modes and flags."""
     for single in (False, True):
-        for size in decode.HEAD_SIZES:
-            for dtype in decode.DTYPES:
+        for size in arguments.HEAD_SIZES:
+            for dtype in arguments.DTYPES:
                 yield Variant(size=size, dtype=dtype, single=single)
         for heads, kv_heads in ((8, 8), (8, 4), (16, 4), (16, 2), (64, 8), (12, 1), (16, 1)):
             yield Variant(heads=heads, kv_heads=kv_heads, single=single)
@@ -111,8 +113,9 @@ class Report:
         spills: bytes of local memory per thread.
         shared: bytes of shared memory per block.
         blocks: blocks that fit on a multiprocessor at once.
-        loads: bytes of each asynchronous copy to shared memory -> how many of them the pipeline
-            holds; K and V come by these. The flags' copies are 4 bytes wide.
+        loads: bytes of each load -> how many of them the code holds. Of the decode kernel, its
+            asynchronous copies to shared memory: K and V come by these; the flags' are 4 bytes
+            wide. Of the others, all loads from global memory.
     """
 
     kernel: str
@@ -141,6 +144,14 @@ def compile_merge(variant: Variant, arch: int) -> CompiledKernel:
     return _compile(decode.merge_kernel, variant, constants, arch, {"num_warps": 4})
 
 
+def compile_probe(variant: Variant, arch: int) -> CompiledKernel:
+    """Compile the kernel of the prefill's probe rows."""
+    constants = probe.probe_constants(
+        variant.heads // variant.kv_heads, variant.size, variant.dtype
+    ) | dict(DTYPE=decode.DTYPES[variant.dtype], PRECISION="ieee")
+    return _compile(probe.probe_kernel, variant, constants, arch, {"num_warps": 4})
+
+
 def _constants(variant: Variant) -> dict:
     return decode.kernel_constants(
         variant.heads, variant.kv_heads, variant.rows, variant.size, variant.groups,
@@ -155,6 +166,8 @@ def _compile(kernel, variant: Variant, constants: dict, arch: int, options: dict
             types[name] = "constexpr"
         elif name.startswith("p_"):
             types[name] = POINTERS.get(name, f"*{TYPES[variant.dtype]}")
+            if kernel is probe.probe_kernel and name == "p_out":
+                types[name] = "*fp32"
             aligned[(index,)] = [["tt.divisibility", 16]]
         elif name.startswith("s_") or name in INTEGERS:
             types[name] = "i32"
@@ -188,7 +201,13 @@ def report(compiled: CompiledKernel, name: str, variant: Variant, arch: int) -> 
     copies = re.findall(
         r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (\w+)", compiled.asm["ptx"]
     )
-    loads = dict(sorted(Counter(int(width, 0) for width in copies).items()))
+    widths = [int(width, 0) for width in copies]
+    if not widths:  # as 32-bit words in a vector; or smaller ones
+        plain = re.findall(
+            r"ld\.global(?:\.\w+::\w+)*\.(?:v(\d)\.)?[bfsu](\d+)", compiled.asm["ptx"]
+        )
+        widths = [int(count or 1) * int(bits) // 8 for count, bits in plain]
+    loads = dict(sorted(Counter(widths).items()))
     return Report(name, str(variant), arch, registers, stack + local, shared, blocks, loads)
 
 
@@ -210,6 +229,9 @@ def main() -> None:
             built = [("decode", compile_decode(variant, arch))]
             if not variant.single:
                 built.append(("merge", compile_merge(variant, arch)))
+            plain = not (variant.extent or variant.gate or variant.stats or variant.single)
+            if plain and variant.rows == 1 and variant.groups == 2:  # the rest it does not know
+                built.append(("probe", compile_probe(variant, arch)))
             reports += [report(kernel, name, variant, arch) for name, kernel in built]
     for row in reports:
         table.add_row(*(str(value) for value in asdict(row).values()))

@@ -114,7 +114,8 @@ def ours(problem: Problem, *, gate: str = "dynamic", impl: str = "triton") -> Ca
     )
     decode = decode_attention_reference
     if impl == "triton":
-        from vrga.kernels.decode import Workspace, decode_attention
+        from vrga.kernels.decode import decode_attention
+        from vrga.kernels.launch import Workspace
 
         decode, arguments["workspace"] = decode_attention, Workspace()
     p = problem

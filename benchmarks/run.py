@@ -1,12 +1,14 @@
 """Run the suite and keep its results: python -m benchmarks.run [SUITE ...]
 
 Suites: kernel, generate (default: both). Each run leaves one JSON in benchmarks/results/, named by
-suite and device, with device, versions and commit inside.
+suite and device, with device, versions and commit inside. With TRITON_INTERPRET=1 the suite is only
+proven: the kernels run in Triton's interpreter, their times mean nothing, and no table shows them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 
@@ -27,6 +29,8 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown suite {', '.join(sorted(unknown))}; known: {', '.join(SUITES)}")
     device = re.sub(r"[^a-z0-9]+", "-", str(environment()["device"]).lower()).strip("-")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        device += "-interpreted"
     RESULTS.mkdir(parents=True, exist_ok=True)
     for suite in arguments.suite:
         status = pytest.main(

@@ -67,27 +67,55 @@ def generation() -> str:
 
 
 def contenders() -> str:
-    """Time of every contender over that of plain attention as torch chooses it."""
-    lines, device = [], None
+    """Time of every contender over that of plain attention as torch chooses it.
+
+    From a GPU also microseconds, host time per call, and the share of the copy bandwidth measured
+    in the same run at which keys and values were read.
+    """
+    lines, device, copy = [], None, {}
+    for environment, found in results("kernel"):
+        if "bytes_per_second" in found:
+            copy[where(environment)] = found["bytes_per_second"]["copy"]
     for environment, found in results("kernel"):
         if "kv_bytes" not in found or found["interpreted"]:
             continue
+        on_gpu = "graph_seconds" in found["contenders"]["sdpa"]
         if where(environment) != device:
             device = where(environment)
-            lines += [f"{device}:", "", "| case | contender | gates | time / sdpa |",
-                      "| --- | --- | --- | --- |"]  # fmt: skip
+            columns = ["case", "contender", "gates", "time / sdpa"]
+            columns += ["time, µs", "host time, µs", "of copy bandwidth"] if on_gpu else []
+            lines += [f"{device}:", "", row(columns), row(["---"] * len(columns))]
         base = _time(found["contenders"]["sdpa"])
         for name, measured in found["contenders"].items():
-            if name != "sdpa" and "unsupported" not in measured:
-                gates = "yes" if measured["gates"] else "no"
-                lines.append(
-                    f"| {found['case']} | {name} | {gates} | {_time(measured) / base:.2f} |"
-                )
+            if "unsupported" in measured:
+                continue
+            time = _time(measured)
+            cells = [found["case"], name, "yes" if measured["gates"] else "no"]
+            cells += [f"{time / base:.2f}"]
+            if on_gpu:
+                share = measured["bytes_per_second"] / copy[device]
+                host = measured["host_seconds"]["median"]
+                cells += [f"{time * 1e6:.1f}", f"{host * 1e6:.1f}", f"{share:.0%}"]
+            if name != "sdpa" or on_gpu:
+                lines.append(row(cells))
     return "\n".join(lines)
+
+
+def row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _time(measured: dict) -> float:
     return measured.get("graph_seconds", measured["seconds"])["median"]
+
+
+def host() -> str:
+    """Host work of a launch."""
+    run = json.loads((RESULTS / "host.json").read_text())
+    return (
+        f"A kept launch takes {run['ratio']:.2f} times the host work of one that Triton binds anew "
+        f"({where(run['environment'])})."
+    )
 
 
 def compiled() -> str:
@@ -146,6 +174,7 @@ TABLES = {
     "demo": demo,
     "generation": generation,
     "contenders": contenders,
+    "host": host,
     "compiled": compiled,
 }
 

@@ -23,18 +23,17 @@ Names: p_ pointer, b_ tile, o_ offsets, m_ mask, i_ index; sizes in capitals.
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from .arguments import check_arguments
+from .launch import Launch, Workspace, call_key, interpreted, multiprocessors
 
 DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-HEAD_SIZES = (16, 32, 64, 80, 96, 128, 256)
 MAX_ROWS = 8  # query rows per sample of one launch
 MAX_SPLITS = 256
 BLOCKS_PER_SM = 3  # programs that should be in flight on each multiprocessor
@@ -68,7 +67,8 @@ def _statistics(b_m, b_l, b_li, b_u):
     b_total = tl.sum(b_c * b_l, 0)
     b_total = tl.where(b_total == 0.0, 1.0, b_total)  # no visible key
     b_mass = tl.sum(b_c * b_li, 0) / b_total
-    b_us = LN2 * tl.sum(b_c * (b_u + b_diff * b_li), 0) / b_total
+    b_us = tl.sum(b_c * (b_u + b_diff * b_li), 0) / b_total
+    b_us = 0.6931471805599453 * b_us  # log 2: the sums are in base 2
     return b_mass, b_mass * tl.log(b_total) - b_us, b_c * b_l / b_total[None, :]
 
 
@@ -120,13 +120,13 @@ def decode_kernel(
     p_k,
     p_v,
     p_flags,
+    p_part,
+    p_acc,
     p_images,
     p_extent,
     p_gate,
     p_out,
     p_stats,
-    p_part,
-    p_acc,
     s_qb,
     s_qh,
     s_qq,
@@ -204,6 +204,7 @@ def decode_kernel(
         p_q + i_b * s_qb + o_q[:, None] + o_d[None, :], mask=m_r[:, None] & m_d[None, :], other=0.0
     ).to(DTYPE)  # [M, BD]
 
+    scale2 = scale * 1.4426950408889634  # log2 e: scores, and all sums of them, are in base 2
     o_n = tl.arange(0, BN)
     p_kt = p_k + i_b * s_kb + i_kv.to(tl.int64) * s_kh + o_d[:, None]
     p_vt = p_v + i_b * s_vb + i_kv.to(tl.int64) * s_vh + o_d[None, :]
@@ -221,7 +222,7 @@ def decode_kernel(
         b_k = tl.load(p_kt + o_k64[None, :] * s_kn, mask=m_d[:, None] & m_k[None, :], other=0.0).to(
             DTYPE
         )  # [BD, BN]
-        b_s = tl.dot(b_q, b_k, input_precision=PRECISION) * (scale * LOG2E)  # [M, BN], base 2
+        b_s = tl.dot(b_q, b_k, input_precision=PRECISION) * scale2  # [M, BN]
         m_s = (m_k & (b_f >= 0))[None, :] & ((b_f >> 1)[None, :] == i_group[:, None])
         m_s = m_s & (o_k[None, :] <= last[:, None])
         b_s = tl.where(m_s, b_s, float("-inf"))
@@ -402,34 +403,6 @@ def merge_kernel(
     tl.store(p_out + o_out + o_d, b_out.to(p_out.dtype.element_ty), mask=o_d < D)
 
 
-def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 at import)."""
-    return not isinstance(decode_kernel, triton.JITFunction)
-
-
-@functools.cache
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-class Workspace:
-    """Scratch memory of the launcher, one buffer per device, grown on demand, never shrunk.
-
-    A captured CUDA graph keeps the addresses it saw, so an outgrown buffer is kept, too.
-    """
-
-    def __init__(self):
-        self._buffers: dict[torch.device, list[Tensor]] = {}
-
-    def floats(self, count: int, device: torch.device) -> Tensor:
-        """At least `count` uninitialised float32 on `device`."""
-        buffers = self._buffers.setdefault(device, [])
-        if not buffers or buffers[-1].numel() < count:
-            size = max(count, 2 * buffers[-1].numel() if buffers else 0)
-            buffers.append(torch.empty(size, dtype=torch.float32, device=device))
-        return buffers[-1]
-
-
 def kernel_constants(
     heads: int,
     kv_heads: int,
@@ -477,6 +450,21 @@ def launch_options(size: int, dtype: torch.dtype) -> dict[str, int]:
     return {"BN": 32, "num_warps": 4, "num_stages": 4 if key <= 256 else 2}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a call of `decode_attention` launches, for arguments of given shapes and numbers.
+
+    Args:
+        decode, merge: the launches; `merge` is None with one split.
+        scratch: float32 that the splits leave for the merge; the first `sums` of them hold o.
+    """
+
+    decode: Launch
+    merge: Launch | None
+    scratch: int
+    sums: int
+
+
 def decode_attention(
     q: Tensor,
     k: Tensor,
@@ -500,28 +488,72 @@ def decode_attention(
     Beyond the reference's arguments:
 
     Args:
-        workspace: scratch memory kept between calls; None allocates.
+        workspace: scratch memory and launches kept between calls; None makes both anew. Layers of
+            a forward pass that share it check their arguments and bind the kernel once.
         splits: key splits, 1 to 256; None chooses by the device's size.
 
     Raises:
         ValueError: an argument that does not fit, before anything is launched.
     """
-    check_arguments(q, k, v, flags, images, opened, closed, gate, extent, stats)
-    batch, heads, rows, size = q.shape
-    kv_heads, keys = k.shape[1:3]
-    if rows > MAX_ROWS:
+    if q.ndim == 4 and q.shape[2] > MAX_ROWS:
         return _in_blocks(
             q, k, v, flags, images, scale=scale, opened=opened, closed=closed, focus=focus,
             entropy=entropy, gate=gate, extent=extent, stats=stats, workspace=workspace,
             splits=splits,
         )  # fmt: skip
+    tensors = (q, k, v, flags, images, gate, extent, stats)
+    numbers = (scale, opened, closed, focus, entropy, splits)
+    workspace = workspace or Workspace()
+    key = call_key(tensors, numbers)
+    plan = workspace.plans.get(key)
+    if plan is None:
+        plan = _plan(tensors, *numbers)
+        workspace.remember(key, plan)
+
+    out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
+    part = acc = out  # never read with one split
+    if plan.merge is not None:
+        acc = workspace.floats(plan.scratch, q.device)
+        part = acc[plan.sums :]
+    # Arguments that are absent still need a pointer of some type.
+    shared = (
+        part,
+        acc,
+        images,
+        images if extent is None else extent,
+        images if gate is None else gate.view(torch.uint8),
+        out,
+        out if stats is None else stats,
+    )
+    with torch.cuda.device_of(q):
+        plan.decode(q, k, v, flags, *shared)
+        if plan.merge is not None:
+            plan.merge(*shared)
+    return out
+
+
+def _plan(
+    tensors: tuple[Tensor | None, ...],
+    scale: float,
+    opened: tuple[float, ...],
+    closed: tuple[float, ...],
+    focus: float,
+    entropy: float,
+    splits: int | None,
+) -> Plan:
+    """Check the arguments of a call and decide what it launches."""
+    check_arguments(*tensors, opened, closed)
+    q, k, v, flags, _, gate, extent, stats = tensors
+    batch, heads, rows, size = q.shape
+    kv_heads, keys = k.shape[1:3]
     constants = kernel_constants(
         heads, kv_heads, rows, size, len(opened),
         extent=extent is not None, gate=gate is not None, stats=stats is not None,
     )  # fmt: skip
     padded, blocks = constants["BD"], constants["BLOCKS"]
+    interpreter = interpreted(decode_kernel)
     if splits is None:
-        wanted = 4 if interpreted() else _multiprocessors(q.device.index or 0) * BLOCKS_PER_SM
+        wanted = 4 if interpreter else multiprocessors(q.device.index or 0) * BLOCKS_PER_SM
         splits = min(
             triton.cdiv(keys, KEYS_PER_SPLIT), triton.cdiv(wanted, batch * kv_heads * blocks)
         )
@@ -529,35 +561,36 @@ def decode_attention(
     elif not 1 <= splits <= MAX_SPLITS:
         raise ValueError(f"splits={splits} is out of range: 1 to {MAX_SPLITS}")
 
-    out = torch.empty(batch, rows, heads, size, dtype=q.dtype, device=q.device)
-    tiles = batch * kv_heads * blocks * constants["GROUPS"] * constants["HALF"]
-    part = acc = out  # never read with one split
-    if splits > 1:
-        scratch = (workspace or Workspace()).floats(tiles * splits * (4 + padded), q.device)
-        acc, part = scratch, scratch[tiles * splits * padded :]
-    # The interpreter multiplies bfloat16 tiles as raw bits; there the tiles are float32.
-    dtype = tl.float32 if interpreted() else DTYPES[q.dtype]
     unused = (1.0,) * (4 - len(opened))
     weights = (focus, entropy, *opened, *unused, *closed, *unused)
-    # Arguments that are absent still need a pointer of some type.
-    p_extent = images if extent is None else extent
-    p_gate = images if gate is None else gate.view(torch.uint8)
-    p_stats = out if stats is None else stats
     gate_strides = (0, 0) if gate is None else gate.stride()
-    with torch.cuda.device_of(q):
-        decode_kernel[(splits, kv_heads * blocks, batch)](
-            q, k, v, flags, images, p_extent, p_gate, out, p_stats, part, acc,
+    decode = Launch(
+        decode_kernel,
+        (splits, kv_heads * blocks, batch),
+        (
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], flags.stride(0), *gate_strides,
             keys, flags.shape[1], splits, scale, *weights,
-            DTYPE=dtype, PRECISION="ieee", SINGLE=splits == 1,
-            **constants, **launch_options(padded, q.dtype),
-        )  # fmt: skip
-        if splits > 1:
-            merge_kernel[(heads * rows, batch)](
-                part, acc, images, p_extent, p_gate, out, p_stats, *gate_strides,
-                keys, splits, *weights, BS=MERGE_SPLITS, **constants, num_warps=4,
-            )  # fmt: skip
-    return out
+        ),
+        # The interpreter multiplies bfloat16 tiles as raw bits; there the tiles are float32.
+        dict(
+            DTYPE=tl.float32 if interpreter else DTYPES[q.dtype],
+            PRECISION="ieee",
+            SINGLE=splits == 1,
+            **constants,
+        ),
+        launch_options(padded, q.dtype),
+    )  # fmt: skip
+    merge = None
+    if splits > 1:
+        merge = Launch(
+            merge_kernel,
+            (heads * rows, batch),
+            (*gate_strides, keys, splits, *weights),
+            dict(BS=MERGE_SPLITS, **constants),
+            {"num_warps": 4},
+        )
+    tiles = batch * kv_heads * blocks * constants["GROUPS"] * constants["HALF"] * splits
+    return Plan(decode, merge, tiles * (4 + padded), tiles * padded)
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, flags: Tensor, images: Tensor, **options) -> Tensor:
@@ -584,72 +617,6 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, flags: Tensor, images: Tensor, *
         if stats is not None:
             stats[:, :, block] = written
     return torch.cat(parts, 1)
-
-
-def check_arguments(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    flags: Tensor,
-    images: Tensor,
-    opened: tuple[float, ...],
-    closed: tuple[float, ...],
-    gate: Tensor | None,
-    extent: Tensor | None,
-    stats: Tensor | None,
-) -> None:
-    """Raise ValueError for arguments the kernel cannot take; reads no tensor's content."""
-
-    def refuse(name: str, found: object, wanted: str):
-        raise ValueError(f"decode_attention: {name} is {found}; accepted: {wanted}")
-
-    if q.ndim != 4 or k.ndim != 4:
-        refuse("q, k", (tuple(q.shape), tuple(k.shape)), "[B, H, Q, d] and [B, H_kv, S, d]")
-    batch, heads, rows, size = q.shape
-    if q.dtype not in DTYPES:
-        refuse("q.dtype", q.dtype, "bfloat16, float16 or float32")
-    if size not in HEAD_SIZES:
-        refuse("head size", size, f"one of {HEAD_SIZES}")
-    if rows < 1:
-        refuse("query rows", rows, "1 or more")
-    if k.shape[0] != batch or k.shape[3] != size or k.shape[2] < rows:
-        refuse("k.shape", tuple(k.shape), f"[{batch}, H_kv, S >= {rows}, {size}]")
-    if k.shape[1] == 0 or heads % k.shape[1]:
-        refuse("k.shape[1]", k.shape[1], f"a divisor of the {heads} query heads")
-    if v.shape != k.shape:
-        refuse("v.shape", tuple(v.shape), f"that of k, {tuple(k.shape)}")
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.stride(3) != 1:
-            refuse(f"{name}.stride(3)", tensor.stride(3), "1: the head dimension is contiguous")
-        if tensor.dtype != q.dtype:
-            refuse(f"{name}.dtype", tensor.dtype, f"that of q, {q.dtype}")
-    if not 1 <= len(opened) <= 4 or len(closed) != len(opened):
-        refuse("opened, closed", (opened, closed), "one weight for each of 1 to 4 groups, in both")
-    if not all(0 <= w < float("inf") for w in (*opened, *closed)):
-        refuse("opened, closed", (opened, closed), "weights that are finite and not negative")
-    wanted = {
-        "flags": (flags, (batch, flags.shape[-1]), (torch.int32,)),
-        "images": (images, (batch,), (torch.int32,)),
-        "gate": (gate, (batch, heads), (torch.bool, torch.uint8)),
-        "extent": (extent, (batch, 3), (torch.int32,)),
-        "stats": (stats, (batch, heads, rows, 3 + len(opened)), (torch.float32,)),
-    }
-    for name, (tensor, shape, dtypes) in wanted.items():
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            refuse(f"{name}.shape", tuple(tensor.shape), str(list(shape)))
-        if tensor.dtype not in dtypes:
-            refuse(f"{name}.dtype", tensor.dtype, " or ".join(map(str, dtypes)))
-        if name != "gate" and not (tensor.is_contiguous() or name == "flags"):
-            refuse(f"{name}.stride()", tensor.stride(), "contiguous")
-    if flags.stride(1) != 1:
-        refuse("flags.stride(1)", flags.stride(1), "1")
-    if flags.shape[1] > k.shape[2]:
-        refuse("flags.shape[1]", flags.shape[1], f"at most the {k.shape[2]} keys")
-    for name, tensor in (("k", k), ("v", v), *((n, t) for n, (t, _, _) in wanted.items())):
-        if tensor is not None and tensor.device != q.device:
-            refuse(f"{name}.device", tensor.device, f"that of q, {q.device}")
 
 
 @torch.library.custom_op("vrga::decode_attention", mutates_args=("stats",))

@@ -1,4 +1,6 @@
-"""Decode attention with a gated set of keys, in plain torch: the meaning of kernels/decode.py.
+"""The kernels in plain torch: what kernels/decode.py and kernels/probe.py mean.
+
+Decode attention with a gated set of keys.
 
 Every key of a row belongs to one group, 0 to G - 1, or is hidden. For one head and query row let
 a be the softmax of the scaled scores over the visible keys, I the image keys, n = |I|. Then
@@ -153,6 +155,41 @@ def decode_attention_reference(
     probs = probs * probs.sum(-1, keepdim=True).clamp_min(torch.finfo(accurate).tiny).reciprocal()
     out = probs.to(q.dtype).reshape(batch, kv_heads, -1, keys) @ v
     return out.view(batch, heads, rows, size).transpose(1, 2)
+
+
+def probe_scores_reference(
+    q: Tensor,
+    k: Tensor,
+    last: Tensor,
+    hidden: Tensor,
+    out: Tensor,
+    *,
+    offset: int,
+    scale: float,
+) -> None:
+    """Scores of one query row per sample, before the softmax.
+
+    Args:
+        q: queries of this pass [B, H, Q, d]; k: cache [B, H_kv, K, d], any strides.
+        last: int32 [B], the query's position; it sees the keys up to itself. Samples whose query
+            is not among the Q rows of this pass are left out.
+        hidden: True on padding, bool [B, S].
+        out: float32 [B, H, S], written: scale * q . k; -inf on keys that the query does not see.
+        offset: position of the first query row.
+    """
+    row = last - offset
+    here = (row >= 0) & (row < q.shape[2])
+    row = row.clamp(0, q.shape[2] - 1).long()
+    accurate = torch.promote_types(q.dtype, torch.float32)
+    picked = q[torch.arange(len(q), device=q.device), :, row].to(accurate)  # [B, H, d]
+    keys = min(k.shape[2], out.shape[2])
+    packed = picked.view(len(q), k.shape[1], -1, q.shape[3])
+    scores = (packed @ k[:, :, :keys].to(accurate).transpose(2, 3)).flatten(1, 2) * scale
+    place = torch.arange(out.shape[2], device=q.device)
+    unseen = (hidden | (place > last[:, None]))[:, None]  # [B, 1, S]
+    scores = torch.nn.functional.pad(scores, (0, out.shape[2] - keys), value=-torch.inf)
+    found = scores.masked_fill(unseen, -torch.inf).to(out.dtype)
+    out.copy_(torch.where(here[:, None, None], found, out))
 
 
 def _exponentials(scores: Tensor) -> tuple[Tensor, Tensor]:

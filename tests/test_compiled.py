@@ -24,7 +24,7 @@ def kernels(tmp_path_factory):
 def test_every_variant_is_compiled_for_both_architectures(kernels):
     assert {row["arch"] for row in kernels} == {80, 90}
     assert len({row["variant"] for row in kernels}) > 50
-    assert {row["kernel"] for row in kernels} == {"decode", "merge"}
+    assert {row["kernel"] for row in kernels} == {"decode", "merge", "probe"}
 
 
 def test_nothing_spills(kernels):
@@ -37,6 +37,8 @@ def test_keys_and_values_load_16_bytes_wide(kernels):
             widths = {int(width) for width in row["loads"]}
             assert widths == {4, 16}, row  # 4: the flags
             assert row["loads"]["16"] > row["loads"]["4"], row
+        if row["kernel"] == "probe":  # one tile, so nothing to load ahead of
+            assert max(int(width) for width in row["loads"]) == 16, row
 
 
 def test_registers_leave_room_for_four_blocks(kernels):
@@ -49,3 +51,11 @@ def test_registers_leave_room_for_four_blocks(kernels):
     small = [r for r in main if r["registers"] > 128]
     assert main and not small
     assert all(row["blocks"] >= 4 for row in main if row["arch"] == 90)
+
+
+def test_kept_launches_pass_what_triton_passes():
+    """Against a stand-in for the driver, in a process without the interpreter."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.host"]
+    done = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
+    assert "5 launches compared" in done.stdout

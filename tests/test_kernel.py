@@ -7,10 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from naive import steered
 
-from vrga.kernels.decode import HEAD_SIZES, MAX_ROWS, Workspace, decode_attention
+from vrga.kernels.arguments import HEAD_SIZES
+from vrga.kernels.decode import MAX_ROWS, decode_attention
+from vrga.kernels.launch import MAX_PLANS, Workspace
 from vrga.kernels.reference import GATE, decode_attention_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
+SHARED = Workspace()  # by all calls of `check`: plans of different calls must not be mixed up
 
 
 def check(splits=None, **case):
@@ -19,7 +22,7 @@ def check(splits=None, **case):
     exact_stats = statistics(tensors, arguments).double()
     exact = decode_attention_reference(*double(tensors), **arguments, stats=exact_stats)
     stats = statistics(tensors, arguments)
-    out = decode_attention(*tensors, **arguments, stats=stats, splits=splits)
+    out = decode_attention(*tensors, **arguments, stats=stats, splits=splits, workspace=SHARED)
     low = decode_attention_reference(*tensors, **arguments)
     assert out.dtype == tensors[0].dtype and out.shape == exact.shape
 
@@ -176,9 +179,32 @@ def test_a_workspace_is_reused():
     workspace = Workspace()
     tensors, arguments = decode_case(keys=300)
     first = decode_attention(*tensors, **arguments, workspace=workspace, splits=4)
-    buffer = workspace.floats(1, tensors[0].device)
+    buffer, plan = workspace.floats(1, tensors[0].device), *workspace.plans.values()
     second = decode_attention(*tensors, **arguments, workspace=workspace, splits=4)
     assert workspace.floats(1, tensors[0].device) is buffer and torch.equal(first, second)
+    assert [*workspace.plans.values()] == [plan]
+
+
+def test_a_growing_cache_does_not_pile_up_plans():
+    workspace = Workspace()
+    for keys in range(1, 2 * MAX_PLANS):
+        tensors, arguments = decode_case(keys=keys, batch=1, heads=1, kv_heads=1)
+        decode_attention(*tensors, **arguments, workspace=workspace)
+        assert len(workspace.plans) <= MAX_PLANS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(opened=(1.0, 3.0)), dict(focus=2.0), dict(entropy=9.0), dict(scale=0.1)],
+    ids=str,
+)
+def test_a_plan_is_for_one_set_of_numbers(change):
+    workspace = Workspace()
+    tensors, arguments = decode_case(keys=90, images=0.4)
+    decode_attention(*tensors, **arguments, workspace=workspace)
+    other = decode_attention(*tensors, **arguments | change, workspace=workspace)
+    assert torch.equal(other, decode_attention(*tensors, **arguments | change))
+    assert not torch.equal(other, decode_attention(*tensors, **arguments))
 
 
 BAD = {

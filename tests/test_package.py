@@ -21,11 +21,16 @@ def test_kernels_is_a_link_and_no_top_level_package():
     assert not (ROOT / "conftest.py").exists()
 
 
-def test_kernels_import_nothing_of_ours():
+def test_kernels_import_nothing_from_above():
+    """Neither vrga nor transformers; and no kernel another one, nor the reference any."""
+    shared = {"arguments", "launch"}
     for path in (ROOT / "kernels").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.module in shared and path.stem not in {*shared, "reference"}, path
+            elif isinstance(node, ast.ImportFrom):
+                names.append(node.module)
             assert not [n for n in names if n.split(".")[0] in ("vrga", "transformers")], path
 
 
@@ -76,6 +81,8 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
         installed = archive.namelist()
     for name in (
         "vrga/kernels/decode.py",
+        "vrga/kernels/launch.py",
+        "vrga/kernels/probe.py",
         "vrga/kernels/reference.py",
         "vrga/demo/weights/model.safetensors",
         "vrga/patching.py",

@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from vrga.kernels.reference import probe_scores_reference
+
 KEYWORD = "vrga"
 
 
@@ -67,55 +69,63 @@ def _backend(name: str, module: torch.nn.Module) -> Callable:
 class Probe:
     """Collects, in a prefill, the attention of one query row per sample from every layer.
 
+    The prefill may come in several forward passes; `begin` opens each of them.
+
     Args:
-        query: query position of each row, counted from the first key.
-        visible: False on padding, bool [B, S].
-        rows: indices of the rows to probe.
-        offset: keys that were in the cache before this forward pass.
+        query: query position of each row, counted from the first key; -1 leaves the row out.
+        visible: False on padding, bool [B, S] of the whole prompt.
+        impl: "torch", "triton", or "auto", which is Triton on CUDA.
     """
 
-    def __init__(self, query: list[int], visible: Tensor, rows: list[int], offset: int):
-        self.query, self.visible, self.rows, self.offset = query, visible, rows, offset
-        self._found: dict[int, dict[int, Tensor]] = {}  # layer -> row -> [H, S]
+    def __init__(self, query: list[int], visible: Tensor, impl: str):
+        self._query, self._visible, self._impl = query, visible, impl
+        self._scores: dict[int, Tensor] = {}  # layer -> [B, H, S]
+        self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._workspace = None
+        self._offset = 0
         self.capacity = 0  # keys that the cache has room for; more than it holds if it is static
-        self._hidden: dict[tuple[int, torch.device], Tensor] = {}
+
+    def begin(self, offset: int) -> None:
+        """Open a forward pass behind `offset` cached keys."""
+        self._offset = offset
 
     def attend(self, own, module, query, key, value, attention_mask, **kwargs):
         """The model's own attention, and the probe rows beside it."""
         output = own(module, query, key, value, attention_mask, **kwargs)
         self.capacity = key.shape[2]
         with torch.no_grad():
-            self._found[module.layer_idx] = {
-                row: self._probe(row, query, key, kwargs["scaling"]) for row in self.rows
-            }
+            self._probe(module.layer_idx, query, key, kwargs["scaling"])
         return output
 
-    def _probe(self, row: int, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-        """softmax(q K) of one query row over the keys it sees, float32 [H, S]."""
-        last = self.query[row]
-        accurate = torch.promote_types(query.dtype, torch.float32)
-        q = query[row, :, last - self.offset].to(accurate) * scaling  # [H, d]
-        k = key[row, :, : last + 1].to(accurate)  # [H_kv, last + 1, d]
-        scores = (q.view(len(k), -1, q.shape[-1]) @ k.transpose(1, 2)).flatten(0, 1)
-        hidden = self._hidden.get((row, scores.device))
-        if hidden is None:
-            hidden = (~self.visible[row, : last + 1]).to(scores.device)
-            self._hidden[row, scores.device] = hidden
-        a = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        return torch.nn.functional.pad(a, (0, self.visible.shape[1] - last - 1)).float()
+    def _probe(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
+        device = query.device
+        if device not in self._placed:
+            last = torch.tensor(self._query, dtype=torch.int32)
+            self._placed[device] = last.to(device), (~self._visible).to(device)
+        if layer not in self._scores:
+            shape = *query.shape[:2], self._visible.shape[1]
+            self._scores[layer] = torch.empty(shape, dtype=torch.float32, device=device)
+        arguments = (query, key, *self._placed[device], self._scores[layer])
+        numbers = dict(offset=self._offset, scale=scaling)
+        if self._impl == "torch" or (self._impl == "auto" and not query.is_cuda):
+            probe_scores_reference(*arguments, **numbers)
+        else:
+            from vrga.kernels.launch import Workspace
+            from vrga.kernels.probe import probe_scores
+
+            self._workspace = self._workspace or Workspace()
+            probe_scores(*arguments, **numbers, workspace=self._workspace)
 
     def attention_rows(self, row: int, layers: int) -> Tensor:
-        """The probed row from every layer, float32 [L, H, S], on the first layer's device.
-
-        Each row can be asked for once: the probe lets go of it.
+        """The probed row of a sample from every layer, softmax(q K), float32 [L, H, S].
 
         Raises:
             RuntimeError: the model did not hand its keyword arguments to its attention layers.
         """
-        found = [self._found[layer].pop(row) for layer in sorted(self._found)]
-        if len(found) != layers:
+        if len(self._scores) != layers:
             raise RuntimeError(
-                f"only {len(found)} of the model's {layers} layers called the attention "
+                f"only {len(self._scores)} of the model's {layers} layers called the attention "
                 "function with vrga's keyword argument; this model cannot be patched"
             )
-        return torch.stack([a.to(found[0].device) for a in found])
+        found = [self._scores[layer][row] for layer in sorted(self._scores)]
+        return torch.stack([scores.to(found[0].device) for scores in found]).softmax(-1)

@@ -270,9 +270,13 @@ class Patch:
                 f"query={query.tolist()} lies before the tokens of this forward pass, which start "
                 f"at {past + self._query_shift()}: give the position of the new question"
             )
-        self._step = Probe(probed, prompt.visible, rows, past) if rows else None
+        self._step = None
         if not rows:
             self._locate(None)
+            return
+        probed = [place if grids else -1 for place, grids in zip(probed, prompt.grids, strict=True)]
+        self._step = Probe(probed, prompt.visible, self.impl)
+        self._step.begin(past)
 
     def _query_shift(self) -> int:
         # The released code probes the token before the question's last.

@@ -161,12 +161,12 @@ class Steering:
             raise RuntimeError(
                 "impl='triton' has no backward pass: use torch.no_grad(), or impl='torch'"
             )
-        from vrga.kernels import decode
+        from vrga.kernels import decode, launch
 
         if torch.compiler.is_compiling():
             return decode.decode_attention_op
         if self._workspace is None:
-            self._workspace = decode.Workspace()
+            self._workspace = launch.Workspace()
         return lambda *args, **kw: decode.decode_attention(*args, workspace=self._workspace, **kw)
 
     def _view(self, mask: Tensor | None, flags: Tensor, keys: int) -> tuple[Tensor, Tensor | None]:

@@ -9,35 +9,46 @@ from torch import Tensor
 
 from vrga.kernels.reference import ENTROPY, GATE, GROUP, MASS
 
+CHUNK = 64  # steps that a recorder makes room for at a time
+
 
 class Recorder:
-    """Takes the kernel's statistics during decoding; small tensors on the device, no host sync.
+    """Takes the kernel's statistics during decoding, into memory made for many steps; no sync.
 
     Attributes:
         opened, closed: weight of each group of keys under an open and a shut gate, for reading
             the statistics, which are those of attention before steering.
+        steps: forward passes recorded so far.
     """
 
     def __init__(self):
-        self.steps: list[dict[int, Tensor]] = []
+        self._slots: list[dict[int, Tensor]] = []  # step -> layer -> [B, H, Q, 3 + groups]
+        self._room: dict[tuple, list[Tensor]] = {}
         self.opened = self.closed = (1.0, 1.0)
+
+    @property
+    def steps(self) -> int:
+        return len(self._slots)
 
     def take(self, layer: int, query: Tensor) -> Tensor:
         """A buffer for one layer of the current step, float32 [B, H, Q, 3 + groups]."""
-        if not self.steps or layer in self.steps[-1]:
-            self.steps.append({})
+        if not self._slots or layer in self._slots[-1]:
+            self._slots.append({})
         batch, heads, rows, _ = query.shape
         shape = (batch, heads, rows, GROUP + len(self.opened))
-        buffer = torch.empty(shape, dtype=torch.float32, device=query.device)
-        self.steps[-1][layer] = buffer
-        return buffer
+        room = self._room.setdefault((layer, shape), [])
+        if not room:
+            chunk = torch.empty(CHUNK, *shape, dtype=torch.float32, device=query.device)
+            room.extend(reversed(chunk.unbind()))
+        self._slots[-1][layer] = room.pop()
+        return self._slots[-1][layer]
 
     def stacked(self) -> Tensor:
         """All steps, float32 [steps, L, B, H, 3 + groups], on the CPU; last query rows."""
-        layers = range(len(self.steps[0]))
-        return torch.stack(
-            [torch.stack([step[i][:, :, -1].cpu() for i in layers]) for step in self.steps]
-        )
+        layers = range(len(self._slots[0]))
+        # One copy from each device, not one for each step and layer.
+        found = [torch.stack([step[i][:, :, -1] for step in self._slots]).cpu() for i in layers]
+        return torch.stack(found, 1)
 
 
 @dataclass
