@@ -20,7 +20,7 @@ from .launch import Launch, Workspace, call_key, interpreted
 DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
-@triton.jit(do_not_specialize=["S", "KEYS", "OFFSET", "ROWS", "s_ob", "s_oh"])
+@triton.jit(do_not_specialize=["S", "KEYS", "OFFSET", "ROWS", "s_ob", "s_oh", "s_hb"])
 def probe_kernel(
     p_q,
     p_k,
@@ -35,6 +35,7 @@ def probe_kernel(
     s_kn,
     s_ob,
     s_oh,
+    s_hb,
     S,
     KEYS,
     OFFSET,
@@ -69,7 +70,7 @@ def probe_kernel(
             mask=m_d[:, None] & m_k[None, :], other=0.0,
         ).to(DTYPE)  # [BD, BN]  # fmt: skip
         b_s = tl.dot(b_q, b_k, input_precision=PRECISION) * scale  # [M, BN]
-        b_hidden = tl.load(p_hidden + i_b * S + o_n, mask=m_n, other=1)
+        b_hidden = tl.load(p_hidden + i_b * s_hb + o_n, mask=m_n, other=1)
         m_s = m_k & (o_n <= last) & (b_hidden == 0)
         b_s = tl.where(m_s[None, :], b_s, float("-inf"))
         tl.store(
@@ -118,7 +119,17 @@ def _launch(q: Tensor, k: Tensor, last, hidden, out: Tensor, offset: int, scale:
     return Launch(
         probe_kernel,
         (triton.cdiv(length, constants["BN"]), kv_heads, batch),
-        (*q.stride()[:3], *k.stride()[:3], *out.stride()[:2], length, keys, offset, rows, scale),
+        (
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *out.stride()[:2],
+            hidden.stride(0),
+            length,
+            keys,
+            offset,
+            rows,
+            scale,
+        ),
         dict(
             # The interpreter multiplies bfloat16 tiles as raw bits; there the tiles are float32.
             DTYPE=tl.float32 if interpreted(probe_kernel) else DTYPES[q.dtype],

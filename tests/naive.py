@@ -4,19 +4,26 @@ import numpy as np
 import torch
 
 
-def region(rows, grids, keys, *, std=0.6, border=0.2, least=10, grow=1):
-    """T of one row. rows: [L, H, S] attention; grids: [(positions, h, w)]; keys: visible keys."""
+def region(rows, grids, keys, *, seen=None, std=0.6, border=0.2, least=10, grow=1):
+    """T of one row. rows: [L, H, S] attention; grids: [(positions, h, w)]; keys: visible keys.
+
+    seen: the keys that each layer sees, [L, S], where they differ.
+    """
     layers, heads, length = rows.shape
     image = [p for index, _, _ in grids for p in index]
     focus, entropy = np.zeros((layers, heads)), np.zeros((layers, heads))
     for i in range(layers):
         for h in range(heads):
             a = rows[i, h]
-            on = np.array([a[p] for p in image])
-            focus[i, h] = on.mean() / (a.sum() / keys)
+            visible = image if seen is None else [p for p in image if seen[i][p]]
+            count = keys if seen is None else sum(seen[i])
+            on = np.array([a[p] for p in visible])
+            if not visible:
+                continue  # nothing of the image: R and H_img are 0
+            focus[i, h] = on.mean() / (a.sum() / count)
             share = on / on.sum()
             entropy[i, h] = -sum(x * np.log(x) for x in share if x > 0)
-    efr = entropy / focus
+    efr = entropy / np.maximum(focus, 1e-12)
     low, high = np.percentile(efr, 5), np.percentile(focus, 95)
     visual = [(i, h) for i in range(layers) for h in range(heads)
               if efr[i, h] <= low and focus[i, h] >= high]  # fmt: skip

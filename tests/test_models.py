@@ -90,5 +90,5 @@ def test_pickled_weights_are_refused(checkpoint, tmp_path):
 def test_another_architecture_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="'bert' model; supported: qwen2_5_vl"):
+    with pytest.raises(ValueError, match="'bert' model; supported: qwen2_vl, qwen2_5_vl"):
         vrga.load(tmp_path)

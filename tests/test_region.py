@@ -44,7 +44,9 @@ def test_region_is_the_papers(shapes, layers, heads, sharpness, seed):
     # Some heads of the first layer look past the image.
     rows[0, ::2, 3 : length - 6] *= 1e-3
     rows = rows / rows.sum(-1, keepdim=True)
-    found = find_region(rows, grids, length - 1, length, VRGAConfig())
+    found = find_region(
+        rows, grids, length - 1, torch.ones(len(rows), length, dtype=torch.bool), VRGAConfig()
+    )
     focus, mask, visual, relevance = naive_region(
         rows.numpy(), [(g.index.tolist(), g.h, g.w) for g in grids], length
     )
@@ -127,14 +129,23 @@ def test_released_knows_one_image(preset):
     grids, length = layout([(4, 4), (3, 3)])
     rows = attention_rows(2, 8, length, 0)
     with pytest.raises(ValueError, match="one image per row"):
-        released_region(rows, grids, length - 1, length, preset())
-    assert released_region(rows, grids[:1], length - 1, length, preset()).image.sum() == 17
+        released_region(
+            rows, grids, length - 1, torch.ones(len(rows), length, dtype=torch.bool), preset()
+        )
+    assert (
+        released_region(
+            rows, grids[:1], length - 1, torch.ones(len(rows), length, dtype=torch.bool), preset()
+        ).image.sum()
+        == 17
+    )
 
 
 def test_region_min_keeps_the_highest():
     grids, length = layout([(6, 6)])
     rows = attention_rows(3, 8, length, 1)
     config = VRGAConfig(region_std=50.0, region_min=4)
-    found = find_region(rows, grids, length - 1, length, config)
+    found = find_region(
+        rows, grids, length - 1, torch.ones(len(rows), length, dtype=torch.bool), config
+    )
     kept = torch.where(sink_border(6, 6, 0.2), -1.0, found.map[0].flatten())
     assert set(found.focus.tolist()) == set((kept.topk(4).indices + 3).tolist())

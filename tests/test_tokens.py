@@ -1,25 +1,32 @@
 """Where the images and the question are."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from vrga.layouts import by_patches
 from vrga.tokens import Prompt, check_query, question_end, read_prompt, user_end
 
 IMAGE, VIDEO = 90, 91
+CONFIG = SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2))
 
 
 def read(rows, image=None, video=None, mask=None, positions=None, **kwargs):
     ids = torch.tensor(rows)
+    given = {
+        name: None if grids is None else torch.tensor(grids)
+        for name, grids in (("image_grid_thw", image), ("video_grid_thw", video))
+    }
     return read_prompt(
         ids,
         mask,
         None,
-        image_grids=None if image is None else torch.tensor(image),
-        video_grids=None if video is None else torch.tensor(video),
+        cells=by_patches(CONFIG, given),
         positions=positions,
         image_token=IMAGE,
         video_token=VIDEO,
-        merge=2,
+        named=tuple(given),
         shape=tuple(ids.shape),
         **kwargs,
     )

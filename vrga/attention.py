@@ -80,7 +80,8 @@ class Probe:
     def __init__(self, query: list[int], visible: Tensor, impl: str):
         self._query, self._visible, self._impl = query, visible, impl
         self._scores: dict[int, Tensor] = {}  # layer -> [B, H, S]
-        self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._windows: dict[int, int | None] = {}  # layer -> keys that it sees at most
+        self._placed: dict[tuple, tuple[Tensor, Tensor]] = {}
         self._workspace = None
         self._offset = 0
         self.capacity = 0  # keys that the cache has room for; more than it holds if it is static
@@ -94,19 +95,24 @@ class Probe:
         output = own(module, query, key, value, attention_mask, **kwargs)
         self.capacity = key.shape[2]
         with torch.no_grad():
-            self._probe(module.layer_idx, query, key, kwargs["scaling"])
+            self._probe(module, query, key, kwargs["scaling"])
         return output
 
-    def _probe(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
-        device = query.device
-        if device not in self._placed:
-            last = torch.tensor(self._query, dtype=torch.int32)
-            self._placed[device] = last.to(device), (~self._visible).to(device)
+    def _probe(self, module, query: Tensor, key: Tensor, scaling: float) -> None:
+        layer, window = module.layer_idx, getattr(module, "sliding_window", None)
+        self._windows[layer] = window
         if layer not in self._scores:
             shape = *query.shape[:2], self._visible.shape[1]
-            self._scores[layer] = torch.empty(shape, dtype=torch.float32, device=device)
-        arguments = (query, key, *self._placed[device], self._scores[layer])
-        numbers = dict(offset=self._offset, scale=scaling)
+            self._scores[layer] = torch.full(shape, -torch.inf, device=query.device)
+        # A sliding window's cache drops the first keys.
+        first = max(self._offset + query.shape[2] - key.shape[2], 0)
+        place = query.device, window, first
+        if place not in self._placed:
+            last = torch.tensor(self._query, dtype=torch.int32) - first
+            hidden = torch.stack([~self._sees(row, window) for row in range(len(self._query))])
+            self._placed[place] = last.to(query.device), hidden[:, first:].to(query.device)
+        arguments = (query, key, *self._placed[place], self._scores[layer][:, :, first:])
+        numbers = dict(offset=self._offset - first, scale=scaling)
         if self._impl == "torch" or (self._impl == "auto" and not query.is_cuda):
             probe_scores_reference(*arguments, **numbers)
         else:
@@ -115,6 +121,16 @@ class Probe:
 
             self._workspace = self._workspace or Workspace()
             probe_scores(*arguments, **numbers, workspace=self._workspace)
+
+    def _sees(self, row: int, window: int | None) -> Tensor:
+        """Keys that a sample's query sees through a window, bool [S]."""
+        place, last = torch.arange(self._visible.shape[1]), self._query[row]
+        seen = self._visible[row] & (place <= last)
+        return seen if window is None else seen & (place > last - window)
+
+    def seen(self, row: int) -> Tensor:
+        """Keys that a sample's query sees in every layer, bool [L, S], on the CPU."""
+        return torch.stack([self._sees(row, self._windows[i]) for i in sorted(self._windows)])
 
     def attention_rows(self, row: int, layers: int) -> Tensor:
         """The probed row of a sample from every layer, softmax(q K), float32 [L, H, S].

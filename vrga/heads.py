@@ -27,17 +27,22 @@ class HeadStatistics:
     efr: Tensor
 
 
-def head_statistics(rows: Tensor, image: Tensor, keys: int) -> HeadStatistics:
+def head_statistics(
+    rows: Tensor, image: Tensor, keys: int | Tensor, images: int | Tensor | None = None
+) -> HeadStatistics:
     """Statistics of attention rows (paper, section "visual heads").
 
     Args:
         rows: attention probabilities, float [L, H, S]; zero on keys the query does not see.
         image: positions of the image tokens, int64 [n].
-        keys: number of keys over which the mean attention is taken.
+        keys: number of keys over which the mean attention is taken; one number, or [L].
+        images: number of image keys among them, likewise; 0 makes R 0. None: all n.
     """
+    images = len(image) if images is None else images
+    keys, images = (torch.as_tensor(x, device=rows.device).view(-1, 1) for x in (keys, images))
     on_image = rows[..., image]  # [L, H, n]
     mass = on_image.sum(-1)
-    focus = (mass / len(image)) / (rows.sum(-1) / keys + EPS)
+    focus = (mass / images.clamp_min(1)) / (rows.sum(-1) / keys + EPS)
     share = on_image / (mass[..., None] + EPS)
     entropy = -torch.xlogy(share, share).sum(-1)
     return HeadStatistics(focus, entropy, entropy / (focus + EPS))

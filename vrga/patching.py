@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,13 +15,18 @@ from torch import Tensor, nn
 
 from vrga.attention import KEYWORD, Probe, register
 from vrga.config import VRGAConfig
-from vrga.models import family_of
-from vrga.reading import PromptReader
+from vrga.models import family_of, unwrapped
+from vrga.reading import Announcement, PromptReader
 from vrga.region import Region, empty_region, find_region
 from vrga.released import released_region
 from vrga.steering import Steering, check_implementation
 from vrga.tokens import Prompt, Query, cells_mask, check_query, visible_keys
 from vrga.trace import Recorder, Trace
+
+# Beginnings of the names of inputs that come with images and videos.
+MEDIA = ("pixel_values", "image_", "video_", "mm_encoder_outputs", "second_per_grid")
+# Inputs with one column per token of the pass, in their last dimension; in their second one.
+LAST, SECOND = ("position_ids", "cache_position"), ("input_ids", "inputs_embeds")
 
 
 def patch(
@@ -96,6 +102,7 @@ class Patch:
         impl: str = "auto",
         tokenizer: object | None = None,
     ):
+        model = unwrapped(model)
         config = VRGAConfig() if config is None else config
         if not isinstance(config, VRGAConfig):
             raise ValueError(f"config={config!r} is not a VRGAConfig")
@@ -112,17 +119,19 @@ class Patch:
         self._family = family
         self._reader = PromptReader(model, family, tokenizer)
         self._outer, self._text = family.modules(model)
-        if "sliding_attention" in (getattr(self._text.config, "layer_types", None) or ()):
-            raise ValueError(
-                f"{type(self._text).__name__} has sliding-window layers, whose cache drops image "
-                "tokens: load it with use_sliding_window=False"
-            )
+        self._sliding = "sliding_attention" in (
+            getattr(self._text.config, "layer_types", None) or ()
+        )
         self._parameters = list(inspect.signature(self._outer.forward).parameters)
         self._step: Probe | Steering | None = None
         self._prompt: Prompt | None = None
         self._query: Tensor | None = None
         self._regions: list[Region] | None = None
         self._cache: Callable[[], object] = lambda: None
+        self._announced: Announcement | None = None
+        self._end: int | None = None  # keys when the prompt is complete; None outside a prefill
+        self._reached = 0  # keys after the current pass
+        self._head = None  # output of a prompt that drafts follow in the same call
         self._recording: tuple[Recorder, object] | None = None
 
         own = self._text.config._attn_implementation
@@ -136,12 +145,19 @@ class Patch:
             )
         self._handles = [
             self._outer.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._outer.register_forward_hook(self._join, with_kwargs=True),
             self._text.register_forward_pre_hook(self._inject, with_kwargs=True),
             self._text.register_forward_hook(self._after, with_kwargs=True),
         ]
-        for method in family.refused:
-            if hasattr(model, method):
-                model.__dict__[method] = _refuse(method)
+        own_generate = model.generate
+
+        @functools.wraps(own_generate)
+        def generate(*args, **kwargs):
+            return self._generate(own_generate, args, kwargs)
+
+        self._replaced = {m: _refuse(m) for m in family.refused if hasattr(model, m)}
+        self._replaced["generate"] = generate
+        model.__dict__.update(self._replaced)
 
     def _set_attention(self, name: str) -> None:
         # By the key of the sub-config, so that the vision tower keeps its own implementation.
@@ -152,7 +168,7 @@ class Patch:
         for handle in self._handles:
             handle.remove()
         if self._handles:
-            for method in self._family.refused:
+            for method in self._replaced:
                 self.model.__dict__.pop(method, None)
             if self._text.config._attn_implementation == self._name:
                 self._set_attention(self._own)
@@ -205,18 +221,53 @@ class Patch:
                 self._step = self._step if self._step.applied else None
         trace.fill(recorder)
 
+    def announce(self, inputs: dict) -> None:
+        """Tell of a prompt whose forward passes are made by hand, in more than one piece.
+
+        Args:
+            inputs: what generate() would be given: input_ids [B, S], attention_mask, and what
+                the processor returned of the images' sizes. Until S tokens are in the cache, or
+                S more where these inputs leave the cached tokens out, every pass is prefill.
+
+        Raises:
+            ValueError: neither input_ids nor inputs_embeds.
+        """
+        self._announced, self._end = Announcement.of(inputs), None
+
+    def _generate(self, own: Callable, args: tuple, kwargs: dict) -> object:
+        """generate() of the patched model: check its options, announce the prompt."""
+        if not self.enabled:
+            return own(*args, **kwargs)
+        inputs = dict(kwargs)
+        if args or inputs.get("inputs") is not None:
+            inputs["input_ids"] = args[0] if args else inputs["inputs"]
+        _check_options(inputs, self.model.generation_config)
+        if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
+            return own(*args, **kwargs)  # which says what it misses
+        self.announce(inputs)
+        try:
+            return own(*args, **kwargs)
+        finally:
+            self._announced = self._end = None
+
     # --- hooks ---
 
-    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Before the multimodal model: decide what this forward pass is."""
         if not self.enabled:
-            return
+            return None
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         _check_inputs(inputs, module)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         shape = tuple(ids.shape if ids is not None else embeds.shape[:2])
-        if torch.compiler.is_compiling() and shape[1] == 1:
-            return  # compiled decoding: the state of the prefill stands
+        if torch.compiler.is_compiling():
+            if shape[1] > 1:
+                raise RuntimeError(
+                    "a patched model cannot compile passes of several tokens, such as chunks of "
+                    "the prefill: call generate with disable_compile=True, or without "
+                    "prefill_chunk_size"
+                )
+            return None  # compiled decoding: the state of the prefill stands
         if self._text.config._attn_implementation != self._name:
             raise RuntimeError(
                 f"the attention implementation was changed to "
@@ -225,22 +276,39 @@ class Patch:
             )
         cache = inputs.get("past_key_values")
         known = cache is not None and cache is self._cache()
-        if not (known and shape[1] == 1):
-            past = 0 if cache is None else int(cache.get_seq_length())
-            if past and not known:
-                raise ValueError(
-                    f"the cache holds {past} tokens of a prompt this patch has not seen: fill it "
-                    "with the patched model, or switch the patch off (patch.enabled = False)"
-                )
-            if not past or self._opens_turn(ids, inputs):
-                self._prefill(inputs, shape, past)
-                return
+        prefilling = known and (self._announced is not None or self._end is not None)
+        if known and shape[1] == 1 and not prefilling:
+            # A static cache on a GPU would have to be waited for to tell its length.
+            self._next_step(int(cache.get_seq_length()) if self._sliding else 0)
+            return None
+        past = 0 if cache is None else int(cache.get_seq_length())
+        announced = self._announced
+        if announced is not None and past + shape[1] > announced.end(past):
+            return self._split(module, inputs, shape, announced.end(past) - past, past)
+        self._reached = past + shape[1]
+        if known and past and announced is None and self._end is not None:
+            if isinstance(self._step, Probe):
+                self._step.begin(past)
+        elif past and known and not self._opens_turn(ids, inputs):
+            self._announced = None  # tokens that go on with an answer
+            self._next_step(past)
+        elif past and not known and announced is None:
+            raise ValueError(
+                f"the cache holds {past} tokens of a prompt this patch has not seen: fill it "
+                "with the patched model, or switch the patch off (patch.enabled = False)"
+            )
+        else:
+            self._announced = None
+            self._prefill(inputs, shape, past, announced, known)
+        return None
+
+    def _next_step(self, past: int) -> None:
         if isinstance(self._step, Steering):
-            self._step.begin()
+            self._step.begin(past)
 
     def _opens_turn(self, ids: Tensor | None, inputs: dict) -> bool:
         """Whether tokens that follow a cached prompt bring a new question."""
-        if inputs.get("pixel_values") is not None or inputs.get("pixel_values_videos") is not None:
+        if any(name.startswith(MEDIA) and value is not None for name, value in inputs.items()):
             return True
         if ids is None:
             return False
@@ -248,20 +316,62 @@ class Patch:
         # A closed turn goes on with the next one's header; a drafted answer ends with its end.
         return bool(torch.isin(ids[:, :-1], ends).any())
 
-    def _prefill(self, inputs: dict, shape: tuple, past: int) -> None:
+    def _split(
+        self, module: nn.Module, inputs: dict, shape: tuple, length: int, past: int
+    ) -> tuple[tuple, dict]:
+        """Run the prompt alone, then go on with what assisted decoding drafted behind it.
+
+        The region is known only when the prompt is through, and drafts are steered.
+        """
+        head = module(**_columns(inputs, slice(0, length), shape[1], past))
+        self._head = head
+        rest = _columns(inputs, slice(length, None), shape[1], past)
+        rest = {name: x for name, x in rest.items() if not name.startswith(MEDIA)}
+        rest["past_key_values"] = head.past_key_values
+        self._next_step(past + length)
+        return (), rest
+
+    def _join(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+        """After the multimodal model: put the prompt's states before those of the drafts."""
+        head, self._head = self._head, None
+        if head is None or output is head:
+            self._head = head
+            return None
+        output.last_hidden_state = torch.cat([head.last_hidden_state, output.last_hidden_state], 1)
+        if output.hidden_states is not None:
+            pairs = zip(head.hidden_states, output.hidden_states, strict=True)
+            output.hidden_states = tuple(torch.cat(pair, 1) for pair in pairs)
+        return output
+
+    def _prefill(
+        self,
+        inputs: dict,
+        shape: tuple,
+        past: int,
+        announced: Announcement | None,
+        known: bool,
+    ) -> None:
         """Read the prompt and set up the probe of its query rows."""
+        self._end = None
         mask = inputs.get("attention_mask")
         if isinstance(mask, dict):
             mask = mask["full_attention"]
         if mask is not None and mask.ndim == 4:  # as generate() makes it for a static cache
             mask = visible_keys(mask, past + shape[1]).expand(shape[0], -1)
-        prompt = self._reader.read(inputs, mask, shape)
-        query = self._reader.positions(prompt, self.query, past)
-        if past:
-            prompt = self._prompt.extend(prompt, past)
-            if mask is not None and mask.shape[1] == past + shape[1]:
-                prompt = replace(prompt, visible=mask.cpu() != 0)
-        query = check_query(query, prompt)
+        held = self._prompt if known and past else None
+        if announced is not None:
+            prompt, start = self._reader.read_announced(announced, shape[0], mask, held, past)
+            end = announced.end(past)
+        else:
+            prompt, start = self._reader.read(inputs, shape, mask), past
+            if past:
+                prompt = held.extend(prompt, past)
+                if mask is not None and mask.shape[1] == past + shape[1]:
+                    prompt = replace(prompt, visible=mask.cpu() != 0)
+            end = past + shape[1]
+        given = inputs if announced is None else announced.inputs
+        self._check_positions(given, prompt.later(start))
+        query = check_query(self._reader.positions(prompt, self.query, start), prompt)
         self._prompt, self._query, self._regions = prompt, query, None
         rows = [row for row, grids in enumerate(prompt.grids) if grids]
         probed = (query - self._query_shift()).tolist()
@@ -270,13 +380,27 @@ class Patch:
                 f"query={query.tolist()} lies before the tokens of this forward pass, which start "
                 f"at {past + self._query_shift()}: give the position of the new question"
             )
-        self._step = None
+        self._step, self._end = None, end
         if not rows:
             self._locate(None)
             return
         probed = [place if grids else -1 for place, grids in zip(probed, prompt.grids, strict=True)]
         self._step = Probe(probed, prompt.visible, self.impl)
         self._step.begin(past)
+
+    def _check_positions(self, inputs: dict, new: Prompt) -> None:
+        """Refuse images that the model would silently number like plain text."""
+        positions = inputs.get("position_ids")
+        if (
+            "mm_token_type_ids" in self._parameters
+            and inputs.get("mm_token_type_ids") is None
+            and (positions is None or positions.ndim != 3)
+            and any(new.grids)
+        ):
+            raise ValueError(
+                "the inputs lack mm_token_type_ids, without which this version of transformers "
+                "gives image tokens the positions of plain text: pass what the processor returned"
+            )
 
     def _query_shift(self) -> int:
         # The released code probes the token before the question's last.
@@ -292,11 +416,14 @@ class Patch:
         """After the text model's prefill: find the regions, and steer from here on."""
         if not self.enabled:
             return
-        if torch.compiler.is_compiling() and not isinstance(self._step, Probe):
+        if torch.compiler.is_compiling():
             return
         cache = getattr(output, "past_key_values", None)
         if cache is not None and cache is not self._cache():
             self._cache = weakref.ref(cache)
+        if self._end is None or self._reached < self._end:
+            return  # more of the prompt is to come
+        self._end = None
         if not isinstance(self._step, Probe):
             return
         probe, self._step = self._step, None
@@ -305,6 +432,11 @@ class Patch:
     def _locate(self, probe: Probe | None) -> None:
         """Turn probed attention rows into regions and the steering; None: no row has an image."""
         config, prompt = self.config, self._prompt
+        if self._sliding and config.method != "vrga":
+            raise ValueError(
+                f"method={config.method!r} reproduces code without sliding windows, which "
+                f"{type(self._text).__name__} has: use VRGAConfig() or VRGAConfig.paper()"
+            )
         text, length = self._text.config, prompt.image.shape[1]
         shape = (text.num_hidden_layers, text.num_attention_heads)
         find = find_region if config.method == "vrga" else released_region
@@ -314,11 +446,12 @@ class Patch:
             if not grids:
                 regions.append(empty_region(query, length, shape))
                 continue
-            visible = prompt.visible[row]
-            # The released code averages over the whole row, keys after the query included.
-            keys = visible[: query + 1] if config.method == "vrga" else visible
+            seen = probe.seen(row)
+            if config.method != "vrga":
+                # The released code averages over the whole row, keys after the query included.
+                seen = prompt.visible[row].expand_as(seen)
             rows = probe.attention_rows(row, shape[0])
-            regions.append(find(rows, grids, query, int(keys.sum()), config))
+            regions.append(find(rows, grids, query, seen, config))
         self._regions = regions
         self._step = self._steering(regions, probe.capacity) if probe is not None else None
 
@@ -342,8 +475,27 @@ class Patch:
             regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder,
             capacity=capacity,
         )  # fmt: skip
-        steering.begin()
+        steering.begin(self._reached)
         return steering
+
+
+def _columns(inputs: dict, chosen: slice, width: int, past: int) -> dict:
+    """The inputs of a pass for some of its tokens; masks keep the keys before them."""
+    found = dict(inputs)
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            continue
+        if name == "attention_mask":
+            if value.ndim != 2:
+                raise ValueError(
+                    f"assisted decoding needs an attention mask [B, S]; got {list(value.shape)}"
+                )
+            found[name] = value[:, : past + (width if chosen.stop is None else chosen.stop)]
+        elif name in SECOND or name.endswith("token_type_ids"):
+            found[name] = value[:, -width:][:, chosen]
+        elif name in LAST:
+            found[name] = value[..., -width:][..., chosen]
+    return found
 
 
 def _refuse(method: str) -> Callable:
@@ -354,6 +506,34 @@ def _refuse(method: str) -> Callable:
         )
 
     return refused
+
+
+def _check_options(inputs: dict, defaults: object) -> None:
+    """Refuse options of generate() under which nothing could be steered, or not rightly."""
+    config = inputs.get("generation_config") or defaults
+
+    def option(name: str) -> object:
+        value = inputs.get(name)
+        return getattr(config, name, None) if value is None else value
+
+    if option("use_cache") is False:
+        raise ValueError(
+            "use_cache=False recomputes the whole prompt for every token, so there is no decode "
+            "step to steer: leave the cache on, or vrga.unpatch(model) first"
+        )
+    if option("assistant_early_exit"):
+        raise ValueError(
+            "assistant_early_exit runs the patched model with fewer layers as its own assistant, "
+            "which steering cannot tell from the model itself: use assistant_model, or "
+            "prompt_lookup_num_tokens"
+        )
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask[:, -1] == 0).any()):
+        rows = (mask[:, -1] == 0).nonzero().flatten().tolist()
+        raise ValueError(
+            f"rows {rows} of the batch are padded on the right, where generation goes on: pad on "
+            "the left (tokenizer.padding_side = 'left')"
+        )
 
 
 def _check_inputs(inputs: dict, module: nn.Module) -> None:

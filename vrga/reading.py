@@ -1,12 +1,50 @@
-"""Reading the inputs of a forward pass: the prompt, and where its question ends."""
+"""Reading the inputs of a model: the prompt, and where its question ends."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from vrga.models import Family, load_tokenizer
 from vrga.tokens import Prompt, Query, expanded, question_end, read_prompt, user_end
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """The inputs of a prompt as the user gave them, before its first forward pass.
+
+    Args:
+        inputs: the keyword arguments of generate().
+        width: tokens per row, the cached ones included if they were given again.
+    """
+
+    inputs: dict
+    width: int
+
+    @classmethod
+    def of(cls, inputs: dict) -> Announcement:
+        """The announcement of these inputs.
+
+        Raises:
+            ValueError: neither input_ids nor inputs_embeds.
+        """
+        for name in ("input_ids", "inputs_embeds"):
+            if inputs.get(name) is not None:
+                return cls(inputs, inputs[name].shape[1])
+        raise ValueError("a prompt needs input_ids or inputs_embeds")
+
+    def whole(self, past: int) -> bool:
+        """Whether these inputs begin with the `past` tokens that are cached already."""
+        mask = self.inputs.get("attention_mask")
+        if mask is None or mask.ndim != 2:
+            return self.width > past
+        return self.width > past and mask.shape[1] == self.width
+
+    def end(self, past: int) -> int:
+        """Keys in the cache when the prompt is complete."""
+        return self.width if self.whole(past) else past + self.width
 
 
 class PromptReader:
@@ -20,50 +58,108 @@ class PromptReader:
     def __init__(self, model: nn.Module, family: Family, tokenizer: object | None):
         self.model, self.family, self._tokenizer = model, family, tokenizer
 
-    def read(self, inputs: dict, mask: Tensor | None, shape: tuple[int, int]) -> Prompt:
-        """The prompt in the keyword arguments of the multimodal model's forward.
+    def read(
+        self, inputs: dict, shape: tuple[int, int], mask: Tensor | None, media: dict | None = None
+    ) -> Prompt:
+        """The prompt in the inputs of a forward pass or of generate().
 
         Args:
+            shape: (B, S) of the tokens to read, the last S of the inputs.
             mask: the attention mask [B, S or more], or None.
-            shape: (B, S) of the tokens that are new in this forward pass.
+            media: where the sizes of images stand, if not among the inputs.
         """
-        config = self.model.config
+        config, family = self.model.config, self.family
+        ids, types = inputs.get("input_ids"), inputs.get("mm_token_type_ids")
+        media = inputs if media is None else media
         return read_prompt(
-            inputs.get("input_ids"),
+            None if ids is None else ids[:, -shape[1] :],
             mask,
-            inputs.get("mm_token_type_ids"),
-            image_grids=inputs.get("image_grid_thw"),
-            video_grids=inputs.get("video_grid_thw"),
+            None if types is None else types[:, -shape[1] :],
+            cells=family.layout(config, media),
             positions=inputs.get("position_ids"),
-            image_token=getattr(config, self.family.image_token),
-            video_token=getattr(config, self.family.video_token),
-            merge=config.vision_config.spatial_merge_size,
+            image_token=getattr(config, family.image_token),
+            video_token=getattr(config, family.video_token, None),
+            named=tuple(name for name in family.inputs if media.get(name) is not None)
+            or family.inputs,
             shape=shape,
         )
 
-    def positions(self, prompt: Prompt, query: Query, past: int) -> Tensor:
-        """The query positions of the new tokens behind `past` cached ones, counted from the first
-        cached token, [B]; see `Patch.query`."""
+    def read_announced(
+        self,
+        announced: Announcement,
+        rows: int,
+        mask: Tensor | None,
+        held: Prompt | None,
+        past: int,
+    ) -> tuple[Prompt, int]:
+        """The prompt of a call of generate(), and how many of its keys came before this call.
+
+        Args:
+            rows: of the forward pass; each sample may stand in several.
+            mask: the forward pass's own attention mask, [rows, S], or None.
+            held: the prompt that is cached already, or None.
+            past: keys in the cache.
+
+        Raises:
+            ValueError: `past` keys of which nothing is known.
+        """
+        inputs, start = announced.inputs, past
+        whole = announced.whole(past)
+        if past and not whole and held is None:
+            raise ValueError(
+                f"the cache holds {past} tokens of a prompt this patch has not seen: pass the "
+                "input_ids of the whole conversation, fill the cache with the patched model, or "
+                "switch the patch off (patch.enabled = False)"
+            )
+        if held is None:
+            start = 0
+        own_mask = inputs.get("attention_mask")
+        if own_mask is not None and own_mask.ndim != 2:
+            own_mask = None
+        if own_mask is None and "input_ids" in inputs:
+            own_mask = self._padding(inputs["input_ids"])
+        samples = (own_mask if own_mask is not None else inputs["inputs_embeds"]).shape[0]
+        length = announced.width - start if whole else announced.width
+        prompt = self.read(inputs, (samples, length), own_mask).repeated(rows)
+        if start:
+            prompt = held.extend(prompt, start)
+        if mask is not None and tuple(mask.shape) == tuple(prompt.visible.shape):
+            prompt = replace(prompt, visible=mask.cpu() != 0)
+        return prompt, start
+
+    def _padding(self, ids: Tensor) -> Tensor:
+        """The attention mask that generate() makes of ids without one, int64 [B, S]."""
+        pad = self.model.generation_config.pad_token_id
+        if pad is None or pad in self.end_tokens():
+            return torch.ones_like(ids)
+        return (ids != pad).long()
+
+    def positions(self, prompt: Prompt, query: Query, start: int) -> Tensor:
+        """The query positions in a prompt of which `start` tokens were cached before, [B].
+
+        They count from the first cached token; see `Patch.query`.
+        """
         rows = len(prompt.grids)
+        later = prompt.later(start)
         if isinstance(query, str) and query == "user_end":
             config = self.model.config
             vision = {getattr(config, name, None) for name in self.family.vision_tokens}
-            found = user_end(prompt, self.end_tokens(), vision - {None})
+            found = user_end(later, self.end_tokens(), vision - {None})
         elif callable(query):
-            found = torch.as_tensor(query(prompt.ids, prompt.visible))
+            found = torch.as_tensor(query(later.ids, later.visible))
         elif isinstance(query, str):
-            found = question_end(prompt, [query] * rows, self._decode)
+            found = question_end(later, [query] * rows, self._decode)
         elif isinstance(query, (list, tuple)) and query and isinstance(query[0], str):
             texts = expanded(list(query), rows)
             if len(texts) != rows:
                 raise ValueError(f"query has {len(texts)} texts for {rows} rows")
-            found = question_end(prompt, texts, self._decode)
+            found = question_end(later, texts, self._decode)
         else:
             given = torch.as_tensor(query)
             if given.ndim == 0:
                 return given.expand(rows)
             return torch.tensor(expanded(given.tolist(), rows)) if given.ndim == 1 else given
-        return found + past
+        return found + start
 
     def end_tokens(self) -> set[int]:
         """Ids that close a turn: the model's end-of-sequence tokens."""

@@ -57,7 +57,7 @@ def empty_region(query: int, length: int, shape: tuple[int, int]) -> Region:
 
 
 def find_region(
-    rows: Tensor, grids: list[Grid], query: int, keys: int, config: VRGAConfig
+    rows: Tensor, grids: list[Grid], query: int, seen: Tensor, config: VRGAConfig
 ) -> Region:
     """Phase 1 of the method for one row.
 
@@ -65,11 +65,12 @@ def find_region(
         rows: attention from the query row, float32 [L, H, S], on any device.
         grids: the row's images, at least one.
         query: position of the query row.
-        keys: keys visible to the query row.
+        seen: keys that the query row sees in each layer, bool [L, S]; with sliding windows the
+            layers differ.
     """
     index = torch.cat([grid.index for grid in grids])  # I, in raster order image by image
     where = index.to(rows.device)
-    stats = head_statistics(rows, where, keys)
+    stats = head_statistics(rows, where, seen.sum(1), seen[:, index].sum(1))
     visual, background = visual_heads(stats, config), background_heads(stats, config)
     relevance = difference_map(rows, visual, background, where, config.background_weight)
     relevance = relevance.cpu()

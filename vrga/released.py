@@ -27,7 +27,7 @@ MASK_STANDS_OUT = 2.0  # released_mask, phase 1: T = {map > 2 * mean(map)}
 
 
 def released_region(
-    rows: Tensor, grids: list[Grid], query: int, keys: int, config: VRGAConfig
+    rows: Tensor, grids: list[Grid], query: int, seen: Tensor, config: VRGAConfig
 ) -> Region:
     """The region of one row as `released()`, `released_mask()` and `ablation()` see it.
 
@@ -35,7 +35,7 @@ def released_region(
         rows: attention from the row `query` - 1, float32 [L, H, S].
         grids: the row's one image.
         query: position of the last question token.
-        keys: keys of the row over which the mean attention is taken.
+        seen: keys of the row over which the mean attention is taken, bool [L, S].
 
     Raises:
         ValueError: more than one image in the row, or no token before it.
@@ -49,7 +49,7 @@ def released_region(
     start = int(grid.index[0]) - 1
     span = torch.arange(start, int(grid.index[-1]) + 1)  # from vision-start to the last token
     where = span.to(rows.device)
-    stats = head_statistics(rows, where, keys)
+    stats = head_statistics(rows, where, seen.sum(1))
     visual = background = torch.zeros_like(stats.focus, dtype=torch.bool)
     if config.method == "released":
         visual = visual_heads(stats, config)

@@ -10,6 +10,7 @@ from torch import Tensor
 from vrga.config import VRGAConfig
 from vrga.kernels.reference import (
     ENTROPY,
+    GROUP,
     MASS,
     KeySets,
     decode_attention_reference,
@@ -40,6 +41,44 @@ def check_implementation(impl: str, device: torch.device) -> None:
 
 def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class View:
+    """What the layers of one forward pass that share a mask see of the state.
+
+    Args:
+        flags: of the keys, int32 [B, F], -1 on hidden ones; images: image keys of each row,
+            int32 [B]; extent: int32 [B, 3] or None; all as of `decode_attention_reference`.
+    """
+
+    def __init__(self, flags: Tensor, images: Tensor, extent: Tensor | None):
+        self.flags, self.images, self.extent = flags, images, extent
+        self._sets: dict[torch.dtype, KeySets] = {}
+
+    def key_sets(self, query: Tensor, keys: int, opened: tuple, closed: tuple) -> KeySets:
+        """The reference's key sets."""
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        if dtype not in self._sets:
+            self._sets[dtype] = key_sets(
+                self.flags, self.extent, keys, query.shape[2], opened, closed, dtype
+            )
+        return self._sets[dtype]
+
+
+def _masked(flags: Tensor, mask: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """Flags of all keys, -1 on those that the mask hides, and their extent int32 [B, 3]."""
+    visible = visible_keys(mask, keys).expand(len(flags), -1)
+    padded = torch.nn.functional.pad(flags, (0, keys - flags.shape[1]))
+    place = torch.arange(keys, dtype=torch.int32, device=flags.device)
+    extent = torch.stack(
+        [
+            torch.where(visible, place, keys).amin(1),
+            torch.where(visible, place, -1).amax(1) + 1,
+            visible.sum(1),
+        ],
+        1,
+    )
+    return torch.where(visible, padded, -1), extent.to(torch.int32)
 
 
 class Steering:
@@ -88,14 +127,14 @@ class Steering:
             self._gate = torch.stack([region.visual for region in regions], 1)
         self._random = torch.Generator().manual_seed(config.seed)
         self._placed: dict[torch.device, dict[str, Tensor | None]] = {}
-        self._views: dict[int, tuple[Tensor, tuple[Tensor, Tensor | None]]] = {}
-        self._sets: dict[tuple, KeySets] = {}
+        self._views: dict[tuple, tuple[Tensor | None, View]] = {}
         self._workspace = None
+        self._past = 0
 
-    def begin(self) -> None:
-        """Start a forward pass: the masks of the last one are gone."""
+    def begin(self, past: int) -> None:
+        """Start a forward pass behind `past` cached keys: the masks of the last one are gone."""
+        self._past = past
         self._views.clear()
-        self._sets.clear()
 
     def attend(self, own, module, query, key, value, attention_mask, **kwargs):
         """Steered attention; [B, Q, H, d] and None, as every attention backend returns."""
@@ -103,7 +142,7 @@ class Steering:
         if rows > 1 and self.config.method != "vrga":
             # The released code steers forward passes of exactly one query token.
             return own(module, query, key, value, attention_mask, **kwargs)
-        steered = self._steer(module.layer_idx, query, key, value, attention_mask, kwargs)
+        steered = self._steer(module, query, key, value, attention_mask, kwargs)
         if self.applied and self.every_row:
             return steered, None
         output, weights = own(module, query, key, value, attention_mask, **kwargs)
@@ -113,22 +152,48 @@ class Steering:
         chosen = self._on(query.device)["steered"][:, None, None, None]
         return torch.where(chosen, steered, output), weights
 
-    def _steer(self, layer, query, key, value, attention_mask, kwargs) -> Tensor:
-        state = self._on(query.device)
-        flags, extent = self._view(attention_mask, state["flags"], key.shape[2])
+    def _steer(self, module, query, key, value, attention_mask, kwargs) -> Tensor:
+        rows, keys = query.shape[2], key.shape[2]
+        windowed = getattr(module, "sliding_window", None) is not None
+        # A compiled step must not depend on how many keys there are.
+        past = 0 if torch.compiler.is_compiling() else self._past
+        if windowed and torch.compiler.is_compiling():
+            raise RuntimeError(
+                "sliding-window layers are steered in eager decoding alone: call generate with "
+                "disable_compile=True"
+            )
+        if windowed and rows > 1:
+            # Each query row has a window of its own.
+            parts = []
+            for i in range(rows):
+                end = keys - rows + 1 + i
+                row = attention_mask
+                if row is not None and row.ndim == 4:
+                    row = row[:, :, i : i + 1, :end]
+                elif row is not None:
+                    row = row[:, :end]
+                sliced = (query[:, :, i : i + 1], key[:, :, :end], value[:, :, :end])
+                parts.append(self._rows(module, *sliced, row, kwargs, past + i, windowed))
+            return torch.cat(parts, 1)
+        return self._rows(module, query, key, value, attention_mask, kwargs, past, windowed)
+
+    def _rows(self, module, query, key, value, mask, kwargs, past: int, windowed: bool) -> Tensor:
+        """Steered attention of query rows that see the same window of the keys."""
+        state, layer = self._on(query.device), module.layer_idx
+        view = self._view(mask, query, key.shape[2], past, windowed)
         decode = self._implementation(query)
         arguments = dict(
             scale=kwargs["scaling"],
             focus=self.config.gate_focus,
             entropy=self.config.gate_entropy,
-            extent=extent,
+            extent=view.extent,
         )
-        tensors = (query, key, value, flags, state["images"])
+        tensors = (query, key, value, view.flags, view.images)
         gate = None if state["gate"] is None else state["gate"][layer]
         if self.config.method == "ablation":
             gate = self._ablated(layer, decode, tensors, arguments)
         elif decode is decode_attention_reference and not torch.compiler.is_compiling():
-            arguments["sets"] = self._key_sets(query, key, flags, extent)
+            arguments["sets"] = view.key_sets(query, key.shape[2], self.opened, self.closed)
         stats = None
         if self.recorder is not None:
             if torch.compiler.is_compiling():
@@ -140,17 +205,6 @@ class Steering:
         return decode(
             *tensors, opened=self.opened, closed=self.closed, gate=gate, stats=stats, **arguments
         )
-
-    def _key_sets(self, query: Tensor, key: Tensor, flags: Tensor, extent: Tensor | None):
-        """The reference's key sets, computed once per forward pass, mask and device."""
-        shape = key.shape[2], query.shape[2], query.dtype, query.device
-        found = self._sets.get((*shape, id(extent)))
-        if found is None:
-            dtype = torch.promote_types(query.dtype, torch.float32)
-            found = key_sets(flags, extent, *shape[:2], self.opened, self.closed, dtype)
-            # The view of this pass holds the extent, so that its id stays its own.
-            self._sets[(*shape, id(extent))] = found
-        return found
 
     def _implementation(self, query: Tensor):
         """The decode function for this device; gradients need the one in torch."""
@@ -169,39 +223,37 @@ class Steering:
             self._workspace = launch.Workspace()
         return lambda *args, **kw: decode.decode_attention(*args, workspace=self._workspace, **kw)
 
-    def _view(self, mask: Tensor | None, flags: Tensor, keys: int) -> tuple[Tensor, Tensor | None]:
-        """Flags of the visible keys and their extent; computed once per mask and forward pass.
-
-        Returns:
-            flags int32 [B, F], -1 on hidden keys; extent int32 [B, 3] or None for no mask.
-        """
-        if mask is None:
-            # A cache may have been cut below the prompt (assisted decoding does).
-            return flags[:, :keys], None
-        if not isinstance(mask, Tensor):
+    def _view(
+        self, mask: Tensor | None, query: Tensor, keys: int, past: int, windowed: bool
+    ) -> View:
+        """What a layer sees of the state; computed once per mask and forward pass."""
+        if mask is not None and not isinstance(mask, Tensor):
             raise ValueError(
                 f"the attention backend hides its mask in a {type(mask).__name__}: load the model "
                 "with attn_implementation='sdpa', 'eager' or 'flash_attention_2'"
             )
-        compiling = torch.compiler.is_compiling()
-        if not compiling and id(mask) in self._views:
-            return self._views[id(mask)][1]
-        visible = visible_keys(mask, keys)
-        visible = visible.expand(len(flags), -1)
-        padded = torch.nn.functional.pad(flags, (0, keys - flags.shape[1]))
-        place = torch.arange(keys, dtype=torch.int32, device=flags.device)
-        extent = torch.stack(
-            [
-                torch.where(visible, place, keys).amin(1),
-                torch.where(visible, place, -1).amax(1) + 1,
-                visible.sum(1),
-            ],
-            1,
-        )
-        view = torch.where(visible, padded, -1), extent.to(torch.int32)
-        if not compiling:
-            self._views[id(mask)] = mask, view  # holding the mask keeps its id its own
-        return view
+        if torch.compiler.is_compiling():  # which does not like id()
+            return self._new_view(mask, query, keys, past, windowed)
+        place = id(mask), keys, query.shape[2], query.device, windowed
+        if place not in self._views:
+            # Holding the mask keeps its id its own.
+            self._views[place] = mask, self._new_view(mask, query, keys, past, windowed)
+        return self._views[place][1]
+
+    def _new_view(
+        self, mask: Tensor | None, query: Tensor, keys: int, past: int, windowed: bool
+    ) -> View:
+        state = self._on(query.device)
+        # A sliding window's cache drops the first keys.
+        first = max(past + query.shape[2] - keys, 0)
+        # A cache may also have been cut below the prompt (assisted decoding does).
+        flags, images = state["flags"][:, first : first + keys], state["images"]
+        extent = None
+        if mask is not None:
+            flags, extent = _masked(flags, mask, keys)
+        if windowed:
+            images = ((flags >= 0) & (flags & 1 > 0)).sum(1).to(torch.int32)
+        return View(flags, images, extent)
 
     def _ablated(self, layer: int, decode, tensors: tuple, arguments: dict) -> Tensor:
         """The heads of this layer and step that lose their image attention, bool [B, H]."""
@@ -209,7 +261,7 @@ class Steering:
         batch, heads, rows, _ = query.shape
         if layer < self.config.first_layer:
             return torch.zeros(batch, heads, dtype=torch.bool, device=query.device)
-        stats = torch.empty(batch, heads, rows, 3 + self.groups, device=query.device)
+        stats = torch.empty(batch, heads, rows, GROUP + self.groups, device=query.device)
         decode(*tensors, opened=self.closed, closed=self.closed, stats=stats, **arguments)
         mass, mass_entropy = stats[:, :, 0, MASS], stats[:, :, 0, ENTROPY]
         extent, keys = arguments["extent"], tensors[1].shape[2]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from vrga.layouts import IMAGES, VIDEOS, Cells
 
 Query = str | int | Tensor | Sequence | Callable[[Tensor, Tensor], Tensor]
 
@@ -41,6 +43,27 @@ class Prompt:
     image: Tensor
     grids: list[list[Grid]]
 
+    def repeated(self, rows: int) -> Prompt:
+        """The prompt in a batch of `rows`: generate() repeats each sample for beams and returns."""
+        if rows % len(self.grids):
+            raise ValueError(f"{rows} rows in the forward pass, {len(self.grids)} in the prompt")
+        times = rows // len(self.grids)
+
+        def each(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.repeat_interleave(times, 0)
+
+        grids = [grids for grids in self.grids for _ in range(times)]
+        return Prompt(each(self.ids), each(self.visible), each(self.image), grids)
+
+    def later(self, start: int) -> Prompt:
+        """What stands from position `start` on, counted from there."""
+        grids = [
+            [Grid(g.index - start, g.h, g.w) for g in row if int(g.index[0]) >= start]
+            for row in self.grids
+        ]
+        ids = None if self.ids is None else self.ids[:, start:]
+        return Prompt(ids, self.visible[:, start:], self.image[:, start:], grids)
+
     def extend(self, later: Prompt, past: int) -> Prompt:
         """The prompt of a cache of `past` tokens, followed by `later`.
 
@@ -72,12 +95,11 @@ def read_prompt(
     attention_mask: Tensor | None,
     token_types: Tensor | None,
     *,
-    image_grids: Tensor | None,
-    video_grids: Tensor | None,
+    cells: dict[int, Iterable[Cells]] | None,
     positions: Tensor | None,
     image_token: int | None,
     video_token: int | None,
-    merge: int,
+    named: tuple[str, ...] = (),
     shape: tuple[int, int],
 ) -> Prompt:
     """Find the image tokens of a batch and the grid each of them belongs to.
@@ -87,12 +109,12 @@ def read_prompt(
         attention_mask: [B, S or more], zero on padding, or None; its last S columns count.
         token_types: mm_token_type_ids [B, S], 1 on image and 2 on video tokens; read only
             where `ids` is None.
-        image_grids, video_grids: int64 [N, 3], patches in time, height and width, in the order
-            of the rows. Where both are None the grids are read from
+        cells: the images' and frames' tokens in the order of the rows, see `vrga.layouts`. None:
+            the grids are read from
         positions: multimodal rotary positions, int64 [3 or 4, B, S], the last three of them
             time, height and width.
         image_token, video_token: ids of the placeholder tokens.
-        merge: patches merged into one token, per side.
+        named: the inputs that `cells` were read from, for errors.
         shape: (B, S).
 
     Raises:
@@ -101,70 +123,80 @@ def read_prompt(
     kinds = torch.zeros(shape, dtype=torch.int64)
     if ids is not None:
         ids = ids.detach().to("cpu", torch.int64)
-        for kind, token in ((1, image_token), (2, video_token)):
+        for kind, token in ((IMAGES, image_token), (VIDEOS, video_token)):
             if token is not None:
                 kinds[ids == token] = kind
     elif token_types is not None:
         kinds = token_types.detach().to("cpu", torch.int64)
+    else:
+        raise ValueError(
+            "inputs_embeds do not tell where the images are: pass input_ids, or mm_token_type_ids "
+            "(1 on image tokens, 2 on video tokens, 0 on text) where the model takes them"
+        )
     if attention_mask is None:
         visible = torch.ones(shape, dtype=torch.bool)
     else:
         visible = attention_mask.detach().to("cpu")[:, -shape[1] :] != 0
     kinds = kinds * visible
-    if image_grids is None and video_grids is None and kinds.any():
-        grids = _grids_by_position(kinds, positions)
+    if cells is None and kinds.any():
+        grids = _grids_by_position(kinds, positions, named)
     else:
-        grids = _grids_in_order(kinds, image_grids, video_grids, merge)
+        grids = _grids_in_order(kinds, cells or {}, named)
     return Prompt(ids, visible, kinds > 0, grids)
 
 
 def _grids_in_order(
-    kinds: Tensor, image_grids: Tensor | None, video_grids: Tensor | None, merge: int
+    kinds: Tensor, cells: dict[int, Iterable[Cells]], named: tuple[str, ...]
 ) -> list[list[Grid]]:
-    """Give each row's image and video tokens the next of the grids, which come in row order."""
-    sources = {1: ("image_grid_thw", image_grids), 2: ("video_grid_thw", video_grids)}
-    frames = {kind: _frames(grid, merge) for kind, (_, grid) in sources.items()}
+    """Give each row's image and video tokens the next of the cells, which come in row order."""
+    source = " and ".join(named) or "the model's number of tokens per image"
+    coming = {kind: iter(found) for kind, found in cells.items() if found is not None}
     grids: list[list[Grid]] = []
     for number, row in enumerate(kinds):
         found: list[Grid] = []
-        for kind, (name, _) in sources.items():
+        for kind in (IMAGES, VIDEOS):
             index = (row == kind).nonzero().flatten()
             while len(index):
-                if not frames[kind]:
+                cell = next(coming.get(kind, iter(())), None)
+                if cell is None:
                     raise ValueError(
-                        f"row {number} has {len(index)} image tokens that {name} does not account "
-                        f"for: pass the processor's {name} for every image of the batch"
+                        f"row {number} has {len(index)} image tokens that {source} does not "
+                        "account for: pass what the processor returned for every image of the batch"
                     )
-                h, w = frames[kind].pop(0)
-                if h * w > len(index):
+                if cell.tokens > len(index):
                     raise ValueError(
-                        f"{name} announces an image of {h} x {w} tokens, but only {len(index)} "
-                        f"image tokens are left in row {number}"
+                        f"{source} announces an image of {cell.h} x {cell.w} tokens, but only "
+                        f"{len(index)} image tokens are left in row {number}"
                     )
-                found.append(Grid(index[: h * w], h, w))
-                index = index[h * w :]
+                rows = index[: cell.h * (cell.w + cell.gap)].view(cell.h, -1)
+                found.append(Grid(rows[:, : cell.w].flatten(), cell.h, cell.w))
+                index = _behind(index, cell)
         grids.append(sorted(found, key=lambda grid: int(grid.index[0])))
-    for kind, (name, _) in sources.items():
-        if frames[kind]:
-            raise ValueError(f"{name} has {len(frames[kind])} grids more than the rows have images")
+    left = sum(len(list(coming[k])) for k, v in cells.items() if isinstance(v, Sequence))
+    if left:
+        raise ValueError(f"{source} has {left} grids more than the rows have images")
     return grids
 
 
-def _frames(grids: Tensor | None, merge: int) -> list[tuple[int, int]]:
-    """(h, w) in tokens of every image, or of every frame of every video."""
-    if grids is None:
-        return []
-    return [(h // merge, w // merge) for t, h, w in grids.tolist() for _ in range(t)]
+def _behind(index: Tensor, cell: Cells) -> Tensor:
+    """The image tokens that follow a cell, without what a run of them may leave over."""
+    index = index[cell.tokens :]
+    if cell.spare and len(index):
+        gaps = (index.diff() != 1).nonzero().flatten()
+        run = int(gaps[0]) + 1 if len(gaps) else len(index)
+        if run <= cell.spare:
+            return index[run:]
+    return index
 
 
-def _grids_by_position(kinds: Tensor, positions: Tensor | None) -> list[list[Grid]]:
-    """Read each run of image tokens' grid from its rotary positions in height and width.
-
-    generate() of recent transformers encodes images beforehand and drops their grids.
-    """
+def _grids_by_position(
+    kinds: Tensor, positions: Tensor | None, named: tuple[str, ...]
+) -> list[list[Grid]]:
+    """Read each run of image tokens' grid from its rotary positions in height and width."""
     if positions is None or positions.ndim != 3:
         raise ValueError(
-            "the images' token grids are unknown: pass image_grid_thw, as the processor returns it"
+            f"the images' token grids are unknown: pass {' or '.join(named)}, as the processor "
+            "returns it"
         )
     spatial = positions[-2:].detach().to("cpu", torch.int64)
     grids: list[list[Grid]] = []

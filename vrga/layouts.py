@@ -1,0 +1,129 @@
+"""How each model family lays the tokens of an image out: its grids, in the order of the tokens.
+
+A layout takes the model's config and the inputs that came with the images, and gives for images
+(1) and for videos (2) the `Cells` of every image or frame in the order of the batch's rows; None
+where they must be read from the rotary positions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+IMAGES, VIDEOS = 1, 2
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The tokens of one image, or one frame or tile: h rows of w, in raster order.
+
+    Args:
+        gap: tokens after each row that show nothing (LLaVA's newlines).
+        tail: such tokens after the last row.
+        spare: such tokens that a run of image tokens may end with.
+    """
+
+    h: int
+    w: int
+    gap: int = 0
+    tail: int = 0
+    spare: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All tokens it takes."""
+        return self.h * (self.w + self.gap) + self.tail
+
+
+Layout = Callable[[object, dict], dict[int, Iterable[Cells]] | None]
+
+
+def by_patches(config: object, inputs: dict) -> dict[int, list[Cells]] | None:
+    """image_grid_thw and video_grid_thw: patches in time, height and width (Qwen-VL)."""
+    names = {IMAGES: "image_grid_thw", VIDEOS: "video_grid_thw"}
+    given = {kind: inputs.get(name) for kind, name in names.items()}
+    if all(grids is None for grids in given.values()):
+        return None
+    merge = config.vision_config.spatial_merge_size
+
+    def cells(grids: Tensor | None) -> list[Cells]:
+        rows = [] if grids is None else grids.tolist()
+        return [Cells(h // merge, w // merge) for t, h, w in rows for _ in range(t)]
+
+    return {kind: cells(grids) for kind, grids in given.items()}
+
+
+def tiles(side: Callable[[object], float]) -> Layout:
+    """Images, tiles of images, or frames that are all of one size.
+
+    Args:
+        side: tokens along each side, from the config.
+    """
+
+    def layout(config: object, inputs: dict) -> dict[int, Iterable[Cells]]:
+        count = side(config)
+        if count != int(count):
+            raise ValueError(
+                f"{config.model_type} has {count * count:g} tokens per image, which is no square"
+            )
+        one = Cells(int(count), int(count))
+        return {IMAGES: itertools.repeat(one), VIDEOS: itertools.repeat(one)}
+
+    return layout
+
+
+def patches_per_side(vision: object) -> int:
+    """Patches along the side of the square images that a vision tower takes."""
+    size, patch = (
+        value[0] if isinstance(value, (list, tuple)) else value
+        for value in (vision.image_size, vision.patch_size)
+    )
+    return size // patch
+
+
+def any_resolution(config: object, inputs: dict) -> dict[int, Iterable[Cells]]:
+    """LLaVA-OneVision: an overview of each image, then its tiles put together, row by row.
+
+    The tiles' padding is cut off and large images are scaled down, as the model does it; each of
+    their rows ends with a newline token. Samples of several images have overviews alone, each
+    followed by a newline. Videos have frames of half the side.
+    """
+    side = patches_per_side(config.vision_config)
+    half = math.ceil(side / 2)
+    # A newline stands behind a video's last frame.
+    found: dict[int, Iterable[Cells]] = {VIDEOS: itertools.repeat(Cells(half, half, spare=1))}
+    sizes = inputs.get("image_sizes")
+    if sizes is None:
+        return found
+    counts = inputs.get("batch_num_images")
+    counts = [1] * len(sizes) if counts is None else [int(count) for count in counts]
+    several = [count > 1 for count in counts for _ in range(count)]
+    images: list[Cells] = []
+    for size, overview_alone in zip(sizes.tolist(), several, strict=True):
+        if overview_alone:
+            images.append(Cells(side, side, tail=1))
+        else:
+            h, w = _unpadded(size, side, config)
+            images += [Cells(side, side), Cells(h, w, gap=1)]
+    return found | {IMAGES: images}
+
+
+def _unpadded(size: list[int], side: int, config: object) -> tuple[int, int]:
+    """Rows and columns of an image's tiles without padding, in tokens; `size` is in pixels."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    pixels = config.vision_config.image_size
+    best = select_best_resolution(size, config.image_grid_pinpoints)
+    h, w = (side * (length // pixels) for length in best)
+    height, width = size
+    if width / height > w / h:
+        h -= 2 * ((h - int(round(height * (w / width), 7))) // 2)
+    else:
+        w -= 2 * ((w - int(round(width * (h / height), 7))) // 2)
+    most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+    ratio = math.sqrt(h * w / (most * side**2))
+    return (int(h // ratio), int(w // ratio)) if ratio > 1.1 else (h, w)
