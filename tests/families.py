@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 import transformers
-from tiny import EOS, IMAGE, VISION_END, VISION_START, tiny_model, token_types
+from tiny import EOS, IMAGE, VIDEO, VISION_END, VISION_START, tiny_model, token_types
 
 TEXT = dict(
     vocab_size=100, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
@@ -45,8 +45,6 @@ class Batch:
 class Family:
     """A tiny model and its way of writing images down."""
 
-    video = None
-
     def model(self):
         raise AssertionError
 
@@ -56,8 +54,8 @@ class Family:
 
     def join(self, media, ids, per_row):
         """All images' media, and inputs that go with the ids, for one call."""
-        joined = {k: torch.cat([m[k] for m in media]) for k in (media[0] if media else ())}
-        return joined
+        names = dict.fromkeys(name for each in media for name in each)
+        return {name: torch.cat([m[name] for m in media if name in m]) for name in names}
 
     @functools.cached_property
     def shared(self):
@@ -90,18 +88,19 @@ class Family:
     def assemble(self, rows):
         flat, grids, query, media, per_row = [], [], [], [], []
         for row in rows:
-            ids, found, images = [], [], []
+            ids, found, images, pictures = [], [], [], 0
             for part in row:
                 if isinstance(part, Image):
                     found += [([len(ids) + o for o in offs], h, w) for offs, h, w in part.grids]
                     images.append(part.media)
+                    pictures += "pixel_values" in part.media
                     ids += part.ids
                 else:
                     ids += part
             flat.append(ids)
             grids.append(found)
             media += images
-            per_row.append(len(images))
+            per_row.append(pictures)
             query.append(len(ids) - 4)
         length = max(map(len, flat))
         pads = [length - len(ids) for ids in flat]
@@ -143,7 +142,7 @@ class Qwen(Family):
             text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
                          decoder_sparse_step=1, mlp_only_layers=[])  # fmt: skip
         config = config_class(
-            text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=91,
+            text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
             vision_start_token_id=VISION_START, vision_end_token_id=VISION_END,
         )  # fmt: skip
         return model_class._from_config(config, attn_implementation="sdpa")
@@ -157,8 +156,29 @@ class Qwen(Family):
             dict(pixel_values=patches, image_grid_thw=torch.tensor([[1, 2 * h, 2 * w]])),
         )
 
+    def video(self, g, number):
+        h, w, frames = 3, 4 + number % 2, 3
+        patches = torch.randn(frames * 4 * h * w, 3 * 2 * 14 * 14, generator=g)
+        media = dict(pixel_values_videos=patches,
+                     video_grid_thw=torch.tensor([[frames, 2 * h, 2 * w]]))  # fmt: skip
+        if not self.name.startswith("qwen3"):
+            if self.name == "qwen2_5_vl":
+                media["second_per_grid_ts"] = torch.tensor([1.0])
+            ids = [VISION_START, *[VIDEO] * (frames * h * w), VISION_END]
+            starts = [1 + f * h * w for f in range(frames)]
+        else:  # a time stamp before every frame
+            ids, starts = [], []
+            for f in range(frames):
+                starts.append(len(ids) + 3)
+                ids += [20 + f, 21, VISION_START, *[VIDEO] * (h * w), VISION_END]
+        grids = [(list(range(start, start + h * w)), h, w) for start in starts]
+        return Image(ids, grids, media)
+
     def join(self, media, ids, per_row):
-        return super().join(media, ids, per_row) | token_types(ids)
+        types = token_types(ids)
+        for found in types.values():
+            found[ids == VIDEO] = 2
+        return super().join(media, ids, per_row) | types
 
 
 class Tiled(Family):
@@ -258,7 +278,7 @@ class OneVision(Family):
                       patch_size=8)  # fmt: skip
         text = dict(model_type="qwen2", hidden_size=64, **TEXT)
         config = LlavaOnevisionConfig(
-            vision_config=vision, text_config=text, image_token_index=IMAGE, video_token_index=91,
+            vision_config=vision, text_config=text, image_token_index=IMAGE, video_token_index=VIDEO,
             image_grid_pinpoints=[[64, 64], [32, 96], [96, 32]], vision_feature_layer=-1,
         )  # fmt: skip
         return LlavaOnevisionForConditionalGeneration._from_config(
@@ -284,9 +304,17 @@ class OneVision(Family):
         media = dict(pixel_values=pixels, image_sizes=torch.tensor([size]))
         return Image([IMAGE] * count, grids, media)
 
+    def video(self, g, number):
+        frames = 3
+        grids = [(list(range(4 * f, 4 * f + 4)), 2, 2) for f in range(frames)]
+        pixels = torch.randn(1, frames, 3, 32, 32, generator=g)
+        return Image([VIDEO] * (4 * frames + 1), grids, dict(pixel_values_videos=pixels))
+
     def join(self, media, ids, per_row):
         joined = super().join(media, ids, per_row)
-        return joined | {"batch_num_images": torch.tensor(per_row)} if media else joined
+        if "pixel_values" in joined:
+            joined["batch_num_images"] = torch.tensor(per_row)
+        return joined
 
 
 FAMILIES = {

@@ -68,6 +68,8 @@ class Replay:
     def turn(self, inputs, tokens, query, grids=(), **more):
         """Logits [T, V] before each of `tokens` that follow a prompt on the cache so far.
 
+        The last of them is not in the cache then; the next turn's prompt begins with it.
+
         Args:
             inputs: of one row, without padding; only the new tokens.
             tokens: the tokens to go on with.
@@ -84,6 +86,8 @@ class Replay:
             self.length += inputs["input_ids"].shape[1]
             self.query, self.rows, self.seen = query, {}, {}
             inputs = {k: v for k, v in inputs.items() if k != "attention_mask"}
+            if self.cache is None and hasattr(self.model.model, "rope_deltas"):
+                self.model.model.rope_deltas = None  # another prompt's
             out = self.model(**inputs, past_key_values=self.cache, use_cache=True, **more)
             self.cache, self.query = out.past_key_values, None
             self.found = self._region(query) if self.grids else None
@@ -95,12 +99,6 @@ class Replay:
                     **{k: v + (self.length - 1) for k, v in self._place().items()},
                 )  # fmt: skip
                 logits.append(out.logits[0, -1])
-            self.length += 1
-            if len(tokens):  # the last token's keys, too, for the next turn
-                self.model(
-                    input_ids=tokens[None, -1:], past_key_values=self.cache, use_cache=True,
-                    **{k: v + (self.length - 1) for k, v in self._place().items()},
-                )  # fmt: skip
             return torch.stack(logits)
         finally:
             self.model.set_attn_implementation({key: own})

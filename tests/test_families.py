@@ -45,6 +45,39 @@ def test_generation_is_the_method_in_loops(family, impl, gate):
     assert replay.opened
 
 
+VIDEOS = [name for name, family in FAMILIES.items() if hasattr(family, "video")]
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_frames_of_a_video_are_grids_of_their_own(name):
+    """A row with a video, a row with an image and a video."""
+    family = FAMILIES[name]
+    g = torch.Generator().manual_seed(2)
+    family._several = [False]
+    words = [11, 12, 13, 1, 20, 21]
+    batch = family.assemble([
+        [[5, 6], family.video(g, 0), words],
+        [[5, 6, 7], family.image(g, 0), [8], family.video(g, 1), words],
+    ])  # fmt: skip
+    model = family.shared
+    with vrga.patch(model, VRGAConfig(gain=3.0)) as patch:
+        tokens, logits = generate(model, batch.inputs, 5)
+        regions = patch.region
+        whole = {k: v for k, v in batch.inputs.items()}
+        with torch.no_grad():
+            model(**whole)  # the grids are also found by hand
+        by_hand = patch.region
+    for row, region in enumerate(regions):
+        grids = [(grid.index.tolist(), grid.h, grid.w) for grid in region.grids]
+        assert grids == batch.grids[row] and len(region.map) == len(grids)
+        assert [m.shape for m in region.map] == [(h, w) for _, h, w in grids]
+        assert torch.equal(by_hand[row].mask, region.mask)
+        alone = family.alone(batch, row)
+        replay = Replay(model, 3.0)
+        expected = replay.turn(alone.inputs, tokens[row], alone.query[0], alone.grids[0])
+        torch.testing.assert_close(logits[row], expected, rtol=2e-3, atol=2e-3)
+
+
 def test_gain_1_and_unpatching_leave_the_model_as_it_is(family):
     model, batch = family.shared, family.batch([1, 2])
     base = generate(model, batch.inputs, 4)[1]

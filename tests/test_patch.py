@@ -382,14 +382,6 @@ def test_unsupported_models_are_named():
     assert state(shared_model()) == before
 
 
-def test_sliding_windows_are_refused():
-    model = tiny_model()
-    model.config.get_text_config().layer_types[1] = "sliding_attention"
-    with pytest.raises(ValueError, match="sliding-window layers"):
-        vrga.patch(model)
-    assert vrga.unpatch(model) is False
-
-
 def test_triton_without_cuda_or_interpreter_is_refused(model, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match="impl='triton' needs a model on a CUDA device"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -66,6 +67,13 @@ def _backend(name: str, module: torch.nn.Module) -> Callable:
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
+def exactly(device: torch.device) -> AbstractContextManager:
+    """Our own sums in the types they are given, also where autocast would round them."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 class Probe:
     """Collects, in a prefill, the attention of one query row per sample from every layer.
 
@@ -94,7 +102,7 @@ class Probe:
         """The model's own attention, and the probe rows beside it."""
         output = own(module, query, key, value, attention_mask, **kwargs)
         self.capacity = key.shape[2]
-        with torch.no_grad():
+        with torch.no_grad(), exactly(query.device):
             self._probe(module, query, key, kwargs["scaling"])
         return output
 

@@ -308,7 +308,8 @@ class Patch:
 
     def _opens_turn(self, ids: Tensor | None, inputs: dict) -> bool:
         """Whether tokens that follow a cached prompt bring a new question."""
-        if any(name.startswith(MEDIA) and value is not None for name, value in inputs.items()):
+        media = [value for name, value in inputs.items() if name.startswith(MEDIA)]
+        if any(value is not None and (isinstance(value, Tensor) or value) for value in media):
             return True
         if ids is None:
             return False

@@ -129,7 +129,9 @@ def above_threshold(relevance: Tensor, kept: Tensor, config: VRGAConfig) -> Tens
     if chosen.sum() < config.region_min:
         candidates = torch.where(kept, ratio, -torch.inf)
         chosen = torch.zeros_like(kept)
-        chosen[candidates.topk(min(config.region_min, int(kept.sum()))).indices] = True
+        # Stable: of equal ones the first in raster order, on any device.
+        order = candidates.sort(descending=True, stable=True).indices
+        chosen[order[: min(config.region_min, int(kept.sum()))]] = True
     return chosen
 
 

@@ -7,6 +7,7 @@ import os
 import torch
 from torch import Tensor
 
+from vrga.attention import exactly
 from vrga.config import VRGAConfig
 from vrga.kernels.reference import (
     ENTROPY,
@@ -139,10 +140,16 @@ class Steering:
     def attend(self, own, module, query, key, value, attention_mask, **kwargs):
         """Steered attention; [B, Q, H, d] and None, as every attention backend returns."""
         rows = query.shape[2]
+        if kwargs.get("dropout"):
+            raise ValueError(
+                f"attention dropout of {kwargs['dropout']} is not part of steered attention: call "
+                "model.eval(), or set attention_dropout=0"
+            )
         if rows > 1 and self.config.method != "vrga":
             # The released code steers forward passes of exactly one query token.
             return own(module, query, key, value, attention_mask, **kwargs)
-        steered = self._steer(module, query, key, value, attention_mask, kwargs)
+        with exactly(query.device):
+            steered = self._steer(module, query, key, value, attention_mask, kwargs)
         if self.applied and self.every_row:
             return steered, None
         output, weights = own(module, query, key, value, attention_mask, **kwargs)

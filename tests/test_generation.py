@@ -1,0 +1,512 @@
+"""Every way of generating: outputs are those of the method in plain loops, row by row."""
+
+import copy
+import random
+from contextlib import contextmanager
+
+import pytest
+import torch
+import transformers
+from families import FAMILIES, Batch
+from replay import Replay
+from test_patch import COMPILED, generate
+from tiny import EOS, tiny_model, token_types
+from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers.utils import is_hqq_available
+
+import vrga
+from vrga import VRGAConfig
+
+QWEN = FAMILIES["qwen2_5_vl"]
+GAIN = VRGAConfig(gain=3.0)
+CLOSE = dict(rtol=2e-3, atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return QWEN.shared
+
+
+def expected(batch: Batch, row: int, tokens, config=GAIN):
+    """Logits [T, V] before each token that follows a row's prompt."""
+    alone = QWEN.alone(batch, row)
+    replay = Replay(QWEN.shared, config.gain, config.gate)
+    return replay.turn(alone.inputs, tokens, alone.query[0], alone.grids[0])
+
+
+def until_end(tokens):
+    """Tokens up to and with the end of the turn."""
+    ends = (tokens == EOS).nonzero()[:, 0]
+    return tokens[: int(ends[0]) + 1] if len(ends) else tokens
+
+
+def run(model, batch, tokens=6, **options):
+    """generate() with logits: (new tokens [B, T], the output)."""
+    options = dict(max_new_tokens=tokens, do_sample=False, output_logits=True,
+                   return_dict_in_generate=True) | options  # fmt: skip
+    out = model.generate(**batch.inputs, **options)
+    return out.sequences[:, batch.inputs["input_ids"].shape[1] :], out
+
+
+def check_rows(batch, tokens, logits, config=GAIN):
+    """Every row's logits [B, T, V], up to its end, are those of the row alone."""
+    for row in range(len(tokens)):
+        own = until_end(tokens[row])
+        torch.testing.assert_close(
+            logits[row, : len(own)], expected(batch, row, own, config), **CLOSE
+        )
+
+
+@contextmanager
+def passes(model):
+    """Collects the keyword arguments of the text model's forward passes."""
+    seen = []
+
+    def note(module, args, kwargs):
+        seen.append(kwargs)
+
+    handle = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_batches_of_mixed_rows(model, size, impl):
+    counts = random.Random(size).choices([0, 1, 1, 3], k=size)
+    batch = QWEN.batch(counts, seed=size)
+    with vrga.patch(model, GAIN, impl=impl):
+        tokens, out = run(model, batch)
+    check_rows(batch, tokens, torch.stack(out.logits, 1))
+
+
+def test_rows_that_finish_early_change_nothing_for_the_others(model):
+    batch = QWEN.batch([1, 1, 3, 0])
+    with vrga.patch(model, GAIN):
+        tokens = run(model, batch, 8)[0]
+        ends = tokens[0, 2].item()  # make what row 0 says third the end of the turn
+        stopped, out = run(model, batch, 8, eos_token_id=ends)
+    own = (stopped[0] == ends).nonzero()[0, 0]
+    assert own <= 2 and (stopped[0, own + 1 :] == 0).all()
+    logits = torch.stack(out.logits, 1)
+    for row in range(1, 4):
+        end = (stopped[row] == ends).nonzero()[:, 0]
+        length = int(end[0]) + 1 if len(end) else stopped.shape[1]
+        want = expected(batch, row, stopped[row, :length])
+        torch.testing.assert_close(logits[row, :length], want, **CLOSE)
+
+
+def test_the_order_of_rows_does_not_matter(model):
+    batch = QWEN.batch([1, 0, 3, 1])
+    order = [2, 0, 3, 1]
+    other = QWEN.assemble([batch.rows[i] for i in order])
+    with vrga.patch(model, GAIN):
+        first = generate(model, batch.inputs)
+        second = generate(model, other.inputs)
+    assert torch.equal(first[0][order], second[0])
+    torch.testing.assert_close(first[1][order], second[1], **CLOSE)
+
+
+# --- decoding strategies ---
+
+
+def test_sampling_follows_the_steered_logits(model):
+    batch = QWEN.batch([1, 2])
+    torch.manual_seed(3)
+    with vrga.patch(model, GAIN):
+        tokens, out = run(model, batch, do_sample=True, temperature=1.5)
+    check_rows(batch, tokens, torch.stack(out.logits, 1))
+
+
+def test_returned_sequences_are_steered_each(model):
+    batch = QWEN.batch([1, 2])
+    torch.manual_seed(3)
+    with vrga.patch(model, GAIN) as patch:
+        tokens, out = run(model, batch, do_sample=True, num_return_sequences=3)
+        assert len(patch.region) == 6
+    logits = torch.stack(out.logits, 1)
+    assert len({tuple(row.tolist()) for row in tokens}) > 2
+    for i in range(6):
+        own = until_end(tokens[i])
+        torch.testing.assert_close(logits[i, : len(own)], expected(batch, i // 3, own), **CLOSE)
+
+
+@pytest.mark.parametrize("sample", [False, True])
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_beams_score_what_the_method_says(model, impl, sample):
+    batch = QWEN.batch([1, 2])
+    torch.manual_seed(1)
+    with vrga.patch(model, GAIN, impl=impl):
+        out = model.generate(
+            **batch.inputs, max_new_tokens=5, num_beams=3, num_return_sequences=2,
+            do_sample=sample, length_penalty=0.0, output_scores=True, return_dict_in_generate=True,
+        )  # fmt: skip
+    tokens = out.sequences[:, batch.inputs["input_ids"].shape[1] :]
+    for i in range(4):
+        own = until_end(tokens[i])
+        logits = expected(batch, i // 2, own)
+        score = logits.log_softmax(-1).gather(1, own[:, None]).sum()
+        torch.testing.assert_close(out.sequences_scores[i], score, **CLOSE)
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("drafts", [1, 3, 10])
+def test_prompt_lookup_says_what_greedy_says(model, drafts, impl):
+    batch = QWEN.batch([1], seed=4)
+    with vrga.patch(model, GAIN, impl=impl):
+        greedy = run(model, batch, 16)[0]
+        # What greedy says stands in the prompt, so that drafts are accepted, also in the first pass.
+        row = [*batch.rows[0][:-1], [*greedy[0].tolist(), *batch.rows[0][-1], greedy[0, 0].item()]]
+        repeated = QWEN.assemble([row])
+        greedy, plain = run(model, repeated, 16)
+        looked_up, out = run(
+            model, repeated, 16, prompt_lookup_num_tokens=drafts, max_matching_ngram_size=1
+        )
+    assert torch.equal(looked_up, greedy)
+    torch.testing.assert_close(
+        torch.stack(out.logits, 1)[:, : greedy.shape[1]], torch.stack(plain.logits, 1), **CLOSE
+    )
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("helper", ["itself", "another"])
+def test_an_assistant_changes_no_word(model, helper, impl):
+    """The unpatched model as its own assistant is mostly right, a random one never."""
+    assistant = copy.deepcopy(model) if helper == "itself" else tiny_model(layers=1, seed=5)
+    batch = QWEN.batch([1])
+    with vrga.patch(model, VRGAConfig(gain=1.2), impl=impl):
+        greedy, plain = run(model, batch, 12)
+        with passes(model) as seen:
+            assisted, out = run(model, batch, 12, assistant_model=assistant)
+    widths = [kwargs["inputs_embeds"].shape[1] for kwargs in seen]
+    assert max(widths[1:]) > 1  # blocks of drafts
+    assert widths[0] == batch.inputs["input_ids"].shape[1]  # and the prompt alone
+    assert torch.equal(assisted, greedy)
+    logits = torch.stack(out.logits, 1)[:, : greedy.shape[1]]
+    torch.testing.assert_close(logits, torch.stack(plain.logits, 1), **CLOSE)
+    check_rows(batch, greedy, logits, VRGAConfig(gain=1.2))
+
+
+# --- caches ---
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_static_cache(model, compiled, impl):
+    torch._dynamo.reset()
+    batch = QWEN.batch([1, 2])
+    how = dict(compile_config=COMPILED) if compiled else dict(disable_compile=True)
+    with vrga.patch(model, GAIN, impl=impl):
+        tokens, out = run(model, batch, cache_implementation="static", **how)
+    check_rows(batch, tokens, torch.stack(out.logits, 1))
+
+
+def test_an_offloaded_cache(model):
+    if not torch.accelerator.is_available():
+        with pytest.raises(Exception):  # noqa: B017 - transformers' own, without an accelerator
+            model.generate(**QWEN.batch([1]).inputs, cache_implementation="offloaded")
+        pytest.skip("an offloaded cache needs an accelerator")
+    batch = QWEN.batch([1, 2])
+    with vrga.patch(model, GAIN):
+        tokens, out = run(model, batch, cache_implementation="offloaded")
+    check_rows(batch, tokens, torch.stack(out.logits, 1))
+
+
+@pytest.mark.skipif(not is_hqq_available(), reason="hqq is not installed")
+def test_a_quantised_cache_is_steered_over_its_quantised_keys():
+    """Keys come back rounded: close to the plain cache's, and the region the same."""
+    big = tiny_model(heads=4, kv_heads=2, size=64)
+    batch = QWEN.batch([1, 2])
+    quantised = dict(cache_implementation="quantized",
+                     cache_config=dict(backend="hqq", nbits=8, axis_key=1, axis_value=1,
+                                       residual_length=8))  # fmt: skip
+    with vrga.patch(big, GAIN) as patch:
+        plain, regions = generate(big, batch.inputs, 4)[1], patch.region
+        rounded, other = generate(big, batch.inputs, 4, **quantised)[1], patch.region
+    unsteered = generate(big, batch.inputs, 4, **quantised)[1]
+    assert all(torch.equal(a.mask, b.mask) for a, b in zip(regions, other, strict=True))
+    assert (rounded[:, 1] - plain[:, 1]).abs().max() < 0.2 * (unsteered - rounded)[:, 1].abs().max()
+
+
+def prefix(batch, length):
+    """The first tokens of a batch's one row, which hold no image."""
+    cut = {k: v[:, :length] for k, v in batch.inputs.items()
+           if k in ("input_ids", "attention_mask", "mm_token_type_ids")}  # fmt: skip
+    assert not (cut["input_ids"] == 90).any()
+    return cut
+
+
+@pytest.mark.parametrize("patched", [True, False])
+@torch.no_grad()
+def test_a_cache_of_the_prompts_beginning_can_be_reused(model, patched):
+    """Also one that was filled without the patch: the prompt is read from the ids."""
+    batch = QWEN.batch([1])
+    cache = DynamicCache(config=model.config.get_text_config())
+    start = prefix(batch, 3)
+    with vrga.patch(model, GAIN) as patch:
+        patch.enabled = patched
+        model(**start, past_key_values=cache, use_cache=True)
+        patch.enabled = True
+        tokens, out = run(model, batch, past_key_values=copy.deepcopy(cache))
+        again = run(model, batch, past_key_values=cache)[0]
+    check_rows(batch, tokens, torch.stack(out.logits, 1))
+    assert torch.equal(again, tokens)
+
+
+def test_going_on_with_an_answer_keeps_the_region(model):
+    batch = QWEN.batch([1])
+    cache = DynamicCache(config=model.config.get_text_config())
+    with vrga.patch(model, GAIN) as patch:
+        whole = run(model, batch, 9)[0]
+        first, out = run(model, batch, 4, past_key_values=cache)
+        region = patch.region
+        ids = out.sequences
+        more = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+            max_new_tokens=5, do_sample=False,
+        )  # fmt: skip
+        assert patch.region is region
+    assert torch.equal(more[:, -5:], whole[:, 4:])
+
+
+# --- conversations ---
+
+
+def second_turn(model, batch, images, steps=5):
+    """Two turns through generate() on one cache: patched regions, tokens, logits per turn."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    tokens, out = run(model, batch, 4, past_key_values=cache, min_new_tokens=4)
+    g = torch.Generator().manual_seed(9)
+    words = torch.randint(2, 80, (6,), generator=g).tolist()
+    new = [QWEN.image(g, 5 + i) for i in range(images)]
+    later = QWEN.assemble([[[tokens[0, -1].item(), EOS], *new, [*words, EOS, 4, 5]]])
+    ids = torch.cat([out.sequences[:, :-1], later.inputs["input_ids"]], 1)
+    inputs = dict(later.inputs, attention_mask=torch.ones_like(ids))
+    if not images:  # the whole conversation again; generate() takes new images with new ids alone
+        inputs |= dict(input_ids=ids, **token_types(ids))
+    second, later_out = run(model, Batch(inputs, [], []), steps, past_key_values=cache,
+                            min_new_tokens=steps)  # fmt: skip
+    return tokens, out, later, second, later_out
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_the_second_turn(model, images):
+    """Its question looks at the images of all turns; so does the method in loops."""
+    batch = QWEN.batch([2])
+    with vrga.patch(model, GAIN) as patch:
+        tokens, out, later, second, later_out = second_turn(model, batch, images)
+        region = patch.region[0]
+    held = batch.inputs["input_ids"].shape[1] + 3
+    replay = Replay(model, GAIN.gain)
+    first_logits = replay.turn(batch.inputs, tokens[0], batch.query[0], batch.grids[0])
+    torch.testing.assert_close(torch.stack(out.logits, 1)[0], first_logits, **CLOSE)
+    more = dict(position_ids=positions_of(model, batch, images))
+    grids = [([p + held for p in index], h, w) for index, h, w in later.grids[0]]
+    inputs = dict(later.inputs)
+    logits = replay.turn(inputs, second[0], held + later.query[0], grids, **more)
+    assert region.query == held + later.query[0] and len(region.grids) == 2 + images
+    assert region.mask.nonzero()[:, 0].tolist() == replay.found["mask"]
+    torch.testing.assert_close(torch.stack(later_out.logits, 1)[0], logits, **CLOSE)
+
+
+def positions_of(model, batch, images):
+    """The position ids that generate() gives the second turn's prompt, unpatched."""
+    with passes(model) as seen:
+        second_turn(model, batch, images)
+    return [k["position_ids"] for k in seen if k["inputs_embeds"].shape[1] > 1][-1]
+
+
+# --- prefill in chunks ---
+
+
+def chunkable(model):
+    """Whether this version splits a multimodal prompt into chunks."""
+    return int(transformers.__version__.split(".")[0]) >= 5
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("chunk", [5, 16, 31, 1000])
+def test_chunks_of_the_prefill_find_the_same_region(model, chunk, impl):
+    if not chunkable(model):
+        pytest.skip("this version cannot split a prompt with images")
+    batch = QWEN.batch([1, 2, 0])
+    with vrga.patch(model, GAIN, impl=impl) as patch:
+        tokens, out = run(model, batch)
+        regions = patch.region
+        in_chunks, chunked = run(model, batch, prefill_chunk_size=chunk)
+        assert all(
+            torch.equal(a.mask, b.mask) for a, b in zip(regions, patch.region, strict=True)
+        )
+    assert torch.equal(in_chunks, tokens)
+    torch.testing.assert_close(
+        torch.stack(chunked.logits, 1), torch.stack(out.logits, 1), **CLOSE
+    )
+
+
+@torch.no_grad()
+def test_a_prompt_in_pieces_by_hand(model):
+    """The image in the first piece, the question over two more."""
+    batch = QWEN.batch([1])
+    length = batch.inputs["input_ids"].shape[1]
+    with vrga.patch(model, GAIN) as patch:
+        tokens, out = run(model, batch)
+        whole = patch.region[0]
+        cache = DynamicCache(config=model.config.get_text_config())
+        with passes(model) as seen:
+            model(**batch.inputs)
+        positions = seen[0]["position_ids"]
+        patch.announce(batch.inputs)
+        for start, end in ((0, length - 5), (length - 5, length - 2), (length - 2, length)):
+            keep = dict(batch.inputs) if start == 0 else {}
+            keep |= {k: batch.inputs[k][:, start:end] for k in ("input_ids", "mm_token_type_ids")
+                     if k in batch.inputs}  # fmt: skip
+            keep["attention_mask"] = batch.inputs["attention_mask"][:, :end]
+            keep["position_ids"] = positions[..., start:end]
+            got = model(**keep, past_key_values=cache, use_cache=True)
+        assert torch.equal(patch.region[0].mask, whole.mask)
+        torch.testing.assert_close(got.logits[:, -1], out.logits[0], **CLOSE)
+
+
+# --- by hand, gradients, autocast ---
+
+
+@torch.no_grad()
+def greedy_by_hand(model, inputs, steps, **first):
+    """A user's own loop."""
+    out = model(**inputs, **first, use_cache=True)
+    logits, cache = [out.logits[:, -1]], out.past_key_values
+    for _ in range(steps - 1):
+        out = model(input_ids=logits[-1].argmax(-1, keepdim=True), past_key_values=cache,
+                    use_cache=True)  # fmt: skip
+        logits.append(out.logits[:, -1])
+    return torch.stack(logits, 1)
+
+
+def test_a_loop_by_hand(model):
+    batch = QWEN.batch([2])
+    with vrga.patch(model, GAIN):
+        logits = greedy_by_hand(model, batch.inputs, 5)
+    check_rows(batch, logits.argmax(-1), logits)
+
+
+def test_embeddings_with_token_types(model):
+    batch = QWEN.batch([1])
+    if "mm_token_type_ids" not in batch.inputs:
+        pytest.skip("this version's model takes no token types")
+    with passes(model) as seen:
+        model(**batch.inputs)
+    embeds, positions = seen[0]["inputs_embeds"], seen[0]["position_ids"]
+    inputs = {k: batch.inputs[k] for k in ("attention_mask", "mm_token_type_ids", "image_grid_thw")}
+    inputs |= dict(inputs_embeds=embeds.detach(), position_ids=positions)
+    with vrga.patch(model, GAIN, query=torch.tensor(batch.query)):
+        logits = greedy_by_hand(model, inputs, 4)
+    check_rows(batch, logits.argmax(-1), logits)
+    inputs.pop("mm_token_type_ids")
+    with vrga.patch(model, GAIN), pytest.raises(ValueError, match="inputs_embeds do not tell"):
+        model(**inputs)
+
+
+def test_gradients_flow_through_steered_steps(model):
+    """Steering in torch is differentiable; the gradient is that of the same formula."""
+    model = copy.deepcopy(model).train()
+    batch = QWEN.batch([1])
+    weight = model.model.language_model.layers[1].self_attn.v_proj.weight
+
+    def loss():
+        out = model(**batch.inputs, use_cache=True)
+        step = model(input_ids=torch.tensor([[7]]), past_key_values=out.past_key_values,
+                     use_cache=True)  # fmt: skip
+        return step.logits.double().logsumexp(-1).sum()
+
+    @torch.no_grad()
+    def shifted(by):
+        weight.add_(by * direction)
+        value = loss().item()
+        weight.sub_(by * direction)
+        return value
+
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    with vrga.patch(model, GAIN):
+        steered = loss()
+        steered.backward()
+        slope = (weight.grad * direction).sum().item()
+        numeric = (shifted(1e-3) - shifted(-1e-3)) / 2e-3
+    assert slope == pytest.approx(numeric, rel=2e-2)
+    assert loss().item() != pytest.approx(steered.item(), abs=1e-4)
+
+
+def test_dropout_in_attention_is_refused():
+    model = tiny_model()
+    for layer in model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    batch = QWEN.batch([1])
+    with vrga.patch(model):
+        generate(model, batch.inputs, 2)
+        model.train()
+        out = model(**batch.inputs, use_cache=True)
+        with pytest.raises(ValueError, match="dropout.*model.eval()"):
+            model(input_ids=torch.tensor([[7]]), past_key_values=out.past_key_values)
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_autocast_and_inference_mode(model, impl):
+    batch = QWEN.batch([1, 2])
+    with vrga.patch(model, GAIN, impl=impl) as patch:
+        exact, regions = generate(model, batch.inputs, 3)[1], patch.region
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = generate(model, batch.inputs, 3)[1]
+            masks = [region.mask for region in patch.region]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        unsteered = generate(model, batch.inputs, 3)[1]
+    assert all(torch.equal(r.mask, m) for r, m in zip(regions, masks, strict=True))
+    error = (rounded - exact)[:, :2].abs().max()
+    assert error < 0.5 * (unsteered - exact)[:, 1].abs().max()
+
+
+# --- refusals ---
+
+
+def test_no_cache_is_refused(model):
+    with vrga.patch(model), pytest.raises(ValueError, match="use_cache=False"):
+        run(model, QWEN.batch([1]), use_cache=False)
+    config = GenerationConfig(use_cache=False, max_new_tokens=2)
+    with vrga.patch(model), pytest.raises(ValueError, match="use_cache=False"):
+        model.generate(**QWEN.batch([1]).inputs, generation_config=config)
+
+
+def test_an_early_exit_as_assistant_is_refused(model):
+    with vrga.patch(model), pytest.raises(ValueError, match="assistant_early_exit.*assistant_model"):
+        run(model, QWEN.batch([1]), assistant_early_exit=1)
+
+
+def test_right_padding_is_refused(model):
+    inputs = QWEN.batch([1, 2]).inputs
+    inputs["attention_mask"] = inputs["attention_mask"].flip(1)
+    with vrga.patch(model), pytest.raises(ValueError, match=r"rows \[0\].*padding_side = 'left'"):
+        model.generate(**inputs, max_new_tokens=2)
+
+
+def test_chunks_of_the_prefill_cannot_be_compiled(model):
+    torch._dynamo.reset()
+    if not chunkable(model):
+        pytest.skip("this version cannot split a prompt with images")
+    with vrga.patch(model), pytest.raises(Exception, match="disable_compile=True"):
+        run(model, QWEN.batch([1]), prefill_chunk_size=9, cache_implementation="static",
+            compile_config=COMPILED)  # fmt: skip
+
+
+def test_a_reset_static_cache_starts_anew(model):
+    """A one-token prompt after a picture: nothing is left to steer to."""
+    cache = StaticCache(model.config.get_text_config(), max_cache_len=80)
+    word = dict(input_ids=torch.tensor([[7]]), attention_mask=torch.ones(1, 1, dtype=torch.long))
+    base = generate(model, word, 3)[1]
+    with vrga.patch(model, GAIN):
+        run(model, QWEN.batch([1]), past_key_values=cache, disable_compile=True)
+        cache.reset()
+        fresh = generate(model, word, 3, past_key_values=cache, disable_compile=True)[1]
+    torch.testing.assert_close(fresh, base, **CLOSE)
