@@ -30,9 +30,17 @@ setup(
         "rich",
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ruff", "psutil"],
+        "test": [
+            "pytest",
+            "pytest-benchmark",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "psutil",
+            "peft",
+            "hqq",
+        ],
         "plot": ["matplotlib"],
-        "eval": ["math-verify", "datasets", "pyarrow"],
     },
     entry_points={"console_scripts": ["vrga = vrga.cli:main"]},
 )

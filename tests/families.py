@@ -278,8 +278,9 @@ class OneVision(Family):
                       patch_size=8)  # fmt: skip
         text = dict(model_type="qwen2", hidden_size=64, **TEXT)
         config = LlavaOnevisionConfig(
-            vision_config=vision, text_config=text, image_token_index=IMAGE, video_token_index=VIDEO,
-            image_grid_pinpoints=[[64, 64], [32, 96], [96, 32]], vision_feature_layer=-1,
+            vision_config=vision, text_config=text, image_token_index=IMAGE,
+            video_token_index=VIDEO, image_grid_pinpoints=[[64, 64], [32, 96], [96, 32]],
+            vision_feature_layer=-1,
         )  # fmt: skip
         return LlavaOnevisionForConditionalGeneration._from_config(
             config, attn_implementation="sdpa"

@@ -57,6 +57,22 @@ def check_rows(batch, tokens, logits, config=GAIN):
         )
 
 
+def five():
+    """Whether this is transformers 5."""
+    return int(transformers.__version__.split(".")[0]) >= 5
+
+
+def skip_unless_the_same_unpatched(model, batch, **options):
+    """Some versions of transformers cannot do it, or compute something else, without a patch."""
+    wanted = torch.stack(run(model, batch)[1].logits)
+    try:
+        found = torch.stack(run(model, batch, **options)[1].logits)
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"not in this version: {error}")
+    if not torch.allclose(found, wanted, **CLOSE):
+        pytest.skip("the unpatched model of this version computes something else then")
+
+
 @contextmanager
 def passes(model):
     """Collects the keyword arguments of the text model's forward passes."""
@@ -160,7 +176,7 @@ def test_prompt_lookup_says_what_greedy_says(model, drafts, impl):
     batch = QWEN.batch([1], seed=4)
     with vrga.patch(model, GAIN, impl=impl):
         greedy = run(model, batch, 16)[0]
-        # What greedy says stands in the prompt, so that drafts are accepted, also in the first pass.
+        # What greedy says stands in the prompt: drafts are accepted, also in the first pass.
         row = [*batch.rows[0][:-1], [*greedy[0].tolist(), *batch.rows[0][-1], greedy[0, 0].item()]]
         repeated = QWEN.assemble([row])
         greedy, plain = run(model, repeated, 16)
@@ -222,13 +238,17 @@ def test_a_quantised_cache_is_steered_over_its_quantised_keys():
     """Keys come back rounded: close to the plain cache's, and the region the same."""
     big = tiny_model(heads=4, kv_heads=2, size=64)
     batch = QWEN.batch([1, 2])
-    quantised = dict(cache_implementation="quantized",
-                     cache_config=dict(backend="hqq", nbits=8, axis_key=1, axis_value=1,
-                                       residual_length=8))  # fmt: skip
+
+    def quantised():
+        config = dict(backend="hqq", nbits=8, axis_key=1, axis_value=1, residual_length=8)
+        return generate(
+            big, batch.inputs, 4, cache_implementation="quantized", cache_config=config
+        )[1]
+
     with vrga.patch(big, GAIN) as patch:
         plain, regions = generate(big, batch.inputs, 4)[1], patch.region
-        rounded, other = generate(big, batch.inputs, 4, **quantised)[1], patch.region
-    unsteered = generate(big, batch.inputs, 4, **quantised)[1]
+        rounded, other = quantised(), patch.region
+    unsteered = quantised()
     assert all(torch.equal(a.mask, b.mask) for a, b in zip(regions, other, strict=True))
     assert (rounded[:, 1] - plain[:, 1]).abs().max() < 0.2 * (unsteered - rounded)[:, 1].abs().max()
 
@@ -248,6 +268,9 @@ def test_a_cache_of_the_prompts_beginning_can_be_reused(model, patched):
     batch = QWEN.batch([1])
     cache = DynamicCache(config=model.config.get_text_config())
     start = prefix(batch, 3)
+    model(**start, past_key_values=cache, use_cache=True)
+    skip_unless_the_same_unpatched(model, batch, past_key_values=cache)
+    cache = DynamicCache(config=model.config.get_text_config())
     with vrga.patch(model, GAIN) as patch:
         patch.enabled = patched
         model(**start, past_key_values=cache, use_cache=True)
@@ -297,6 +320,8 @@ def second_turn(model, batch, images, steps=5):
 @pytest.mark.parametrize("images", [0, 1])
 def test_the_second_turn(model, images):
     """Its question looks at the images of all turns; so does the method in loops."""
+    if images and not five():
+        pytest.skip("this version's generate() takes no new image on a cache")
     batch = QWEN.batch([2])
     with vrga.patch(model, GAIN) as patch:
         tokens, out, later, second, later_out = second_turn(model, batch, images)
@@ -324,28 +349,18 @@ def positions_of(model, batch, images):
 # --- prefill in chunks ---
 
 
-def chunkable(model):
-    """Whether this version splits a multimodal prompt into chunks."""
-    return int(transformers.__version__.split(".")[0]) >= 5
-
-
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 @pytest.mark.parametrize("chunk", [5, 16, 31, 1000])
 def test_chunks_of_the_prefill_find_the_same_region(model, chunk, impl):
-    if not chunkable(model):
-        pytest.skip("this version cannot split a prompt with images")
     batch = QWEN.batch([1, 2, 0])
+    skip_unless_the_same_unpatched(model, batch, prefill_chunk_size=chunk)
     with vrga.patch(model, GAIN, impl=impl) as patch:
         tokens, out = run(model, batch)
         regions = patch.region
         in_chunks, chunked = run(model, batch, prefill_chunk_size=chunk)
-        assert all(
-            torch.equal(a.mask, b.mask) for a, b in zip(regions, patch.region, strict=True)
-        )
+        assert all(torch.equal(a.mask, b.mask) for a, b in zip(regions, patch.region, strict=True))
     assert torch.equal(in_chunks, tokens)
-    torch.testing.assert_close(
-        torch.stack(chunked.logits, 1), torch.stack(out.logits, 1), **CLOSE
-    )
+    torch.testing.assert_close(torch.stack(chunked.logits, 1), torch.stack(out.logits, 1), **CLOSE)
 
 
 @torch.no_grad()
@@ -376,13 +391,15 @@ def test_a_prompt_in_pieces_by_hand(model):
 
 
 @torch.no_grad()
-def greedy_by_hand(model, inputs, steps, **first):
+def greedy_by_hand(model, inputs, steps):
     """A user's own loop."""
-    out = model(**inputs, **first, use_cache=True)
+    out = model(**inputs, use_cache=True)
     logits, cache = [out.logits[:, -1]], out.past_key_values
-    for _ in range(steps - 1):
+    length = inputs["attention_mask"].shape[1]
+    for i in range(steps - 1):
+        place = length + i + model.model.rope_deltas.view(1, -1, 1)
         out = model(input_ids=logits[-1].argmax(-1, keepdim=True), past_key_values=cache,
-                    use_cache=True)  # fmt: skip
+                    position_ids=place.expand(3, -1, 1), use_cache=True)  # fmt: skip
         logits.append(out.logits[:, -1])
     return torch.stack(logits, 1)
 
@@ -454,18 +471,25 @@ def test_dropout_in_attention_is_refused():
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
+@torch.inference_mode()
 def test_autocast_and_inference_mode(model, impl):
+    """The same token after the same prompt, rounded: near the exact logits, steered or not."""
     batch = QWEN.batch([1, 2])
+
+    def second_logits():
+        out = model(**batch.inputs, use_cache=True)
+        place = batch.inputs["input_ids"].shape[1] + model.model.rope_deltas.view(1, -1, 1)
+        return model(
+            input_ids=torch.tensor([[7], [8]]), past_key_values=out.past_key_values,
+            position_ids=place.expand(3, -1, 1), use_cache=True,
+        ).logits  # fmt: skip
+
     with vrga.patch(model, GAIN, impl=impl) as patch:
-        exact, regions = generate(model, batch.inputs, 3)[1], patch.region
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            rounded = generate(model, batch.inputs, 3)[1]
-            masks = [region.mask for region in patch.region]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        unsteered = generate(model, batch.inputs, 3)[1]
-    assert all(torch.equal(r.mask, m) for r, m in zip(regions, masks, strict=True))
-    error = (rounded - exact)[:, :2].abs().max()
-    assert error < 0.5 * (unsteered - exact)[:, 1].abs().max()
+        exact, regions = second_logits(), patch.region
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = second_logits()
+        assert all(torch.equal(a.mask, b.mask) for a, b in zip(regions, patch.region, strict=True))
+    assert (rounded - exact).abs().max() < 0.3 * (second_logits() - exact).abs().max()
 
 
 # --- refusals ---
@@ -480,7 +504,10 @@ def test_no_cache_is_refused(model):
 
 
 def test_an_early_exit_as_assistant_is_refused(model):
-    with vrga.patch(model), pytest.raises(ValueError, match="assistant_early_exit.*assistant_model"):
+    with (
+        vrga.patch(model),
+        pytest.raises(ValueError, match="assistant_early_exit.*assistant_model"),
+    ):
         run(model, QWEN.batch([1]), assistant_early_exit=1)
 
 
@@ -491,9 +518,54 @@ def test_right_padding_is_refused(model):
         model.generate(**inputs, max_new_tokens=2)
 
 
+@pytest.mark.parametrize(
+    ("attention", "told"),
+    [
+        ("flex_attention", "hides its mask in a BlockMask.*'sdpa', 'eager'"),
+        ("paged|eager", "'paged|eager' has no mask function.*one of: .*sdpa"),
+    ],
+)
+def test_backends_that_hide_what_is_visible_are_refused(attention, told):
+    model = tiny_model()
+    model.config.get_text_config()._attn_implementation_internal = attention
+    before = vars(model).keys() - {"generate"}
+    with pytest.raises(ValueError, match=told.replace("|", r"\|")):
+        vrga.patch(model)
+    assert vars(model).keys() == before and vrga.unpatch(model) is False
+
+
+def test_a_model_whose_attention_cannot_be_replaced_is_refused(monkeypatch):
+    model = tiny_model()
+    monkeypatch.setattr(model, "set_attn_implementation", lambda wanted: None)
+    with pytest.raises(ValueError, match="does not let its attention be replaced"):
+        vrga.patch(model)
+    assert vrga.unpatch(model) is False
+
+
+def test_layers_that_do_not_hand_their_arguments_on_are_noticed(monkeypatch):
+    model = tiny_model()
+    layer = model.model.language_model.layers[1]
+    forward = layer.forward
+    monkeypatch.setattr(
+        layer,
+        "forward",
+        lambda *a, **kw: forward(*a, **{k: v for k, v in kw.items() if k != "vrga"}),
+    )
+    with vrga.patch(model), pytest.raises(RuntimeError, match="only 2 of the model's 3 layers"):
+        generate(model, QWEN.batch([1]).inputs)
+
+
+def test_encoder_decoder_models_are_refused():
+    config = transformers.T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=2, vocab_size=20,
+                                   d_kv=8)  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config)
+    with pytest.raises(ValueError, match="is an encoder-decoder model.*supported model types"):
+        vrga.patch(model)
+
+
 def test_chunks_of_the_prefill_cannot_be_compiled(model):
     torch._dynamo.reset()
-    if not chunkable(model):
+    if not five():
         pytest.skip("this version cannot split a prompt with images")
     with vrga.patch(model), pytest.raises(Exception, match="disable_compile=True"):
         run(model, QWEN.batch([1]), prefill_chunk_size=9, cache_implementation="static",

@@ -92,3 +92,33 @@ def test_another_architecture_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="'bert' model; supported: qwen2_vl, qwen2_5_vl"):
         vrga.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_processors_of_the_other_qwen_families(name, tmp_path):
+    from families import FAMILIES
+    from PIL import Image
+
+    FAMILIES[name].shared.config.save_pretrained(tmp_path)
+    load_processor(embedded()).save_pretrained(tmp_path)
+    processor = load_processor(tmp_path)
+    text = "<|vision_start|><|image_pad|><|vision_end|>what?"
+    inputs = processor(text=[text], images=[Image.new("RGB", (56, 84))], return_tensors="pt")
+    pads = (inputs["input_ids"] == processor.image_token_id).sum()
+    assert pads == inputs["image_grid_thw"].prod() // 4 > 1
+    if "mm_token_type_ids" in inputs:
+        assert (inputs["mm_token_type_ids"] == 1).sum() == pads
+
+
+def test_a_processor_that_needs_torchvision_says_so(tmp_path, monkeypatch):
+    import transformers
+    from families import FAMILIES
+
+    def missing(where):
+        raise ImportError("\nLlavaOnevisionVideoProcessor requires the Torchvision library\n more")
+
+    FAMILIES["llava_onevision"].shared.config.save_pretrained(tmp_path)
+    monkeypatch.setattr("transformers.utils.is_torchvision_available", lambda: False)
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", missing)
+    with pytest.raises(ValueError, match="'llava_onevision'.*requires the Torchvision library$"):
+        load_processor(tmp_path)

@@ -42,7 +42,9 @@ def test_windows_from_none_of_the_image_to_all_of_it(window, impl):
         expected = replay.turn(alone.inputs, tokens[row], alone.query[0], alone.grids[0])
         torch.testing.assert_close(logits[row], expected, **CLOSE)
         pads = batch.inputs["input_ids"].shape[1] - alone.inputs["input_ids"].shape[1]
-        assert [p - pads for p in regions[row].mask.nonzero()[:, 0].tolist()] == replay.found["mask"]
+        assert [p - pads for p in regions[row].mask.nonzero()[:, 0].tolist()] == replay.found[
+            "mask"
+        ]
     if window == 3:
         assert (regions[0].heads.focus[1] == 0).all()  # the layer sees nothing of the image
     assert (regions[0].heads.focus[0] > 0).all()
@@ -62,9 +64,14 @@ def test_a_block_of_query_rows_has_a_window_per_row(window, impl):
             return model(**batch.inputs, past_key_values=cache, use_cache=True).past_key_values
 
         cache, single = prefilled(), []
-        for i in range(4):
-            single.append(model(input_ids=tokens[:, i : i + 1], past_key_values=cache).logits)
         delta = model.model.rope_deltas.view(1, 1, 1)
+        for i in range(4):
+            place = (length + i + delta).expand(3, 1, 1)
+            single.append(
+                model(
+                    input_ids=tokens[:, i : i + 1], past_key_values=cache, position_ids=place
+                ).logits
+            )
         with passes(model) as seen:
             block = model(
                 input_ids=tokens, past_key_values=prefilled(),

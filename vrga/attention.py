@@ -27,6 +27,12 @@ def register(delegate: str) -> str:
     Raises:
         ValueError: a backend without a mask function: padding would silently be attended to.
     """
+    if delegate == "flex_attention":
+        raise ValueError(
+            "attn_implementation='flex_attention' hides its mask in a BlockMask, so vrga cannot "
+            "tell which keys are visible; load the model with 'sdpa', 'eager' or "
+            "'flash_attention_2'"
+        )
     if delegate not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
         known = ", ".join(sorted(ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()))
         raise ValueError(

@@ -31,6 +31,8 @@ class Family:
         image_token, video_token: config fields of the placeholder tokens' ids.
         vision_tokens: config fields of all tokens that are not text.
         refused: methods that a patched model must not run.
+        processor: class of its processor, where that can do without the torchvision that its
+            video half needs.
     """
 
     text: str = "language_model"
@@ -50,6 +52,7 @@ class Family:
         "eoi_token_id",
     )
     refused: tuple[str, ...] = REFUSED
+    processor: str | None = None
 
     def modules(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
         """The multimodal model and its text model."""
@@ -67,10 +70,10 @@ def _shuffled(config: object) -> float:
 
 # All that differs between the families, by model_type.
 FAMILIES = {
-    "qwen2_vl": Family(),
-    "qwen2_5_vl": Family(),
-    "qwen3_vl": Family(),
-    "qwen3_vl_moe": Family(),
+    "qwen2_vl": Family(processor="Qwen2VLProcessor"),
+    "qwen2_5_vl": Family(processor="Qwen2_5_VLProcessor"),
+    "qwen3_vl": Family(processor="Qwen3VLProcessor"),
+    "qwen3_vl_moe": Family(processor="Qwen3VLProcessor"),
     "llava_onevision": Family(layout=any_resolution, inputs=("image_sizes",)),
     "llava": _tiled(lambda config: patches_per_side(config.vision_config)),
     "internvl": _tiled(lambda config: config.image_seq_length**0.5),
@@ -124,7 +127,8 @@ def load(
         attn_implementation: the attention backend of prefills, e.g. "flash_attention_2".
 
     Returns:
-        (model, processor). Without torchvision the processor takes images but no videos.
+        (model, processor). Without torchvision the Qwen families' processors take images but no
+        videos.
 
     Raises:
         FileNotFoundError: a local path that does not exist or holds no checkpoint.
@@ -157,17 +161,31 @@ def embedded() -> Path:
 
 
 def load_processor(where: str | Path) -> object:
-    """The processor of a Qwen2.5-VL checkpoint; for images alone where torchvision is missing."""
-    from transformers import AutoProcessor, AutoTokenizer
+    """The processor of a checkpoint; of the Qwen families for images alone without torchvision.
+
+    Raises:
+        ValueError: another family's processor that needs torchvision, which is missing.
+    """
+    from transformers import AutoConfig, AutoProcessor, AutoTokenizer
     from transformers.utils import is_torchvision_available
 
+    kind = AutoConfig.from_pretrained(where).model_type
+    family = FAMILIES.get(kind, Family())
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(where)
+    if family.processor is None:
+        try:
+            return AutoProcessor.from_pretrained(where)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"the processor of {kind!r} at {where} cannot be loaded; it may need torchvision, "
+                f"which is not installed: {str(error).strip().splitlines()[0]}"
+            ) from error
     # Its video half needs torchvision; without it AutoProcessor fails with a misleading error.
     images = image_processor_class().from_pretrained(where)
     tokenizer = AutoTokenizer.from_pretrained(where)
     template = tokenizer.chat_template or _old_chat_template(where)
-    return image_only_processor_class()(images, tokenizer, chat_template=template)
+    return image_only_processor_class(family.processor)(images, tokenizer, chat_template=template)
 
 
 def load_tokenizer(model: nn.Module) -> object:
@@ -201,20 +219,24 @@ def image_processor_class() -> type:
 
 
 @functools.cache
-def image_only_processor_class() -> type:
-    """`Qwen2_5_VLProcessor` without its video half, which needs torchvision."""
-    from transformers import ProcessorMixin, Qwen2_5_VLProcessor
+def image_only_processor_class(base: str = "Qwen2_5_VLProcessor") -> type:
+    """A Qwen-VL processor class without its video half, which needs torchvision."""
+    import transformers
 
-    class ImageOnlyProcessor(Qwen2_5_VLProcessor):
+    class ImageOnlyProcessor(getattr(transformers, base)):
         """Images and text alone."""
 
         attributes = ["image_processor", "tokenizer"]  # read by transformers 4 alone
 
         def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
             self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-            self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-            self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-            ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+            self.vision_start_token, self.vision_end_token = "<|vision_start|>", "<|vision_end|>"
+            for name in ("image_token", "video_token", "vision_start_token", "vision_end_token"):
+                token = tokenizer.convert_tokens_to_ids(getattr(self, name))
+                setattr(self, f"{name}_id", token)
+            transformers.ProcessorMixin.__init__(
+                self, image_processor, tokenizer, chat_template=chat_template
+            )
 
         @property
         def model_input_names(self) -> list[str]:

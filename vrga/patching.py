@@ -24,7 +24,8 @@ from vrga.tokens import Prompt, Query, cells_mask, check_query, visible_keys
 from vrga.trace import Recorder, Trace
 
 # Beginnings of the names of inputs that come with images and videos.
-MEDIA = ("pixel_values", "image_", "video_", "mm_encoder_outputs", "second_per_grid")
+MEDIA = ("pixel_values", "mm_encoder_outputs", "image_", "video_", "second_per_grid")
+PIXELS = MEDIA[:2]  # sizes alone may come with every pass
 # Inputs with one column per token of the pass, in their last dimension; in their second one.
 LAST, SECOND = ("position_ids", "cache_position"), ("input_ids", "inputs_embeds")
 
@@ -278,10 +279,15 @@ class Patch:
         known = cache is not None and cache is self._cache()
         prefilling = known and (self._announced is not None or self._end is not None)
         if known and shape[1] == 1 and not prefilling:
+            static = getattr(cache, "is_compileable", False)
             # A static cache on a GPU would have to be waited for to tell its length.
-            self._next_step(int(cache.get_seq_length()) if self._sliding else 0)
+            past = self._reached if static else int(cache.get_seq_length())
+            self._reached = past + 1
+            self._next_step(past)
             return None
         past = 0 if cache is None else int(cache.get_seq_length())
+        if past and known and getattr(cache, "is_compileable", False):
+            past = self._reached  # older versions count its keys in one row, without padding
         announced = self._announced
         if announced is not None and past + shape[1] > announced.end(past):
             return self._split(module, inputs, shape, announced.end(past) - past, past)
@@ -308,7 +314,7 @@ class Patch:
 
     def _opens_turn(self, ids: Tensor | None, inputs: dict) -> bool:
         """Whether tokens that follow a cached prompt bring a new question."""
-        media = [value for name, value in inputs.items() if name.startswith(MEDIA)]
+        media = [value for name, value in inputs.items() if name.startswith(PIXELS)]
         if any(value is not None and (isinstance(value, Tensor) or value) for value in media):
             return True
         if ids is None:
