@@ -492,6 +492,22 @@ def test_autocast_and_inference_mode(model, impl):
     assert (rounded - exact).abs().max() < 0.3 * (second_logits() - exact).abs().max()
 
 
+@torch.no_grad()
+def test_our_own_sums_are_not_rounded_by_autocast(model):
+    g = torch.Generator().manual_seed(0)
+    batch = QWEN.batch([1])
+    layer = model.model.language_model.layers[1].self_attn
+    with vrga.patch(model, GAIN) as patch:
+        model(**batch.inputs, use_cache=True)
+        keys = batch.inputs["input_ids"].shape[1] + 1
+        q, k, v = (torch.randn(1, h, n, 16, generator=g) for h, n in ((8, 1), (2, keys), (2, keys)))
+        exact = patch._step.attend(None, layer, q, k, v, None, scaling=0.25)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(
+                patch._step.attend(None, layer, q, k, v, None, scaling=0.25)[0], exact
+            )
+
+
 # --- refusals ---
 
 
@@ -576,9 +592,9 @@ def test_a_reset_static_cache_starts_anew(model):
     """A one-token prompt after a picture: nothing is left to steer to."""
     cache = StaticCache(model.config.get_text_config(), max_cache_len=80)
     word = dict(input_ids=torch.tensor([[7]]), attention_mask=torch.ones(1, 1, dtype=torch.long))
-    base = generate(model, word, 3)[1]
+    base = generate(model, word, 14)[1]  # as many keys as reach where the image was
     with vrga.patch(model, GAIN):
         run(model, QWEN.batch([1]), past_key_values=cache, disable_compile=True)
         cache.reset()
-        fresh = generate(model, word, 3, past_key_values=cache, disable_compile=True)[1]
+        fresh = generate(model, word, 14, past_key_values=cache, disable_compile=True)[1]
     torch.testing.assert_close(fresh, base, **CLOSE)
