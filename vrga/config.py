@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 Method = Literal["vrga", "released", "released_mask", "ablation"]
 Gate = Literal["dynamic", "static"]
 Ablated = Literal["visual", "low_focus", "random"]
+When = Literal["always", "back"]
+Relocate = Literal["question", "back"]
 
 # Inclusive bounds of each numeric field; None is unbounded.
 RANGES: dict[str, tuple[float | None, float | None]] = {
@@ -28,12 +31,13 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "seed": (0, None),
 }
 CHOICES = {"method": get_args(Method), "gate": get_args(Gate), "ablate": get_args(Ablated)}
+CHOICES |= {"when": get_args(When), "relocate": get_args(Relocate)}
 INTEGERS = {"region_min", "dilation", "heads", "first_layer", "seed"}
 
 # What a method reads. A field outside this set must keep its default, so no option is ignored.
 _BOOST = {f for f in RANGES if f not in {"heads", "first_layer", "seed"}}
 READ_BY: dict[str, set[str]] = {
-    "vrga": _BOOST | {"gate"},
+    "vrga": _BOOST | {"gate", "when", "relocate"},
     "released": _BOOST - {"background_layers"},
     "released_mask": {"gate_focus", "gate_entropy", "dilation"},
     "ablation": {"ablate", "heads", "first_layer", "seed"},
@@ -65,6 +69,11 @@ class VRGAConfig:
         region_min: with fewer tokens than this above the threshold, the highest this-many are T.
         dilation: grid cells by which T grows (``released``: tokens of the raster, in one
             dimension).
+        when: ``"always"`` steers every decode step, ``"back"`` those inside the model's own <back>
+            spans (Look-Back, arXiv 2507.03019). Or a callable (newest tokens int64 [B, Q],
+            position of the first of them) -> bool [B, Q] on the same device: which are steered.
+        relocate: ``"question"`` keeps the region that the question looks at, ``"back"`` finds it
+            anew at each <back>, from the row of the token that opens the span.
         ablate: which heads lose their image attention, for ``method="ablation"`` alone.
         heads: heads of a layer ablated at each step.
         first_layer: the first layer (from 0) with ablated heads.
@@ -89,6 +98,8 @@ class VRGAConfig:
     region_std: float = 0.6
     region_min: int = 10
     dilation: int = 1
+    when: When | Callable = "always"
+    relocate: Relocate = "question"
     ablate: Ablated | None = None
     heads: int = 5
     first_layer: int = 6
@@ -97,6 +108,8 @@ class VRGAConfig:
     def __post_init__(self):
         for name, choices in CHOICES.items():
             value = getattr(self, name)
+            if name == "when" and callable(value):
+                continue
             if value not in choices and not (name == "ablate" and self.method != "ablation"):
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
         for name, (low, high) in RANGES.items():

@@ -1,0 +1,170 @@
+"""Look-Back (arXiv 2507.03019): prompts for its checkpoints, and reading what they say.
+
+The model reasons in <think>, looks at the image again in <back>, and boxes its answer:
+
+    <think> ... </think> <back> ... </back> <think> ... </think> \\boxed{...}
+
+A span of <back> is what the regular expression SPAN finds: it opens at the first <back> outside a
+span and closes at the next </back>, or at the end of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ALIASES = {
+    "semantic-back-7b": "ShuoY/Semantic-back-7B",
+    "solution-back-7b": "ShuoY/Solution-back-7B",
+}
+SPAN = re.compile(r"<back>(.*?)(</back>|\Z)", re.DOTALL)
+_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+_SEGMENT = re.compile(r"<(think|back)>(.*?)</\1>", re.DOTALL)
+_TAG = re.compile(r"</?(?:think|back)>")
+
+_BOX = "put the final answer in \\boxed{}."
+STYLES = {
+    "direct": "{question}\nAnswer with the final answer alone, and " + _BOX,
+    "cot": (
+        "{question}\nReason step by step between <think> and </think>; after </think>, " + _BOX
+    ),
+    "semantic": (
+        "{question}\nReason step by step between <think> and </think>. Whenever a detail of the "
+        "image matters, close the reasoning, look at the image again between <back> and </back> "
+        "and say what you see there, and go on in a new <think> ... </think>. At the end, " + _BOX
+    ),
+    "solution": (
+        "{question}\nReason step by step between <think> and </think> and give a first answer. "
+        "Then check it against the image between <back> and </back>, and reason again between "
+        "<think> and </think>. At the end, " + _BOX
+    ),
+}
+
+
+def prompt(question: str, style: str = "semantic", images: int = 1) -> list[dict]:
+    """Chat messages that ask a question about images in the form the checkpoints know.
+
+    Args:
+        question: the user's question.
+        style: "semantic" (look back amid the reasoning), "solution" (after a first answer), "cot",
+            "direct", or a template of your own that contains {question}, such as the exact prompt
+            of a training run.
+        images: image placeholders before the text.
+
+    Returns:
+        Messages for `processor.apply_chat_template`.
+
+    Raises:
+        ValueError: a style that is neither known nor a template.
+    """
+    template = STYLES.get(style, style)
+    if "{question}" not in template:
+        raise ValueError(
+            f"style={style!r} is neither one of {', '.join(map(repr, STYLES))} nor a template that "
+            "contains {question}"
+        )
+    # Not str.format: templates hold braces, as in \boxed{}.
+    text = template.replace("{question}", question)
+    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    return [{"role": "user", "content": content}]
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a text says.
+
+    Args:
+        think, back: contents of the <think> and <back> spans, in order.
+        answer: content of the last \\boxed{} outside <back> spans, or None.
+        hacked: whether a <back> span is empty, the known sign of reward hacking.
+    """
+
+    think: list[str]
+    back: list[str]
+    answer: str | None
+    hacked: bool
+
+
+def parse(text: str) -> Parsed:
+    """Read a Look-Back output."""
+    back = [found[1] for found in SPAN.finditer(text)]
+    outside = SPAN.sub(" ", text)
+    return Parsed(
+        think=[found[1] for found in _THINK.finditer(outside)],
+        back=back,
+        answer=last_box(outside),
+        hacked=any(not span.strip() for span in back),
+    )
+
+
+def last_box(text: str) -> str | None:
+    """Content of the last \\boxed{...} whose braces close, or None for none."""
+    for start in reversed([found.end() for found in re.finditer(r"\\boxed\s*\{", text)]):
+        depth = 1
+        for place in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if not depth:
+                return text[start:place].strip()
+    return None
+
+
+def reward(text: str) -> float:
+    """The format reward: 1.0 with a valid <back> form, 0.667 for plain chain of thought, else 0.0.
+
+    Valid: <think> spans with one <back> span between any two of them, none of them empty or
+    nested, no other tag, and a box with an answer behind the last one. A form with an empty <back>
+    earns nothing.
+    """
+    kinds, end = [], 0
+    for found in _SEGMENT.finditer(text):
+        if _TAG.search(text[end : found.start()]) or _TAG.search(found[2]):
+            return 0.0  # a stray or nested tag
+        if not found[2].strip():
+            return 0.0
+        kinds.append(found[1])
+        end = found.end()
+    if _TAG.search(text[end:]) or not last_box(text[end:]):
+        return 0.0
+    if kinds == ["think"]:
+        return 0.667
+    alternating = ["think", "back"] * (len(kinds) // 2) + ["think"]
+    return 1.0 if kinds == alternating and len(kinds) >= 3 else 0.0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of many outputs; NaN where there is nothing to average.
+
+    Args:
+        trigger_rate: share of texts with a <back>.
+        reflection_rate: share with a <back> span that is closed and not empty.
+        empty_rate: share with an empty <back> span.
+        position: mean start of the spans, as a share of the text's length.
+        length: mean length of the spans' contents in characters.
+    """
+
+    trigger_rate: float
+    reflection_rate: float
+    empty_rate: float
+    position: float
+    length: float
+
+
+def stats(texts: Sequence[str]) -> Stats:
+    """How often, where and how long texts look back."""
+    found = [(text, list(SPAN.finditer(text))) for text in texts]
+    spans = [(text, span) for text, spans in found for span in spans]
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values) if values else float("nan")
+
+    return Stats(
+        trigger_rate=mean([bool(spans) for _, spans in found]),
+        reflection_rate=mean(
+            [any(span[1].strip() and span[2] for span in spans) for _, spans in found]
+        ),
+        empty_rate=mean([any(not span[1].strip() for span in spans) for _, spans in found]),
+        position=mean([span.start() / len(text) for text, span in spans]),
+        length=mean([len(span[1]) for _, span in spans]),
+    )

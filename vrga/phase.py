@@ -1,0 +1,161 @@
+"""Whether a row is inside a <back> span, token by token, on the device.
+
+The tags are found by an automaton over bytes, folded into one table per vocabulary: from each of
+its states, every token leads to one state. Following a row costs one look-up per step, whatever
+way the tags are split into tokens, and no host sync.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OPEN, CLOSE = b"<back>", b"</back>"
+# How much of a tag has been read: one state per beginning of either tag.
+PREFIXES = sorted({tag[:n] for tag in (OPEN, CLOSE) for n in range(len(tag))}, key=len)
+INSIDE = len(PREFIXES)  # states from here on are inside a span
+_TABLES: weakref.WeakKeyDictionary[object, dict[int, TagTable]] = weakref.WeakKeyDictionary()
+
+
+class TagTable:
+    """Where every token leads.
+
+    Args:
+        follow: the next state, int8 [states, V].
+        opened: whether the token completes a <back> that opens a span, bool [states, V].
+    """
+
+    def __init__(self, follow: np.ndarray, opened: np.ndarray):
+        self.follow, self.opened = torch.from_numpy(follow), torch.from_numpy(opened)
+        self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(follow, opened) on a device."""
+        if device not in self._placed:
+            self._placed[device] = self.follow.to(device), self.opened.to(device)
+        return self._placed[device]
+
+
+def tag_table(tokenizer: object, size: int) -> TagTable:
+    """The table of a tokenizer's vocabulary, computed once.
+
+    Args:
+        size: ids that the model has, at least those of the tokenizer; others are no text.
+    """
+    tables = _TABLES.setdefault(tokenizer, {})
+    if size not in tables:
+        tables[size] = TagTable(*_fold(token_bytes(tokenizer, size)))
+    return tables[size]
+
+
+def token_bytes(tokenizer: object, size: int) -> list[bytes]:
+    """The bytes that each token id adds to the text."""
+    special = {str(token) for token in getattr(tokenizer, "added_tokens_encoder", {})}
+    known = min(size, len(tokenizer))
+    tokens = tokenizer.convert_ids_to_tokens(list(range(known)))
+    letters = _byte_letters()
+    # A byte-level vocabulary spells every byte as one of 256 letters.
+    by_bytes = any("\u0120" in token for token in tokens if token)
+
+    def spelled(token: str | None) -> bytes:
+        if token is None:
+            return b""
+        if token in special:
+            return token.encode()
+        if by_bytes and all(letter in letters for letter in token):
+            return bytes(letters[letter] for letter in token)
+        return token.replace("\u2581", " ").encode()  # sentencepiece's space
+
+    return [spelled(token) for token in tokens] + [b""] * (size - known)
+
+
+@functools.cache
+def _byte_letters() -> dict[str, int]:
+    """The letters of byte-level vocabularies (GPT-2, Qwen) and their bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+def _step(state: int, byte: int) -> tuple[int, bool]:
+    """The automaton: the state after a byte, and whether it opened a span."""
+    inside, read = divmod(state, INSIDE)
+    text = PREFIXES[read] + bytes([byte])
+    if text in (OPEN, CLOSE):
+        opened = text == OPEN and not inside
+        return (INSIDE if text == OPEN else 0), opened
+    while text not in PREFIXES:
+        text = text[1:]
+    return inside * INSIDE + PREFIXES.index(text), False
+
+
+def _fold(tokens: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Follow every token's bytes from every state."""
+    steps = [[_step(state, byte) for byte in range(256)] for state in range(2 * INSIDE)]
+    move = np.array([[after for after, _ in row] for row in steps], dtype=np.int8)
+    opens = np.array([[opened for _, opened in row] for row in steps])
+    lengths = np.array([len(token) for token in tokens])
+    state = np.repeat(np.arange(2 * INSIDE, dtype=np.int8)[:, None], len(tokens), 1)
+    opened = np.zeros(state.shape, dtype=bool)
+    order = np.argsort(-lengths, kind="stable")  # those that still have bytes come first
+    padded = np.zeros((len(tokens), int(lengths.max(initial=0))), dtype=np.uint8)
+    for row, token in enumerate(tokens):
+        padded[row, : len(token)] = np.frombuffer(token, dtype=np.uint8)
+    for column in range(padded.shape[1]):
+        live = order[: int((lengths > column).sum())]
+        before, byte = state[:, live], padded[live, column][None]
+        opened[:, live] |= opens[before, byte]
+        state[:, live] = move[before, byte]
+    return state, opened
+
+
+class Phase:
+    """Follows the rows of one generation; its state is a tensor.
+
+    Args:
+        table: of the model's vocabulary.
+        rows: of the batch.
+
+    Attributes:
+        state: of the automaton after the newest token, int64 [B].
+        inside: whether each of the newest tokens is inside a span, bool [B, Q].
+        opened: whether it opened one, bool [B, Q].
+    """
+
+    def __init__(self, table: TagTable, rows: int, device: torch.device):
+        self._follow, self._opened = table.on(device)
+        self.state = torch.zeros(rows, dtype=torch.int64, device=device)
+        # A compiled step changes it in place, where CUDA graphs must find it again.
+        torch._dynamo.mark_static_address(self.state)
+        self.inside = self.opened = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+        self._states: dict[int, Tensor] = {}  # by the position of the newest token
+
+    def advance(self, ids: Tensor, past: int | None) -> None:
+        """Follow new tokens.
+
+        Args:
+            ids: int64 [B, Q].
+            past: keys before them; drafts that were rejected since are forgotten. None in a
+                compiled step, where none are.
+        """
+        state = self.state
+        if past is not None and past - 1 in self._states:
+            state = self._states[past - 1]
+        inside, opened = [], []
+        for i in range(ids.shape[1]):
+            opened.append(self._opened[state, ids[:, i]])
+            state = self._follow[state, ids[:, i]].long()
+            inside.append(state >= INSIDE)
+            if past is not None:
+                self._states[past + i] = state
+        self.state.copy_(state)
+        self.inside, self.opened = torch.stack(inside, 1), torch.stack(opened, 1)
+
+    def reorder(self, beams: Tensor) -> None:
+        """Follow beams: row i goes on from row beams[i]."""
+        self.state.copy_(self.state[beams])
+        self._states = {place: state[beams] for place, state in self._states.items()}
