@@ -92,7 +92,7 @@ class Probe:
     """
 
     def __init__(self, query: list[int], visible: Tensor, impl: str):
-        self._query, self._visible, self._impl = query, visible, impl
+        self.query, self._visible, self._impl = query, visible, impl
         self._scores: dict[int, Tensor] = {}  # layer -> [B, H, S]
         self._windows: dict[int, int | None] = {}  # layer -> keys that it sees at most
         self._placed: dict[tuple, tuple[Tensor, Tensor]] = {}
@@ -107,10 +107,14 @@ class Probe:
     def attend(self, own, module, query, key, value, attention_mask, **kwargs):
         """The model's own attention, and the probe rows beside it."""
         output = own(module, query, key, value, attention_mask, **kwargs)
+        self.collect(module, query, key, kwargs["scaling"])
+        return output
+
+    def collect(self, module, query: Tensor, key: Tensor, scaling: float) -> None:
+        """Score the query rows of this pass."""
         self.capacity = key.shape[2]
         with torch.no_grad(), exactly(query.device):
-            self._probe(module, query, key, kwargs["scaling"])
-        return output
+            self._probe(module, query, key, scaling)
 
     def _probe(self, module, query: Tensor, key: Tensor, scaling: float) -> None:
         layer, window = module.layer_idx, getattr(module, "sliding_window", None)
@@ -122,8 +126,8 @@ class Probe:
         first = max(self._offset + query.shape[2] - key.shape[2], 0)
         place = query.device, window, first
         if place not in self._placed:
-            last = torch.tensor(self._query, dtype=torch.int32) - first
-            hidden = torch.stack([~self._sees(row, window) for row in range(len(self._query))])
+            last = torch.tensor(self.query, dtype=torch.int32) - first
+            hidden = torch.stack([~self._sees(row, window) for row in range(len(self.query))])
             self._placed[place] = last.to(query.device), hidden[:, first:].to(query.device)
         arguments = (query, key, *self._placed[place], self._scores[layer][:, :, first:])
         numbers = dict(offset=self._offset - first, scale=scaling)
@@ -138,7 +142,7 @@ class Probe:
 
     def _sees(self, row: int, window: int | None) -> Tensor:
         """Keys that a sample's query sees through a window, bool [S]."""
-        place, last = torch.arange(self._visible.shape[1]), self._query[row]
+        place, last = torch.arange(self._visible.shape[1]), self.query[row]
         seen = self._visible[row] & (place <= last)
         return seen if window is None else seen & (place > last - window)
 

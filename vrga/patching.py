@@ -7,7 +7,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vrga.attention import KEYWORD, Probe, register
 from vrga.config import VRGAConfig
 from vrga.models import family_of, unwrapped
+from vrga.phase import Phase, tag_table
 from vrga.reading import Announcement, PromptReader
 from vrga.region import Region, empty_region, find_region
 from vrga.released import released_region
@@ -78,6 +79,21 @@ def patch_of(model: nn.Module) -> Patch | None:
     return None
 
 
+@dataclass(frozen=True)
+class Episode:
+    """One <back> at which the region was found anew.
+
+    Args:
+        row: of the batch; position: of the token that opened the span, in the padded row.
+        region: what it looks at, steered to from here on; before: what was steered to before.
+    """
+
+    row: int
+    position: int
+    region: Region
+    before: Region
+
+
 class Patch:
     """One patched model, and what the method found in the last prompt.
 
@@ -132,6 +148,9 @@ class Patch:
         self._announced: Announcement | None = None
         self._end: int | None = None  # keys when the prompt is complete; None outside a prefill
         self._reached = 0  # keys after the current pass
+        self._episodes: list[Episode] = []
+        self._beams = False  # whether generate() is searching with beams
+        self._reordered: Callable[[], object] = lambda: None  # a cache that tells of beams
         self._head = None  # output of a prompt that drafts follow in the same call
         self._recording: tuple[Recorder, object] | None = None
 
@@ -198,6 +217,11 @@ class Patch:
             raise RuntimeError("no region yet: run model.generate(...) with the patch enabled")
         return self._regions
 
+    @property
+    def episodes(self) -> list[Episode]:
+        """With `relocate="back"`: each <back> of the last generation, and where it looked."""
+        return list(self._episodes)
+
     @contextmanager
     def record(self, watch: list[list[Tensor]] | None = None) -> Iterator[Trace]:
         """Measure where every head looks at each decode step, without output_attentions.
@@ -243,6 +267,7 @@ class Patch:
         if args or inputs.get("inputs") is not None:
             inputs["input_ids"] = args[0] if args else inputs["inputs"]
         _check_options(inputs, self.model.generation_config)
+        self._beams = (_option(inputs, self.model.generation_config, "num_beams") or 1) > 1
         if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
             return own(*args, **kwargs)  # which says what it misses
         self.announce(inputs)
@@ -250,6 +275,8 @@ class Patch:
             return own(*args, **kwargs)
         finally:
             self._announced = self._end = None
+            self._beams = False
+            self._forget_beams()
 
     # --- hooks ---
 
@@ -260,15 +287,24 @@ class Patch:
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         _check_inputs(inputs, module)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        self._device = (ids if ids is not None else embeds).device
         shape = tuple(ids.shape if ids is not None else embeds.shape[:2])
         if torch.compiler.is_compiling():
-            if shape[1] > 1:
+            if shape[1] == 1:  # compiled decoding: the state of the prefill stands
+                if isinstance(self._step, Steering):
+                    self._step.begin(None, ids)
+                    if self.config.relocate == "back":
+                        raise RuntimeError(
+                            "relocate='back' finds a region amid decoding, which cannot be "
+                            "compiled: call generate with disable_compile=True"
+                        )
+            else:
                 raise RuntimeError(
                     "a patched model cannot compile passes of several tokens, such as chunks of "
                     "the prefill: call generate with disable_compile=True, or without "
                     "prefill_chunk_size"
                 )
-            return None  # compiled decoding: the state of the prefill stands
+            return None
         if self._text.config._attn_implementation != self._name:
             raise RuntimeError(
                 f"the attention implementation was changed to "
@@ -283,7 +319,7 @@ class Patch:
             # A static cache on a GPU would have to be waited for to tell its length.
             past = self._reached if static else int(cache.get_seq_length())
             self._reached = past + 1
-            self._next_step(past)
+            self._next_step(past, ids)
             return None
         past = 0 if cache is None else int(cache.get_seq_length())
         if past and known and getattr(cache, "is_compileable", False):
@@ -297,7 +333,7 @@ class Patch:
                 self._step.begin(past)
         elif past and known and not self._opens_turn(ids, inputs):
             self._announced = None  # tokens that go on with an answer
-            self._next_step(past)
+            self._next_step(past, ids)
         elif past and not known and announced is None:
             raise ValueError(
                 f"the cache holds {past} tokens of a prompt this patch has not seen: fill it "
@@ -308,9 +344,29 @@ class Patch:
             self._prefill(inputs, shape, past, announced, known)
         return None
 
-    def _next_step(self, past: int) -> None:
-        if isinstance(self._step, Steering):
-            self._step.begin(past)
+    def _next_step(self, past: int, ids: Tensor | None) -> None:
+        """Begin a decode pass of tokens `ids` behind `past` keys."""
+        step = self._step
+        if not isinstance(step, Steering):
+            return
+        while self._episodes and self._episodes[-1].position >= past:  # of rejected drafts
+            episode = self._episodes.pop()
+            self._regions[episode.row] = episode.before
+            step.steer_to(self._regions)
+        step.begin(past, ids)
+        if self.config.relocate != "back":
+            return
+        opened = (
+            step.phase.opened.cpu() & torch.tensor([bool(g) for g in self._prompt.grids])[:, None]
+        )
+        if not opened.any():
+            return
+        # A row may open several spans in a block of drafts; the last one counts.
+        place = torch.where(opened, torch.arange(past, past + opened.shape[1]), -1).amax(1)
+        later = past + opened.shape[1] - self._prompt.visible.shape[1]
+        visible = torch.nn.functional.pad(self._prompt.visible, (0, later), value=True)
+        step.probe = Probe(place.tolist(), visible, self.impl)
+        step.probe.begin(past)
 
     def _opens_turn(self, ids: Tensor | None, inputs: dict) -> bool:
         """Whether tokens that follow a cached prompt bring a new question."""
@@ -335,7 +391,7 @@ class Patch:
         rest = _columns(inputs, slice(length, None), shape[1], past)
         rest = {name: x for name, x in rest.items() if not name.startswith(MEDIA)}
         rest["past_key_values"] = head.past_key_values
-        self._next_step(past + length)
+        self._next_step(past + length, rest.get("input_ids"))
         return (), rest
 
     def _join(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
@@ -428,6 +484,8 @@ class Patch:
         cache = getattr(output, "past_key_values", None)
         if cache is not None and cache is not self._cache():
             self._cache = weakref.ref(cache)
+        if isinstance(self._step, Steering) and self._step.probe is not None:
+            self._relocate(self._step)
         if self._end is None or self._reached < self._end:
             return  # more of the prompt is to come
         self._end = None
@@ -435,6 +493,8 @@ class Patch:
             return
         probe, self._step = self._step, None
         self._locate(probe)
+        if self._beams and cache is not None:
+            self._follow_beams(cache)
 
     def _locate(self, probe: Probe | None) -> None:
         """Turn probed attention rows into regions and the steering; None: no row has an image."""
@@ -444,23 +504,63 @@ class Patch:
                 f"method={config.method!r} reproduces code without sliding windows, which "
                 f"{type(self._text).__name__} has: use VRGAConfig() or VRGAConfig.paper()"
             )
-        text, length = self._text.config, prompt.image.shape[1]
-        shape = (text.num_hidden_layers, text.num_attention_heads)
-        find = find_region if config.method == "vrga" else released_region
+        self._episodes = []
+        length = prompt.image.shape[1]
         regions = []
         for row, grids in enumerate(prompt.grids):
             query = int(self._query[row])
-            if not grids:
-                regions.append(empty_region(query, length, shape))
-                continue
-            seen = probe.seen(row)
-            if config.method != "vrga":
-                # The released code averages over the whole row, keys after the query included.
-                seen = prompt.visible[row].expand_as(seen)
-            rows = probe.attention_rows(row, shape[0])
-            regions.append(find(rows, grids, query, seen, config))
+            if grids:
+                regions.append(self._find(probe, row, query))
+            else:
+                regions.append(empty_region(query, length, self._shape()))
         self._regions = regions
         self._step = self._steering(regions, probe.capacity) if probe is not None else None
+
+    def _shape(self) -> tuple[int, int]:
+        """(L, H) of the text model."""
+        return self._text.config.num_hidden_layers, self._text.config.num_attention_heads
+
+    def _find(self, probe: Probe, row: int, query: int) -> Region:
+        """The region of a row from its probed attention."""
+        rows, seen = probe.attention_rows(row, self._shape()[0]), probe.seen(row)
+        find = find_region
+        if self.config.method != "vrga":
+            # The released code averages over the whole row, keys after the query included.
+            find, seen = released_region, self._prompt.visible[row].expand_as(seen)
+        return find(rows, self._prompt.grids[row], query, seen, self.config)
+
+    def _follow_beams(self, cache: object) -> None:
+        """Let the rows' <back> spans follow their beams, as the cache does."""
+        if not isinstance(self._step, Steering) or self._step.phase is None:
+            return
+        own, step = cache.reorder_cache, self._step
+
+        def reorder_cache(beams: Tensor) -> None:
+            own(beams)
+            step.phase.reorder(beams)
+
+        cache.reorder_cache = reorder_cache
+        self._reordered = weakref.ref(cache)
+
+    def _forget_beams(self) -> None:
+        cache = self._reordered()
+        if cache is not None:
+            vars(cache).pop("reorder_cache", None)
+        self._reordered = lambda: None
+
+    def _relocate(self, step: Steering) -> None:
+        """Steer rows that have just opened a <back> span to what that token looks at."""
+        probe, step.probe = step.probe, None
+        length = self._prompt.image.shape[1]
+        for row, place in enumerate(probe.query):
+            if place < 0:
+                continue
+            found = self._find(probe, row, place)
+            # Generated tokens are no image; the other rows' masks end with the prompt.
+            found = replace(found, mask=found.mask[:length], image=found.image[:length])
+            self._episodes.append(Episode(row, place, found, self._regions[row]))
+            self._regions[row] = found
+        step.steer_to(self._regions)
 
     def _steering(self, regions: list[Region], capacity: int) -> Steering | None:
         """What the decode steps do; None where they do what the unpatched model does."""
@@ -478,9 +578,16 @@ class Patch:
             if recorder.steps:
                 raise ValueError("a trace holds one call of generate: record each on its own")
             watch = None if watch is None else cells_mask(watch, self._prompt, "watch")
+        phase = None
+        if "back" in (self.config.when, self.config.relocate):
+            if self.given is not None and self.config.relocate == "back":
+                raise ValueError("relocate='back' would replace patch.given: set one of them back")
+            vocabulary = self._text.get_input_embeddings().num_embeddings
+            table = tag_table(self._reader.tokenizer, vocabulary)
+            phase = Phase(table, len(regions), self._device)
         steering = Steering(
             regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder,
-            capacity=capacity,
+            capacity=capacity, phase=phase,
         )  # fmt: skip
         steering.begin(self._reached)
         return steering
@@ -515,20 +622,22 @@ def _refuse(method: str) -> Callable:
     return refused
 
 
+def _option(inputs: dict, defaults: object, name: str) -> object:
+    """An option of generate(): given on its own, in its config, or the model's."""
+    value = inputs.get(name)
+    return (
+        getattr(inputs.get("generation_config") or defaults, name, None) if value is None else value
+    )
+
+
 def _check_options(inputs: dict, defaults: object) -> None:
     """Refuse options of generate() under which nothing could be steered, or not rightly."""
-    config = inputs.get("generation_config") or defaults
-
-    def option(name: str) -> object:
-        value = inputs.get(name)
-        return getattr(config, name, None) if value is None else value
-
-    if option("use_cache") is False:
+    if _option(inputs, defaults, "use_cache") is False:
         raise ValueError(
             "use_cache=False recomputes the whole prompt for every token, so there is no decode "
             "step to steer: leave the cache on, or vrga.unpatch(model) first"
         )
-    if option("assistant_early_exit"):
+    if _option(inputs, defaults, "assistant_early_exit"):
         raise ValueError(
             "assistant_early_exit runs the patched model with fewer layers as its own assistant, "
             "which steering cannot tell from the model itself: use assistant_model, or "

@@ -169,7 +169,12 @@ class PromptReader:
             ends |= set(value if isinstance(value, (list, tuple)) else [value])
         return ends - {None}
 
-    def _decode(self, ids: list[int]) -> str:
+    @property
+    def tokenizer(self) -> object:
+        """The tokenizer given, or the model's own."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.model)
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        return self._tokenizer
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False)

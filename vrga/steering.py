@@ -7,16 +7,18 @@ import os
 import torch
 from torch import Tensor
 
-from vrga.attention import exactly
+from vrga.attention import Probe, exactly
 from vrga.config import VRGAConfig
 from vrga.kernels.reference import (
     ENTROPY,
+    GATE,
     GROUP,
     MASS,
     KeySets,
     decode_attention_reference,
     key_sets,
 )
+from vrga.phase import Phase
 from vrga.region import Region
 from vrga.tokens import visible_keys
 from vrga.trace import Recorder
@@ -94,6 +96,10 @@ class Steering:
         watch: extra set of keys whose attention is measured, bool [B, S], or None.
         recorder: takes the statistics of every step, or None.
         capacity: keys that the cache has room for.
+        phase: follows the rows' <back> spans, where the config asks for them, or None.
+
+    Attributes:
+        probe: measures the query rows of this pass as well, or None.
     """
 
     def __init__(
@@ -106,36 +112,90 @@ class Steering:
         watch: Tensor | None = None,
         recorder: Recorder | None = None,
         capacity: int = 0,
+        phase: Phase | None = None,
     ):
         self.config, self.impl, self.applied = config, impl, applied
-        self.recorder = recorder
+        self.recorder, self.phase = recorder, phase
+        self.probe: Probe | None = None
         self.groups = _groups(config, watch)
         self.opened, self.closed = _weights(config, self.groups)
         if recorder is not None and applied:
             recorder.opened, recorder.closed = self.opened, self.closed
         elif recorder is not None:
             recorder.opened = recorder.closed = (1.0,) * self.groups
-        kinds = _key_groups(regions, config, watch)
+        self._watch, self._capacity = watch, capacity
+        self._random = torch.Generator().manual_seed(config.seed)
+        self._views: dict[tuple, tuple[Tensor | None, View]] = {}
+        self._workspace = None
+        self._past = 0
+        self._now: Tensor | None = None  # which query rows are steered, bool [B, Q]; None: all
+        self._idle = False
+        self.steer_to(regions)
+
+    def steer_to(self, regions: list[Region]) -> None:
+        """Make these the regions, one per row of the batch."""
+        config = self.config
+        kinds = _key_groups(regions, config, self._watch)
         image = torch.stack([region.image for region in regions])
         flags = ((kinds << 1) | image).to(torch.int32)  # [B, S]
         # As long as a static cache, so that prompts of any length share one compiled step.
-        self._flags = torch.nn.functional.pad(flags, (0, max(capacity - flags.shape[1], 0)))
+        self._flags = torch.nn.functional.pad(flags, (0, max(self._capacity - flags.shape[1], 0)))
         self._images = image.sum(1).to(torch.int32)  # [B]
         self._steered = image.any(1)  # [B]
         self.every_row = bool(self._steered.all())
         self._gate = None  # bool [L, B, H]
         if config.method == "vrga" and config.gate == "static":
             self._gate = torch.stack([region.visual for region in regions], 1)
-        self._random = torch.Generator().manual_seed(config.seed)
         self._placed: dict[torch.device, dict[str, Tensor | None]] = {}
-        self._views: dict[tuple, tuple[Tensor | None, View]] = {}
-        self._workspace = None
-        self._past = 0
 
-    def begin(self, past: int) -> None:
-        """Start a forward pass behind `past` cached keys: the masks of the last one are gone."""
-        self._past = past
-        self._views.clear()
+    def begin(self, past: int | None, ids: Tensor | None = None) -> None:
+        """Start a forward pass: the masks of the last one are gone.
+
+        Args:
+            past: cached keys before it; None in a compiled step, which must not depend on them.
+            ids: its tokens, int64 [B, Q]; None where they are not known.
+
+        Raises:
+            ValueError: no ids where the config's `when` or `relocate` needs them.
+        """
+        if past is not None:
+            self._past = past
+            self._views.clear()
+        if self.config.when == "always" and self.phase is None:
+            return
+        if ids is None:
+            raise ValueError(
+                f"when={self.config.when!r} with relocate={self.config.relocate!r} follows the "
+                "tokens: give the model input_ids, not inputs_embeds, in decode steps"
+            )
+        self._now = self._chosen(ids, past)
+        # On a GPU nobody may wait for this.
+        known = self._now is not None and past is not None and self._now.device.type == "cpu"
+        self._idle = known and not bool(self._now.any())
+
+    def _chosen(self, ids: Tensor, past: int | None) -> Tensor | None:
+        """Which of the new tokens are steered, bool [B, Q]; None for all."""
+        config, chosen = self.config, None
+        if self.phase is not None:
+            self.phase.advance(ids, past)
+        if config.when == "back":
+            chosen = self.phase.inside
+        elif config.when != "always":
+            if past is None:
+                raise RuntimeError(
+                    "a callable `when` needs decoding that is not compiled: call generate with "
+                    "disable_compile=True"
+                )
+            chosen = config.when(ids, past)
+            if not isinstance(chosen, Tensor) or chosen.shape != ids.shape:
+                found = list(chosen.shape) if isinstance(chosen, Tensor) else repr(chosen)
+                raise ValueError(f"when(...) gave {found}; wanted: bool {list(ids.shape)}")
+            chosen = chosen.to(ids.device, torch.bool)
+        if config.relocate == "back":
+            # The row that opens a span is the one that is looked at, as at the prompt's question.
+            other = ~self.phase.opened
+            chosen = other if chosen is None else chosen & other
+        return chosen
 
     def attend(self, own, module, query, key, value, attention_mask, **kwargs):
         """Steered attention; [B, Q, H, d] and None, as every attention backend returns."""
@@ -148,16 +208,22 @@ class Steering:
         if rows > 1 and self.config.method != "vrga":
             # The released code steers forward passes of exactly one query token.
             return own(module, query, key, value, attention_mask, **kwargs)
+        if self.probe is not None:
+            self.probe.collect(module, query, key, kwargs["scaling"])
+        if self._idle and self.recorder is None:
+            return own(module, query, key, value, attention_mask, **kwargs)
         with exactly(query.device):
             steered = self._steer(module, query, key, value, attention_mask, kwargs)
-        if self.applied and self.every_row:
+        if self.applied and self.every_row and self._now is None:
             return steered, None
         output, weights = own(module, query, key, value, attention_mask, **kwargs)
         if not self.applied:
             return output, weights
-        # Rows without an image keep the model's own attention, bit for bit.
-        chosen = self._on(query.device)["steered"][:, None, None, None]
-        return torch.where(chosen, steered, output), weights
+        # Rows that are not steered keep the model's own attention, bit for bit.
+        chosen = self._on(query.device)["steered"][:, None]
+        if self._now is not None:
+            chosen = chosen & self._now.to(query.device)
+        return torch.where(chosen[:, :, None, None], steered, output), weights
 
     def _steer(self, module, query, key, value, attention_mask, kwargs) -> Tensor:
         rows, keys = query.shape[2], key.shape[2]
@@ -209,9 +275,12 @@ class Steering:
                     "disable_compile=True"
                 )
             stats = self.recorder.take(layer, query)
-        return decode(
+        out = decode(
             *tensors, opened=self.opened, closed=self.closed, gate=gate, stats=stats, **arguments
         )
+        if stats is not None and self._now is not None:
+            stats[..., GATE] *= self._now.to(stats.device)[:, None]  # what is not steered is shut
+        return out
 
     def _implementation(self, query: Tensor):
         """The decode function for this device; gradients need the one in torch."""
