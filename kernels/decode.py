@@ -619,6 +619,9 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, flags: Tensor, images: Tensor, *
     return torch.cat(parts, 1)
 
 
+_OPERATORS_PLANS = Workspace(keep_memory=False)
+
+
 @torch.library.custom_op("vrga::decode_attention", mutates_args=("stats",))
 def _decode_attention_op(
     q: Tensor,
@@ -638,6 +641,7 @@ def _decode_attention_op(
     return decode_attention(
         q, k, v, flags, images, scale=scale, opened=tuple(opened), closed=tuple(closed),
         focus=focus, entropy=entropy, gate=gate, extent=extent, stats=stats,
+        workspace=_OPERATORS_PLANS,
     )  # fmt: skip
 
 

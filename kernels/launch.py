@@ -69,14 +69,21 @@ class Workspace:
 
     A buffer grows on demand and never shrinks. A captured CUDA graph keeps the addresses it saw,
     so an outgrown buffer is kept, too.
+
+    Args:
+        keep_memory: False allocates scratch memory for each call, which under torch.compile is
+            the compiler's business, and keeps plans alone.
     """
 
-    def __init__(self):
+    def __init__(self, keep_memory: bool = True):
+        self._keep_memory = keep_memory
         self._buffers: dict[torch.device, list[Tensor]] = {}
         self.plans: dict[tuple, object] = {}
 
     def floats(self, count: int, device: torch.device) -> Tensor:
         """At least `count` uninitialised float32 on `device`."""
+        if not self._keep_memory:
+            return torch.empty(count, dtype=torch.float32, device=device)
         buffers = self._buffers.setdefault(device, [])
         if not buffers or buffers[-1].numel() < count:
             size = max(count, 2 * buffers[-1].numel() if buffers else 0)

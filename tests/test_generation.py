@@ -300,10 +300,10 @@ def test_going_on_with_an_answer_keeps_the_region(model):
 # --- conversations ---
 
 
-def second_turn(model, batch, images, steps=5):
+def second_turn(model, batch, images, steps=5, cache=None, **options):
     """Two turns through generate() on one cache: patched regions, tokens, logits per turn."""
-    cache = DynamicCache(config=model.config.get_text_config())
-    tokens, out = run(model, batch, 4, past_key_values=cache, min_new_tokens=4)
+    cache = DynamicCache(config=model.config.get_text_config()) if cache is None else cache
+    tokens, out = run(model, batch, 4, past_key_values=cache, min_new_tokens=4, **options)
     g = torch.Generator().manual_seed(9)
     words = torch.randint(2, 80, (6,), generator=g).tolist()
     new = [QWEN.image(g, 5 + i) for i in range(images)]
@@ -313,7 +313,7 @@ def second_turn(model, batch, images, steps=5):
     if not images:  # the whole conversation again; generate() takes new images with new ids alone
         inputs |= dict(input_ids=ids, **token_types(ids))
     second, later_out = run(model, Batch(inputs, [], []), steps, past_key_values=cache,
-                            min_new_tokens=steps)  # fmt: skip
+                            min_new_tokens=steps, **options)  # fmt: skip
     return tokens, out, later, second, later_out
 
 
@@ -337,6 +337,42 @@ def test_the_second_turn(model, images):
     assert region.query == held + later.query[0] and len(region.grids) == 2 + images
     assert region.mask.nonzero()[:, 0].tolist() == replay.found["mask"]
     torch.testing.assert_close(torch.stack(later_out.logits, 1)[0], logits, **CLOSE)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_second_turn_on_a_static_cache(model, compiled):
+    torch._dynamo.reset()
+    batch = QWEN.batch([2])
+    how = dict(compile_config=COMPILED) if compiled else dict(disable_compile=True)
+    cache = StaticCache(model.config.get_text_config(), max_cache_len=128)
+    with vrga.patch(model, GAIN) as patch:
+        dynamic, region = second_turn(model, batch, 0)[3:], patch.region[0]
+        static = second_turn(model, batch, 0, cache=cache, **how)[3:]
+        assert torch.equal(patch.region[0].mask, region.mask)
+        assert patch.region[0].query == region.query
+    assert torch.equal(static[0], dynamic[0])
+    logits = (torch.stack(out.logits, 1) for _, out in (static, dynamic))
+    torch.testing.assert_close(*logits, **CLOSE)
+
+
+def test_a_second_turn_is_one_also_where_no_token_closes_turns():
+    """LLaVA 1.5's template has none."""
+    llava = FAMILIES["llava"]
+    batch = llava.batch([1])
+    model, text = llava.shared, llava.shared.config.get_text_config()
+    inputs = {k: v[:, :-3] if k in ("input_ids", "attention_mask") else v
+              for k, v in batch.inputs.items()}  # fmt: skip
+    assert not (inputs["input_ids"] == EOS).any()
+    cache = DynamicCache(config=text)
+    with vrga.patch(model, GAIN) as patch:
+        first = model.generate(**inputs, past_key_values=cache, max_new_tokens=3, min_new_tokens=3)
+        region = patch.region[0]
+        assert region.query == inputs["input_ids"].shape[1] - 1
+        ids = torch.cat([first, torch.tensor([[11, 12, 13, 14, 15, 16]])], 1)
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+                       max_new_tokens=2)  # fmt: skip
+        assert patch.region[0].query == ids.shape[1] - 1
+        assert patch.region[0].grids[0].index.tolist() == region.grids[0].index.tolist()
 
 
 def positions_of(model, batch, images):
@@ -423,6 +459,11 @@ def test_embeddings_with_token_types(model):
     with vrga.patch(model, GAIN, query=torch.tensor(batch.query)):
         logits = greedy_by_hand(model, inputs, 4)
     check_rows(batch, logits.argmax(-1), logits)
+    with vrga.patch(model, GAIN, query=torch.tensor(batch.query)) as patch:
+        model.generate(input_ids=None, inputs_embeds=inputs["inputs_embeds"], max_new_tokens=2,
+                       mm_token_type_ids=inputs["mm_token_type_ids"],
+                       image_grid_thw=inputs["image_grid_thw"])  # fmt: skip
+        assert patch.region[0].mask.any()
     inputs.pop("mm_token_type_ids")
     with vrga.patch(model, GAIN), pytest.raises(ValueError, match="inputs_embeds do not tell"):
         model(**inputs)
@@ -455,6 +496,49 @@ def test_gradients_flow_through_steered_steps(model):
         numeric = (shifted(1e-3) - shifted(-1e-3)) / 2e-3
     assert slope == pytest.approx(numeric, rel=2e-2)
     assert loss().item() != pytest.approx(steered.item(), abs=1e-4)
+
+
+def test_the_triton_kernel_refuses_gradients(model):
+    """Also where the values alone need one, as with an adapter on them."""
+    model, batch = copy.deepcopy(model).requires_grad_(False), QWEN.batch([1])
+    model.model.language_model.layers[0].self_attn.v_proj.weight.requires_grad_(True)
+    with vrga.patch(model, GAIN, impl="triton"):
+        out = model(**batch.inputs, use_cache=True)
+        with pytest.raises(RuntimeError, match="no backward pass.*torch.no_grad"):
+            model(input_ids=torch.tensor([[7]]), past_key_values=out.past_key_values)
+
+
+@pytest.mark.parametrize("name", ["s_aux", "softcap"])
+def test_attention_that_is_more_than_a_softmax_is_refused(name):
+    """InternVL around gpt-oss has attention sinks."""
+    model, batch = tiny_model(), QWEN.batch([1])
+    layer = model.model.language_model.layers[0].self_attn
+    forward = layer.forward
+
+    def with_sinks(*args, **kwargs):
+        return forward(*args, **{name: torch.zeros(8)}, **kwargs)
+
+    layer.forward = with_sinks
+    with vrga.patch(model), pytest.raises(ValueError, match=name):
+        generate(model, batch.inputs)
+
+
+def test_an_interrupted_verification_leaves_nothing_behind(model):
+    batch, calls = QWEN.batch([1]), []
+
+    def fail(module, args, kwargs):
+        calls.append(kwargs["inputs_embeds"].shape[1])
+        if len(calls) == 2:  # the drafts behind the prompt
+            raise KeyError("stop")
+
+    with vrga.patch(model, GAIN):
+        handle = model.model.language_model.register_forward_pre_hook(fail, with_kwargs=True)
+        with pytest.raises(KeyError):
+            run(model, batch, assistant_model=tiny_model(layers=1))
+        handle.remove()
+        with torch.no_grad():
+            assert model(**batch.inputs).logits.shape[1] == batch.inputs["input_ids"].shape[1]
+    assert calls[1] < calls[0]
 
 
 def test_dropout_in_attention_is_refused():

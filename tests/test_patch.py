@@ -203,7 +203,7 @@ def test_prompts_of_any_length_share_one_compiled_step():
             plain = generate(model, inputs)[1]
             compiled = generate(model, inputs, past_key_values=cache, compile_config=COMPILED)[1]
             torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_recording_a_compiled_step_is_refused(model):
@@ -303,6 +303,22 @@ def test_two_models_of_which_one_is_patched(model):
     with vrga.patch(other):
         assert torch.equal(generate(model, inputs)[1], base)
         assert not torch.equal(generate(other, inputs)[1], base)
+
+
+def test_a_copy_of_a_patched_model_is_patched_itself(model):
+    inputs = batch(ONE)
+    base = generate(model, inputs)[1]
+    with vrga.patch(model):
+        other = copy.deepcopy(model)
+        steered = generate(model, inputs)[1]
+        assert torch.equal(generate(other, inputs)[1], steered)
+        with torch.no_grad():
+            other.lm_head.weight.zero_()
+        assert not generate(other, inputs)[1].any()
+        assert torch.equal(generate(model, inputs)[1], steered)
+        assert vrga.unpatch(other) is True and vrga.unpatch(other) is False
+        assert torch.equal(generate(model, inputs)[1], steered)
+    assert torch.equal(generate(model, inputs)[1], base)
 
 
 def test_patching_twice_is_refused_and_harmless(model):

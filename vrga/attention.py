@@ -80,6 +80,21 @@ def exactly(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
+def check_plain(kwargs: dict) -> None:
+    """Refuse attention that is more than a softmax over the keys.
+
+    Raises:
+        ValueError: attention sinks or capped scores, which our kernels do not know.
+    """
+    for name in ("s_aux", "softcap"):
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"the text model's attention has {name}={type(kwargs[name]).__name__}, which is "
+                "not part of steered attention; use a model without attention sinks and capped "
+                "scores"
+            )
+
+
 class Probe:
     """Collects, in a prefill, the attention of one query row per sample from every layer.
 
@@ -107,17 +122,18 @@ class Probe:
     def attend(self, own, module, query, key, value, attention_mask, **kwargs):
         """The model's own attention, and the probe rows beside it."""
         output = own(module, query, key, value, attention_mask, **kwargs)
-        self.collect(module, query, key, kwargs["scaling"])
+        self.collect(module, query, key, kwargs)
         return output
 
-    def collect(self, module, query: Tensor, key: Tensor, scaling: float) -> None:
-        """Score the query rows of this pass."""
+    def collect(self, module, query: Tensor, key: Tensor, kwargs: dict) -> None:
+        """Score the query rows of this pass; `kwargs` are the attention function's."""
+        check_plain(kwargs)
         self.capacity = key.shape[2]
         with torch.no_grad(), exactly(query.device):
-            self._probe(module, query, key, scaling)
+            self._probe(module.layer_idx, query, key, kwargs)
 
-    def _probe(self, module, query: Tensor, key: Tensor, scaling: float) -> None:
-        layer, window = module.layer_idx, getattr(module, "sliding_window", None)
+    def _probe(self, layer: int, query: Tensor, key: Tensor, kwargs: dict) -> None:
+        window = kwargs.get("sliding_window")
         self._windows[layer] = window
         if layer not in self._scores:
             shape = *query.shape[:2], self._visible.shape[1]
@@ -130,7 +146,7 @@ class Probe:
             hidden = torch.stack([~self._sees(row, window) for row in range(len(self.query))])
             self._placed[place] = last.to(query.device), hidden[:, first:].to(query.device)
         arguments = (query, key, *self._placed[place], self._scores[layer][:, :, first:])
-        numbers = dict(offset=self._offset - first, scale=scaling)
+        numbers = dict(offset=self._offset - first, scale=kwargs["scaling"])
         if self._impl == "torch" or (self._impl == "auto" and not query.is_cuda):
             probe_scores_reference(*arguments, **numbers)
         else:
@@ -145,6 +161,16 @@ class Probe:
         place, last = torch.arange(self._visible.shape[1]), self.query[row]
         seen = self._visible[row] & (place <= last)
         return seen if window is None else seen & (place > last - window)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether some layer sees a sliding window."""
+        return any(window is not None for window in self._windows.values())
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """The devices of the layers."""
+        return {scores.device for scores in self._scores.values()}
 
     def seen(self, row: int) -> Tensor:
         """Keys that a sample's query sees in every layer, bool [L, S], on the CPU."""

@@ -200,7 +200,8 @@ def load_tokenizer(model: nn.Module) -> object:
         return AutoTokenizer.from_pretrained(model.name_or_path)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"query as text and <back> spans need a tokenizer, and none was found at {model.name_or_path!r}: pass "
+            f"query as text and <back> spans need a tokenizer, and none was found at "
+            f"{model.name_or_path!r}: pass "
             "vrga.patch(model, tokenizer=processor.tokenizer)"
         ) from error
 

@@ -136,9 +136,6 @@ class Patch:
         self._family = family
         self._reader = PromptReader(model, family, tokenizer)
         self._outer, self._text = family.modules(model)
-        self._sliding = "sliding_attention" in (
-            getattr(self._text.config, "layer_types", None) or ()
-        )
         self._parameters = list(inspect.signature(self._outer.forward).parameters)
         self._step: Probe | Steering | None = None
         self._prompt: Prompt | None = None
@@ -169,14 +166,9 @@ class Patch:
             self._text.register_forward_pre_hook(self._inject, with_kwargs=True),
             self._text.register_forward_hook(self._after, with_kwargs=True),
         ]
-        own_generate = model.generate
-
-        @functools.wraps(own_generate)
-        def generate(*args, **kwargs):
-            return self._generate(own_generate, args, kwargs)
-
         self._replaced = {m: _refuse(m) for m in family.refused if hasattr(model, m)}
-        self._replaced["generate"] = generate
+        # Bound to the patch, so that a deep copy of the model gets a generate() of its own.
+        self._replaced["generate"] = self._generate
         model.__dict__.update(self._replaced)
 
     def _set_attention(self, name: str) -> None:
@@ -193,7 +185,7 @@ class Patch:
             if self._text.config._attn_implementation == self._name:
                 self._set_attention(self._own)
         self._handles = []
-        self._step = None
+        self._step = self._head = None
 
     def __enter__(self) -> Patch:
         return self
@@ -259,8 +251,9 @@ class Patch:
         """
         self._announced, self._end = Announcement.of(inputs), None
 
-    def _generate(self, own: Callable, args: tuple, kwargs: dict) -> object:
+    def _generate(self, *args, **kwargs) -> object:
         """generate() of the patched model: check its options, announce the prompt."""
+        own = functools.partial(type(self.model).generate, self.model)
         if not self.enabled:
             return own(*args, **kwargs)
         inputs = dict(kwargs)
@@ -274,7 +267,7 @@ class Patch:
         try:
             return own(*args, **kwargs)
         finally:
-            self._announced = self._end = None
+            self._announced = self._end = self._head = None
             self._beams = False
             self._forget_beams()
 
@@ -284,6 +277,7 @@ class Patch:
         """Before the multimodal model: decide what this forward pass is."""
         if not self.enabled:
             return None
+        self._head = None
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         _check_inputs(inputs, module)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
@@ -322,16 +316,18 @@ class Patch:
             self._next_step(past, ids)
             return None
         past = 0 if cache is None else int(cache.get_seq_length())
-        if past and known and getattr(cache, "is_compileable", False):
-            past = self._reached  # older versions count its keys in one row, without padding
         announced = self._announced
+        if past and known and getattr(cache, "is_compileable", False):
+            # Older versions count a static cache's keys in one row, without padding.
+            whole = announced is not None and announced.whole(past)
+            past = announced.width - shape[1] if whole else past
         if announced is not None and past + shape[1] > announced.end(past):
             return self._split(module, inputs, shape, announced.end(past) - past, past)
         self._reached = past + shape[1]
         if known and past and announced is None and self._end is not None:
             if isinstance(self._step, Probe):
                 self._step.begin(past)
-        elif past and known and not self._opens_turn(ids, inputs):
+        elif past and known and not self._opens_turn(ids, inputs, announced):
             self._announced = None  # tokens that go on with an answer
             self._next_step(past, ids)
         elif past and not known and announced is None:
@@ -368,8 +364,10 @@ class Patch:
         step.probe = Probe(place.tolist(), visible, self.impl)
         step.probe.begin(past)
 
-    def _opens_turn(self, ids: Tensor | None, inputs: dict) -> bool:
+    def _opens_turn(self, ids: Tensor | None, inputs: dict, announced: Announcement | None) -> bool:
         """Whether tokens that follow a cached prompt bring a new question."""
+        if announced is not None and ids is not None and ids.shape[1] > 1:
+            return True  # an answer goes on with its last token alone, which is not cached yet
         media = [value for name, value in inputs.items() if name.startswith(PIXELS)]
         if any(value is not None and (isinstance(value, Tensor) or value) for value in media):
             return True
@@ -499,7 +497,7 @@ class Patch:
     def _locate(self, probe: Probe | None) -> None:
         """Turn probed attention rows into regions and the steering; None: no row has an image."""
         config, prompt = self.config, self._prompt
-        if self._sliding and config.method != "vrga":
+        if probe is not None and probe.windowed and config.method != "vrga":
             raise ValueError(
                 f"method={config.method!r} reproduces code without sliding windows, which "
                 f"{type(self._text).__name__} has: use VRGAConfig() or VRGAConfig.paper()"
@@ -514,7 +512,9 @@ class Patch:
             else:
                 regions.append(empty_region(query, length, self._shape()))
         self._regions = regions
-        self._step = self._steering(regions, probe.capacity) if probe is not None else None
+        self._step = None
+        if probe is not None:
+            self._step = self._steering(regions, probe.capacity, probe.devices)
 
     def _shape(self) -> tuple[int, int]:
         """(L, H) of the text model."""
@@ -562,7 +562,9 @@ class Patch:
             self._regions[row] = found
         step.steer_to(self._regions)
 
-    def _steering(self, regions: list[Region], capacity: int) -> Steering | None:
+    def _steering(
+        self, regions: list[Region], capacity: int, devices: set[torch.device]
+    ) -> Steering | None:
         """What the decode steps do; None where they do what the unpatched model does."""
         if self.given is not None:
             if self.config.method == "ablation":
@@ -589,6 +591,7 @@ class Patch:
             regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder,
             capacity=capacity, phase=phase,
         )  # fmt: skip
+        steering.place(devices)
         steering.begin(self._reached)
         return steering
 

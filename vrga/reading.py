@@ -116,9 +116,10 @@ class PromptReader:
         own_mask = inputs.get("attention_mask")
         if own_mask is not None and own_mask.ndim != 2:
             own_mask = None
-        if own_mask is None and "input_ids" in inputs:
-            own_mask = self._padding(inputs["input_ids"])
-        samples = (own_mask if own_mask is not None else inputs["inputs_embeds"]).shape[0]
+        ids = inputs.get("input_ids")
+        if own_mask is None and ids is not None:
+            own_mask = self._padding(ids)
+        samples = (inputs["inputs_embeds"] if ids is None else ids).shape[0]
         length = announced.width - start if whole else announced.width
         prompt = self.read(inputs, (samples, length), own_mask).repeated(rows)
         if start:

@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-from vrga.attention import Probe, exactly
+from vrga.attention import Probe, check_plain, exactly
 from vrga.config import VRGAConfig
 from vrga.kernels.reference import (
     ENTROPY,
@@ -68,9 +68,9 @@ class View:
         return self._sets[dtype]
 
 
-def _masked(flags: Tensor, mask: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """Flags of all keys, -1 on those that the mask hides, and their extent int32 [B, 3]."""
-    visible = visible_keys(mask, keys).expand(len(flags), -1)
+def _masked(flags: Tensor, visible: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """Flags of all keys, -1 on those not visible (bool [B or 1, S]), and their extent [B, 3]."""
+    visible = visible.expand(len(flags), -1)
     padded = torch.nn.functional.pad(flags, (0, keys - flags.shape[1]))
     place = torch.arange(keys, dtype=torch.int32, device=flags.device)
     extent = torch.stack(
@@ -146,7 +146,14 @@ class Steering:
         self._gate = None  # bool [L, B, H]
         if config.method == "vrga" and config.gate == "static":
             self._gate = torch.stack([region.visual for region in regions], 1)
+        devices = getattr(self, "_placed", {})
         self._placed: dict[torch.device, dict[str, Tensor | None]] = {}
+        self.place(set(devices))
+
+    def place(self, devices: set[torch.device]) -> None:
+        """Put the state on the layers' devices, before a step is compiled that would do it."""
+        for device in devices:
+            self._on(device)
 
     def begin(self, past: int | None, ids: Tensor | None = None) -> None:
         """Start a forward pass: the masks of the last one are gone.
@@ -208,8 +215,9 @@ class Steering:
         if rows > 1 and self.config.method != "vrga":
             # The released code steers forward passes of exactly one query token.
             return own(module, query, key, value, attention_mask, **kwargs)
+        check_plain(kwargs)
         if self.probe is not None:
-            self.probe.collect(module, query, key, kwargs["scaling"])
+            self.probe.collect(module, query, key, kwargs)
         if self._idle and self.recorder is None:
             return own(module, query, key, value, attention_mask, **kwargs)
         with exactly(query.device):
@@ -227,36 +235,61 @@ class Steering:
 
     def _steer(self, module, query, key, value, attention_mask, kwargs) -> Tensor:
         rows, keys = query.shape[2], key.shape[2]
-        windowed = getattr(module, "sliding_window", None) is not None
-        # A compiled step must not depend on how many keys there are.
-        past = 0 if torch.compiler.is_compiling() else self._past
-        if windowed and torch.compiler.is_compiling():
+        window, stats = kwargs.get("sliding_window"), None
+        compiling = torch.compiler.is_compiling()
+        if window is not None and compiling:
             raise RuntimeError(
                 "sliding-window layers are steered in eager decoding alone: call generate with "
                 "disable_compile=True"
             )
-        if windowed and rows > 1:
-            # Each query row has a window of its own.
+        if self.recorder is not None:
+            if compiling:
+                raise RuntimeError(
+                    "patch.record() needs decoding that is not compiled: call generate with "
+                    "disable_compile=True"
+                )
+            stats = self.recorder.take(module.layer_idx, query)
+        # A compiled step must not depend on how many keys there are.
+        past = 0 if compiling else self._past
+        if window is None or rows == 1:
+            tensors = query, key, value, attention_mask
+            out = self._rows(module.layer_idx, *tensors, kwargs["scaling"], past, window, stats)
+        else:
             parts = []
-            for i in range(rows):
-                end = keys - rows + 1 + i
-                row = attention_mask
-                if row is not None and row.ndim == 4:
-                    row = row[:, :, i : i + 1, :end]
-                elif row is not None:
-                    row = row[:, :end]
-                sliced = (query[:, :, i : i + 1], key[:, :, :end], value[:, :, :end])
-                parts.append(self._rows(module, *sliced, row, kwargs, past + i, windowed))
-            return torch.cat(parts, 1)
-        return self._rows(module, query, key, value, attention_mask, kwargs, past, windowed)
+            for i in range(rows):  # each query row has a window of its own
+                end, mask = keys - rows + 1 + i, attention_mask
+                if mask is not None:
+                    mask = mask[:, :, i : i + 1, :end] if mask.ndim == 4 else mask[:, :end]
+                tensors = query[:, :, i : i + 1], key[:, :, :end], value[:, :, :end], mask
+                one = None if stats is None else torch.empty_like(stats[:, :, :1])
+                parts.append(
+                    self._rows(module.layer_idx, *tensors, kwargs["scaling"], past + i, window, one)
+                )
+                if stats is not None:
+                    stats[:, :, i : i + 1] = one
+            out = torch.cat(parts, 1)
+        if stats is not None and self._now is not None:
+            stats[..., GATE] *= self._now.to(stats.device)[:, None]  # what is not steered is shut
+        return out
 
-    def _rows(self, module, query, key, value, mask, kwargs, past: int, windowed: bool) -> Tensor:
+    def _rows(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        past: int,
+        window: int | None,
+        stats: Tensor | None,
+    ) -> Tensor:
         """Steered attention of query rows that see the same window of the keys."""
-        state, layer = self._on(query.device), module.layer_idx
-        view = self._view(mask, query, key.shape[2], past, windowed)
-        decode = self._implementation(query)
+        state = self._on(query.device)
+        view = self._view(mask, query, key.shape[2], past, window)
+        decode = self._implementation(query, any(x.requires_grad for x in (query, key, value)))
         arguments = dict(
-            scale=kwargs["scaling"],
+            scale=scaling,
             focus=self.config.gate_focus,
             entropy=self.config.gate_entropy,
             extent=view.extent,
@@ -267,24 +300,13 @@ class Steering:
             gate = self._ablated(layer, decode, tensors, arguments)
         elif decode is decode_attention_reference and not torch.compiler.is_compiling():
             arguments["sets"] = view.key_sets(query, key.shape[2], self.opened, self.closed)
-        stats = None
-        if self.recorder is not None:
-            if torch.compiler.is_compiling():
-                raise RuntimeError(
-                    "patch.record() needs decoding that is not compiled: call generate with "
-                    "disable_compile=True"
-                )
-            stats = self.recorder.take(layer, query)
-        out = decode(
+        return decode(
             *tensors, opened=self.opened, closed=self.closed, gate=gate, stats=stats, **arguments
         )
-        if stats is not None and self._now is not None:
-            stats[..., GATE] *= self._now.to(stats.device)[:, None]  # what is not steered is shut
-        return out
 
-    def _implementation(self, query: Tensor):
+    def _implementation(self, query: Tensor, needs_gradient: bool):
         """The decode function for this device; gradients need the one in torch."""
-        differentiable = torch.is_grad_enabled() and query.requires_grad
+        differentiable = torch.is_grad_enabled() and needs_gradient
         if self.impl == "torch" or (self.impl == "auto" and (not query.is_cuda or differentiable)):
             return decode_attention_reference
         if differentiable:
@@ -300,29 +322,35 @@ class Steering:
         return lambda *args, **kw: decode.decode_attention(*args, workspace=self._workspace, **kw)
 
     def _view(
-        self, mask: Tensor | None, query: Tensor, keys: int, past: int, windowed: bool
+        self, mask: Tensor | None, query: Tensor, keys: int, past: int, window: int | None
     ) -> View:
         """What a layer sees of the state; computed once per mask and forward pass."""
         if torch.compiler.is_compiling():  # which does not like id()
-            return self._new_view(mask, query, keys, past, windowed)
-        place = id(mask), keys, query.shape[2], query.device, windowed
+            return self._new_view(mask, query, keys, past, window)
+        place = id(mask), keys, past, query.shape[2], query.device, window
         if place not in self._views:
             # Holding the mask keeps its id its own.
-            self._views[place] = mask, self._new_view(mask, query, keys, past, windowed)
+            self._views[place] = mask, self._new_view(mask, query, keys, past, window)
         return self._views[place][1]
 
     def _new_view(
-        self, mask: Tensor | None, query: Tensor, keys: int, past: int, windowed: bool
+        self, mask: Tensor | None, query: Tensor, keys: int, past: int, window: int | None
     ) -> View:
         state = self._on(query.device)
         # A sliding window's cache drops the first keys.
         first = max(past + query.shape[2] - keys, 0)
         # A cache may also have been cut below the prompt (assisted decoding does).
         flags, images = state["flags"][:, first : first + keys], state["images"]
+        visible = None if mask is None else visible_keys(mask, keys)
+        if window is not None and keys > window:
+            # Some backends are told of the window instead of being given a mask of it.
+            place = torch.arange(first, first + keys, device=query.device)
+            near = (place > past - window) & (place <= past)  # one query row, at position `past`
+            visible = near[None] if visible is None else visible & near
         extent = None
-        if mask is not None:
-            flags, extent = _masked(flags, mask, keys)
-        if windowed:
+        if visible is not None:
+            flags, extent = _masked(flags, visible, keys)
+        if window is not None:
             images = ((flags >= 0) & (flags & 1 > 0)).sum(1).to(torch.int32)
         return View(flags, images, extent)
 

@@ -219,7 +219,9 @@ def _grids_by_position(
 
 
 def visible_keys(mask: Tensor, keys: int) -> Tensor:
-    """Keys that the last query row sees, bool [B or 1, S], from any backend's mask.
+    """Keys that the last query row sees, bool [B or 1, `keys`], from any backend's mask.
+
+    A mask that ends before the keys hides the rest: flash attention's, with a static cache.
 
     Args:
         mask: bool or additive float [B, 1, Q, S], or 0/1 [B, S].
@@ -230,7 +232,7 @@ def visible_keys(mask: Tensor, keys: int) -> Tensor:
         visible = mask[:, 0, -1]
         if mask.dtype != torch.bool:
             visible = visible > torch.finfo(mask.dtype).min / 2
-    return visible[:, :keys]
+    return torch.nn.functional.pad(visible[:, :keys], (0, max(keys - visible.shape[1], 0)))
 
 
 def user_end(prompt: Prompt, end_tokens: set[int], vision_tokens: set[int]) -> Tensor:
