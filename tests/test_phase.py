@@ -1,5 +1,7 @@
 """<back> spans found while tokens stream, with the real Qwen vocabulary."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -38,9 +40,14 @@ def streamed(table, ids):
     return inside, opened
 
 
-def by_regex(tokenizer, ids):
+@functools.cache
+def spelling():
+    return token_bytes(qwen_tokenizer(), SIZE)
+
+
+def by_regex(ids):
     """The same from the regular expression on the decoded text."""
-    spelled = token_bytes(tokenizer, SIZE)
+    spelled = spelling()
     text = b"".join(spelled[i] for i in ids).decode("latin1")  # one character per byte
     spans = [(m.start(1), m.end(1) + (7 if m[2] else 0), bool(m[2])) for m in SPAN.finditer(text)]
     inside, opened, before, after = [], [], 0, 0
@@ -64,21 +71,21 @@ def test_the_vocabulary_is_the_real_one(tokenizer):
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=14))
 def test_spans_of_the_stream_are_those_of_the_regular_expression(tokenizer, table, pieces):
     ids = tokenizer.encode("".join(pieces))
-    assert streamed(table, ids) == by_regex(tokenizer, ids)
+    assert streamed(table, ids) == by_regex(ids)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=14), extra=st.integers(0, SIZE - 1))
 def test_also_for_tokens_that_no_tokenizer_would_choose(tokenizer, table, pieces, extra):
     ids = [i for piece in pieces for i in tokenizer.encode(piece)] + [extra]
-    assert streamed(table, ids) == by_regex(tokenizer, ids)
+    assert streamed(table, ids) == by_regex(ids)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=st.text(alphabet="<>/back \n.x", max_size=60))
 def test_any_text(tokenizer, table, text):
     ids = tokenizer.encode(text)
-    assert streamed(table, ids) == by_regex(tokenizer, ids)
+    assert streamed(table, ids) == by_regex(ids)
 
 
 def test_every_way_to_open_and_close(tokenizer, table):
@@ -106,7 +113,7 @@ def test_rows_are_followed_on_their_own_and_together(tokenizer, table):
 
 def test_rejected_drafts_are_forgotten(tokenizer, table):
     first, drafts, other = (tokenizer.encode(t) for t in ("see <", "back> it", "br> it"))
-    phase = Phase(table, 1, torch.device("cpu"))
+    phase = Phase(table, 1, torch.device("cpu"), 10)
     phase.advance(torch.tensor([first]), 10)
     phase.advance(torch.tensor([drafts]), 10 + len(first))
     assert phase.inside[0, -1]

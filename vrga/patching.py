@@ -586,13 +586,12 @@ class Patch:
                 raise ValueError("relocate='back' would replace patch.given: set one of them back")
             vocabulary = self._text.get_input_embeddings().num_embeddings
             table = tag_table(self._reader.tokenizer, vocabulary)
-            phase = Phase(table, len(regions), self._device)
+            phase = Phase(table, len(regions), self._device, self._reached)
         steering = Steering(
             regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder,
             capacity=capacity, phase=phase,
         )  # fmt: skip
         steering.place(devices)
-        steering.begin(self._reached)
         return steering
 
 

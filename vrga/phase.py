@@ -119,6 +119,7 @@ class Phase:
     Args:
         table: of the model's vocabulary.
         rows: of the batch.
+        start: keys before the first token that is followed.
 
     Attributes:
         state: of the automaton after the newest token, int64 [B].
@@ -126,13 +127,14 @@ class Phase:
         opened: whether it opened one, bool [B, Q].
     """
 
-    def __init__(self, table: TagTable, rows: int, device: torch.device):
+    def __init__(self, table: TagTable, rows: int, device: torch.device, start: int = 0):
         self._follow, self._opened = table.on(device)
         self.state = torch.zeros(rows, dtype=torch.int64, device=device)
         # A compiled step changes it in place, where CUDA graphs must find it again.
         torch._dynamo.mark_static_address(self.state)
         self.inside = self.opened = torch.zeros(rows, 1, dtype=torch.bool, device=device)
-        self._states: dict[int, Tensor] = {}  # by the position of the newest token
+        # By the position of the newest token.
+        self._states: dict[int, Tensor] = {start - 1: torch.zeros_like(self.state)}
 
     def advance(self, ids: Tensor, past: int | None) -> None:
         """Follow new tokens.
@@ -142,9 +144,7 @@ class Phase:
             past: keys before them; drafts that were rejected since are forgotten. None in a
                 compiled step, where none are.
         """
-        state = self.state
-        if past is not None and past - 1 in self._states:
-            state = self._states[past - 1]
+        state = self.state if past is None else self._states.get(past - 1, self.state)
         inside, opened = [], []
         for i in range(ids.shape[1]):
             opened.append(self._opened[state, ids[:, i]])
