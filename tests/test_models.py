@@ -94,6 +94,115 @@ def test_another_architecture_is_refused(tmp_path):
         vrga.load(tmp_path)
 
 
+def sharded(folder, target, renamed=True):
+    """The folder's checkpoint in three shards with an index.
+
+    renamed: as Qwen2.5-VL was first published, with a flat config and tensors named `visual.*` and
+    `model.*`; else with the names that the modules have now.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    flat = config
+    if renamed:
+        flat = config.pop("text_config")
+    flat = flat | {k: v for k, v in config.items() if k not in ("architectures",)}
+    flat |= {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+    (target / "config.json").write_text(json.dumps(flat))
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors" and file.name != "config.json":
+            (target / file.name).write_bytes(file.read_bytes())
+    rename = (("model.visual.", "visual."), ("model.language_model.", "model."))
+    tensors = {}
+    for name, tensor in tiny_model().state_dict().items():
+        for new, old in rename if renamed else ():
+            name = name.replace(new, old)
+        tensors[name] = tensor.contiguous()
+    assert ("visual.blocks.0.norm1.weight" in tensors) == renamed
+    names, where = sorted(tensors), {}
+    for i in range(3):
+        file = f"model-{i + 1:05}-of-00003.safetensors"
+        where |= dict.fromkeys(names[i::3], file)
+        save_file({n: tensors[n] for n in names[i::3]}, target / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": where}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_checkpoints_of_the_old_layout_load(checkpoint, tmp_path):
+    """That of the Look-Back checkpoints: flat config, old names, shards with an index."""
+    sharded(checkpoint, tmp_path)
+    inputs = batch([[(6, 6)]])
+    new, old = (vrga.load(where)[0] for where in (checkpoint, tmp_path))
+    torch.testing.assert_close(
+        generate(old, inputs)[1], generate(new, inputs)[1], rtol=1e-4, atol=1e-4
+    )
+    with vrga.patch(old) as patch:
+        generate(old, inputs)
+        assert patch.region[0].mask.any()
+
+
+def test_the_names_of_now_load_as_well(checkpoint, tmp_path):
+    sharded(checkpoint, tmp_path, renamed=False)
+    inputs = batch([[(6, 6)]])
+    torch.testing.assert_close(
+        generate(vrga.load(tmp_path)[0], inputs)[1],
+        generate(vrga.load(checkpoint)[0], inputs)[1],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("short", ["semantic-back-7b", "Solution-Back-7B"])
+def test_look_back_checkpoints_have_short_names(short, monkeypatch):
+    import transformers
+
+    asked = []
+
+    def note(where):
+        asked.append(where)
+        raise OSError("offline")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", note)
+    with pytest.raises(OSError, match="offline"):
+        vrga.load(short)
+    assert asked[0].lower() == f"shuoy/{short.lower()}"
+
+
+def change_tensors(checkpoint, target, change):
+    for file in checkpoint.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(target / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def remove_norm(tensors):
+    del tensors[next(name for name in tensors if name.endswith("model.norm.weight"))]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (remove_norm, "lacks 1 tensors, among them .*norm.weight"),
+        (lambda x: x.update(odd=torch.zeros(1)), "has unknown 1 tensors, among them odd"),
+    ],
+    ids=["missing", "extra"],
+)
+def test_missing_and_extra_tensors_are_named(checkpoint, tmp_path, change, told):
+    change_tensors(checkpoint, tmp_path, change)
+    with pytest.raises(ValueError, match=told):
+        vrga.load(tmp_path)
+
+
+def test_a_shard_that_is_cut_short_is_an_error(checkpoint, tmp_path):
+    sharded(checkpoint, tmp_path)
+    shard = tmp_path / "model-00002-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged or cut short.*download it again"):
+        vrga.load(tmp_path)
+    shard.unlink()
+    with pytest.raises(OSError, match="00002"):
+        vrga.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "qwen3_vl_moe"])
 def test_processors_of_the_other_qwen_families(name, tmp_path):
     from families import FAMILIES

@@ -19,11 +19,14 @@ _HOME = {
     "Region": "region",
     "Trace": "trace",
 }
+_MODULES = ("lookback",)
 
-__all__ = list(_HOME)
+__all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"vrga.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'vrga' has no attribute {name!r}")
     return getattr(importlib.import_module(f"vrga.{_HOME[name]}"), name)

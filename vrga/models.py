@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vrga.layouts import Layout, any_resolution, by_patches, patches_per_side, tiles
+from vrga.lookback import ALIASES
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 REFUSED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
@@ -121,7 +122,9 @@ def load(
     """Load a checkpoint: the model in eval mode, and its processor.
 
     Args:
-        name: a hub id, a local folder, or None for the small model inside this package.
+        name: a hub id, a local folder, a Look-Back checkpoint by its short name
+            ("semantic-back-7b", "solution-back-7b"), or None for the small model inside this
+            package.
         dtype: of the weights; "auto" is the checkpoint's own.
         device_map: as in transformers; None loads to the CPU, or to the one GPU there is.
         attn_implementation: the attention backend of prefills, e.g. "flash_attention_2".
@@ -132,11 +135,13 @@ def load(
 
     Raises:
         FileNotFoundError: a local path that does not exist or holds no checkpoint.
-        ValueError: pickled weights, or an unsupported architecture.
+        ValueError: pickled or damaged weights, missing or extra tensors, or an unsupported
+            architecture.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    where = embedded() if name is None else name
+    where = embedded() if name is None else ALIASES.get(str(name).lower(), name)
     _check_folder(where)
     config = AutoConfig.from_pretrained(where)
     if config.model_type not in FAMILIES:
@@ -145,14 +150,37 @@ def load(
         )
     if device_map is None and torch.cuda.is_available():
         device_map = {"": 0}
-    model = AutoModelForImageTextToText.from_pretrained(
-        where,
-        dtype=dtype,
-        device_map=device_map,
-        attn_implementation=attn_implementation,
-        use_safetensors=True,
-    ).eval()
-    return model, load_processor(where)
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            where,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"a weight file of {where} is damaged or cut short ({error}): download it again"
+        ) from error
+    _check_tensors(where, report)
+    return model.eval(), load_processor(where)
+
+
+def _check_tensors(where: str | Path, report: dict) -> None:
+    """Refuse weights that transformers would fill with random numbers, or leave out, in silence."""
+    for kind, told in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "has unknown"),
+        ("mismatched_keys", "has misshapen"),
+    ):
+        found = sorted(str(key) for key in report.get(kind) or ())
+        if found:
+            raise ValueError(
+                f"the checkpoint {where} {told} {len(found)} tensors, among them "
+                f"{', '.join(found[:3])}: it is not complete, or of another architecture than its "
+                "config.json says"
+            )
 
 
 def embedded() -> Path:
