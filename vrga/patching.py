@@ -574,12 +574,16 @@ class Patch:
         off = self.config.gain == 1 and self.config.method in ("vrga", "released")
         if off and self._recording is None:
             return None
-        watch = recorder = None
+        watch = recorder = question = None
         if self._recording is not None:
             recorder, watch = self._recording
             if recorder.steps:
                 raise ValueError("a trace holds one call of generate: record each on its own")
-            watch = None if watch is None else cells_mask(watch, self._prompt, "watch")
+            if watch is not None:
+                watch = cells_mask(watch, self._prompt, "watch")
+            elif self.config.method in ("vrga", "released"):
+                question = self._reader.question(self._prompt, self._query)
+                recorder.question = True
         phase = None
         if "back" in (self.config.when, self.config.relocate):
             if self.given is not None and self.config.relocate == "back":
@@ -589,7 +593,7 @@ class Patch:
             phase = Phase(table, len(regions), self._device, self._reached)
         steering = Steering(
             regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder,
-            capacity=capacity, phase=phase,
+            capacity=capacity, phase=phase, question=question,
         )  # fmt: skip
         steering.place(devices)
         return steering

@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from vrga.region import Region
+from vrga.trace import Trace
 
+# Okabe and Ito's colours, which differ for colour-blind eyes; the line styles differ in grey.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "black")
 # Black outline over white: it stands out on any image, in grey and for colour-blind eyes.
 _OUTLINE = (("white", 3.5), ("black", 1.5))
 
@@ -56,6 +60,43 @@ def region_figure(
     lines += [f"{name}: {text}" for name, text in (answers or {}).items()]
     if lines:
         figure.suptitle("\n".join(lines).replace("$", r"\$"), fontsize=10)
+    return figure
+
+
+def trend_figure(trace: Trace, row: int = 0, *, heads: Tensor | None = None) -> Figure:
+    """Where attention went, step by step: image, region, question, generated text.
+
+    Args:
+        trace: from `patch.record()` without `watch`.
+        row: of the batch.
+        heads: bool [L, H], e.g. `patch.region[row].visual`; None is the mean over all.
+
+    Returns:
+        A matplotlib figure of shares of attention over generated tokens; <back> spans are shaded.
+
+    Raises:
+        ValueError: an empty trace, or one that measured watched cells instead.
+    """
+    if trace.question is None:
+        raise ValueError(
+            "the trace has no attention on question and generated text: record it with "
+            "patch.record(), without watch, around a call of generate"
+        )
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axis = figure.subplots()
+    styles = {"image": "-", "region": "--", "question": "-.", "generated": ":"}
+    for (name, style), color in zip(styles.items(), _COLORS, strict=True):
+        shares = getattr(trace, name)[:, :, row]  # [steps, L, H]
+        mean = shares.mean((1, 2)) if heads is None else shares[:, heads].mean(1)
+        axis.plot(range(1, len(mean) + 1), mean.numpy(), style, color=color, label=name)
+    inside = [] if trace.inside is None else trace.inside[:, row].int().tolist()
+    edges = np.diff([0, *inside, 0])
+    for start, end in zip(np.nonzero(edges > 0)[0], np.nonzero(edges < 0)[0], strict=True):
+        axis.axvspan(start + 0.5, end + 0.5, color="0.85", zorder=0, label="<back>")
+    handles, labels = axis.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), fontsize=8, loc="outside upper center", ncols=5)
+    axis.set(xlabel="generated token", ylabel="share of attention", ylim=(0, None))
     return figure
 
 

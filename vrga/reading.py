@@ -162,6 +162,20 @@ class PromptReader:
             return torch.tensor(expanded(given.tolist(), rows)) if given.ndim == 1 else given
         return found + start
 
+    def question(self, prompt: Prompt, query: Tensor) -> Tensor:
+        """The text of each row's question, bool [B, S]: up to its query position, and from the
+        last image, vision marker or end of a turn before that."""
+        config = self.model.config
+        marks = {getattr(config, name, None) for name in self.family.vision_tokens} - {None}
+        marks = torch.tensor(sorted(marks | self.end_tokens()))
+        place = torch.arange(prompt.image.shape[1])
+        mark = prompt.image | ~prompt.visible
+        if prompt.ids is not None:
+            mark = mark | torch.isin(prompt.ids, marks)
+        before = mark & (place < query[:, None])
+        start = torch.where(before, place, -1).amax(1, keepdim=True)
+        return (place > start) & (place <= query[:, None]) & ~mark
+
     def end_tokens(self) -> set[int]:
         """Ids that close a turn: the model's end-of-sequence tokens."""
         ends: set[int] = set()

@@ -28,6 +28,7 @@ IMPLEMENTATIONS = ("auto", "torch", "triton")
 # Groups of keys in which the kernel sums, and their weights where the gate is open and closed.
 OTHER, REGION, WATCHED = 0, 1, 2
 REST_OF_IMAGE = 2  # released_mask: the image outside T
+QUESTION, PROMPT = 2, 3  # while recording: the question's text, and the prompt's other text
 _ALWAYS_SHUT = (1.0, 1.0)
 
 
@@ -94,6 +95,8 @@ class Steering:
         applied: False leaves every output as the model's own attention gives it, so that the
             steps are only measured.
         watch: extra set of keys whose attention is measured, bool [B, S], or None.
+        question: the question's text tokens, whose attention is measured, bool [B, S], or None;
+            instead of `watch`.
         recorder: takes the statistics of every step, or None.
         capacity: keys that the cache has room for.
         phase: follows the rows' <back> spans, where the config asks for them, or None.
@@ -110,6 +113,7 @@ class Steering:
         *,
         applied: bool = True,
         watch: Tensor | None = None,
+        question: Tensor | None = None,
         recorder: Recorder | None = None,
         capacity: int = 0,
         phase: Phase | None = None,
@@ -117,13 +121,15 @@ class Steering:
         self.config, self.impl, self.applied = config, impl, applied
         self.recorder, self.phase = recorder, phase
         self.probe: Probe | None = None
-        self.groups = _groups(config, watch)
+        self.groups = 4 if question is not None else _groups(config, watch)
         self.opened, self.closed = _weights(config, self.groups)
+        if question is not None:
+            self.opened = (*self.opened[:2], 1.0, 1.0)  # text is measured and not steered
         if recorder is not None and applied:
             recorder.opened, recorder.closed = self.opened, self.closed
         elif recorder is not None:
             recorder.opened = recorder.closed = (1.0,) * self.groups
-        self._watch, self._capacity = watch, capacity
+        self._watch, self._question, self._capacity = watch, question, capacity
         self._random = torch.Generator().manual_seed(config.seed)
         self._views: dict[tuple, tuple[Tensor | None, View]] = {}
         self._workspace = None
@@ -137,6 +143,9 @@ class Steering:
         config = self.config
         kinds = _key_groups(regions, config, self._watch)
         image = torch.stack([region.image for region in regions])
+        if self._question is not None:
+            text = torch.where(self._question, QUESTION, PROMPT)
+            kinds = torch.where(image, kinds, text)
         flags = ((kinds << 1) | image).to(torch.int32)  # [B, S]
         # As long as a static cache, so that prompts of any length share one compiled step.
         self._flags = torch.nn.functional.pad(flags, (0, max(self._capacity - flags.shape[1], 0)))
@@ -185,6 +194,8 @@ class Steering:
         config, chosen = self.config, None
         if self.phase is not None:
             self.phase.advance(ids, past)
+            if self.recorder is not None:
+                self.recorder.inside.append(self.phase.inside[:, -1])
         if config.when == "back":
             chosen = self.phase.inside
         elif config.when != "always":

@@ -18,6 +18,8 @@ class Recorder:
     Attributes:
         opened, closed: weight of each group of keys under an open and a shut gate, for reading
             the statistics, which are those of attention before steering.
+        question: whether groups 2 and 3 are the prompt's text, of the question and other.
+        inside: rows inside a <back> span at each step, bool [B], where spans are followed.
         steps: forward passes recorded so far.
     """
 
@@ -25,6 +27,8 @@ class Recorder:
         self._slots: list[dict[int, Tensor]] = []  # step -> layer -> [B, H, Q, 3 + groups]
         self._room: dict[tuple, list[Tensor]] = {}
         self.opened = self.closed = (1.0, 1.0)
+        self.question = False
+        self.inside: list[Tensor] = []
 
     @property
     def steps(self) -> int:
@@ -62,15 +66,25 @@ class Trace:
         image: mass on the image tokens.
         region: mass on the region T (with `VRGAConfig.ablation`: on the image).
         watched: mass on the watched cells; None without `watch`.
+        question: mass on the question's text, from the last image or marker before it up to its
+            last token; None with `watch`, and for the hard mask and ablations.
+        prompt: mass on the prompt's other text, likewise.
+        generated: mass on generated tokens, likewise.
         entropy: H_mass in nats, before steering.
         gate: 1 where the gate was open.
+        inside: whether each row was inside a <back> span, bool [steps, B]; None where the config
+            follows no spans.
     """
 
     image: Tensor | None = None
     region: Tensor | None = None
     watched: Tensor | None = None
+    question: Tensor | None = None
+    prompt: Tensor | None = None
+    generated: Tensor | None = None
     entropy: Tensor | None = None
     gate: Tensor | None = None
+    inside: Tensor | None = None
 
     def fill(self, recorder: Recorder) -> None:
         """Read what a recorder took; nothing when no step was steered or measured."""
@@ -86,6 +100,16 @@ class Trace:
         after = before * weight
         total = after.sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
         after, rest = after / total[..., None], rest / total
+        if recorder.inside:
+            self.inside = torch.stack(recorder.inside).cpu()
+        if recorder.question:
+            # Before steering, group 0 is the image outside T and what was generated.
+            outside = (stats[..., MASS] - before[..., 1]).clamp_min(0) * weight[..., 0]
+            outside = outside / total
+            self.region, self.question, self.prompt = after[..., 1:].unbind(-1)
+            self.image = outside + self.region
+            self.generated = (after[..., 0] - outside).clamp_min(0)
+            return
         self.image = rest + after[..., 1:].sum(-1)
         self.region = after[..., 1::2].sum(-1)
         self.watched = after[..., 2:].sum(-1) if after.shape[-1] == 4 else None
