@@ -15,6 +15,15 @@ from torch import Tensor, nn
 
 from vrga.attention import KEYWORD, Probe, register
 from vrga.config import VRGAConfig
+from vrga.inputs import (
+    MEDIA,
+    PIXELS,
+    check_inputs,
+    check_options,
+    columns,
+    option,
+    refusal,
+)
 from vrga.models import family_of, unwrapped
 from vrga.phase import Phase, tag_table
 from vrga.reading import Announcement, PromptReader
@@ -23,12 +32,6 @@ from vrga.released import released_region
 from vrga.steering import Steering, check_implementation
 from vrga.tokens import Prompt, Query, cells_mask, check_query, visible_keys
 from vrga.trace import Recorder, Trace
-
-# Beginnings of the names of inputs that come with images and videos.
-MEDIA = ("pixel_values", "mm_encoder_outputs", "image_", "video_", "second_per_grid")
-PIXELS = MEDIA[:2]  # sizes alone may come with every pass
-# Inputs with one column per token of the pass, in their last dimension; in their second one.
-LAST, SECOND = ("position_ids", "cache_position"), ("input_ids", "inputs_embeds")
 
 
 def patch(
@@ -49,7 +52,8 @@ def patch(
         config: the method's numbers; None is `VRGAConfig()`.
         query: where each row's question ends, see `Patch.query`.
         impl: "torch" (any device), "triton" (CUDA), or "auto": Triton on CUDA, else torch.
-        tokenizer: needed only for `query` as text; None loads the one of `model.name_or_path`.
+        tokenizer: needed only for `query` as text and for <back> spans; None loads the one of
+            `model.name_or_path`.
 
     Returns:
         The patch; as a context manager it takes itself off at the end, also after an exception.
@@ -166,7 +170,7 @@ class Patch:
             self._text.register_forward_pre_hook(self._inject, with_kwargs=True),
             self._text.register_forward_hook(self._after, with_kwargs=True),
         ]
-        self._replaced = {m: _refuse(m) for m in family.refused if hasattr(model, m)}
+        self._replaced = {m: refusal(m) for m in family.refused if hasattr(model, m)}
         # Bound to the patch, so that a deep copy of the model gets a generate() of its own.
         self._replaced["generate"] = self._generate
         model.__dict__.update(self._replaced)
@@ -259,8 +263,8 @@ class Patch:
         inputs = dict(kwargs)
         if args or inputs.get("inputs") is not None:
             inputs["input_ids"] = args[0] if args else inputs["inputs"]
-        _check_options(inputs, self.model.generation_config)
-        self._beams = (_option(inputs, self.model.generation_config, "num_beams") or 1) > 1
+        check_options(inputs, self.model.generation_config)
+        self._beams = (option(inputs, self.model.generation_config, "num_beams") or 1) > 1
         if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
             return own(*args, **kwargs)  # which says what it misses
         self.announce(inputs)
@@ -279,7 +283,7 @@ class Patch:
             return None
         self._head = None
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
-        _check_inputs(inputs, module)
+        check_inputs(inputs, module)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         self._device = (ids if ids is not None else embeds).device
         shape = tuple(ids.shape if ids is not None else embeds.shape[:2])
@@ -384,9 +388,9 @@ class Patch:
 
         The region is known only when the prompt is through, and drafts are steered.
         """
-        head = module(**_columns(inputs, slice(0, length), shape[1], past))
+        head = module(**columns(inputs, slice(0, length), shape[1], past))
         self._head = head
-        rest = _columns(inputs, slice(length, None), shape[1], past)
+        rest = columns(inputs, slice(length, None), shape[1], past)
         rest = {name: x for name, x in rest.items() if not name.startswith(MEDIA)}
         rest["past_key_values"] = head.past_key_values
         self._next_step(past + length, rest.get("input_ids"))
@@ -597,72 +601,3 @@ class Patch:
         )  # fmt: skip
         steering.place(devices)
         return steering
-
-
-def _columns(inputs: dict, chosen: slice, width: int, past: int) -> dict:
-    """The inputs of a pass for some of its tokens; masks keep the keys before them."""
-    found = dict(inputs)
-    for name, value in inputs.items():
-        if not isinstance(value, Tensor):
-            continue
-        if name == "attention_mask":
-            if value.ndim != 2:
-                raise ValueError(
-                    f"assisted decoding needs an attention mask [B, S]; got {list(value.shape)}"
-                )
-            found[name] = value[:, : past + (width if chosen.stop is None else chosen.stop)]
-        elif name in SECOND or name.endswith("token_type_ids"):
-            found[name] = value[:, -width:][:, chosen]
-        elif name in LAST:
-            found[name] = value[..., -width:][..., chosen]
-    return found
-
-
-def _refuse(method: str) -> Callable:
-    def refused(*args, **kwargs):
-        raise ValueError(
-            f"{method} packs requests into one row and hides the cache, so a patched model cannot "
-            "steer it: use model.generate, or vrga.unpatch(model) first"
-        )
-
-    return refused
-
-
-def _option(inputs: dict, defaults: object, name: str) -> object:
-    """An option of generate(): given on its own, in its config, or the model's."""
-    value = inputs.get(name)
-    return (
-        getattr(inputs.get("generation_config") or defaults, name, None) if value is None else value
-    )
-
-
-def _check_options(inputs: dict, defaults: object) -> None:
-    """Refuse options of generate() under which nothing could be steered, or not rightly."""
-    if _option(inputs, defaults, "use_cache") is False:
-        raise ValueError(
-            "use_cache=False recomputes the whole prompt for every token, so there is no decode "
-            "step to steer: leave the cache on, or vrga.unpatch(model) first"
-        )
-    if _option(inputs, defaults, "assistant_early_exit"):
-        raise ValueError(
-            "assistant_early_exit runs the patched model with fewer layers as its own assistant, "
-            "which steering cannot tell from the model itself: use assistant_model, or "
-            "prompt_lookup_num_tokens"
-        )
-    mask = inputs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask[:, -1] == 0).any()):
-        rows = (mask[:, -1] == 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"rows {rows} of the batch are padded on the right, where generation goes on: pad on "
-            "the left (tokenizer.padding_side = 'left')"
-        )
-
-
-def _check_inputs(inputs: dict, module: nn.Module) -> None:
-    """Refuse forward arguments that steering cannot serve."""
-    wanted = inputs.get("output_attentions")
-    if wanted or (wanted is None and getattr(module.config, "output_attentions", False)):
-        raise ValueError(
-            "output_attentions=True is not available on a patched model, whose decode kernel "
-            "never builds the attention matrix: use patch.record(), or patch.enabled = False"
-        )
