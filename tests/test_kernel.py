@@ -41,9 +41,12 @@ def check(splits=None, **case):
     )
     same = sure.transpose(1, 2)[..., None].expand_as(out)
     error = (out.double() - exact)[same].abs().max().item()
-    # The yardstick is the low-precision reference, where its own gate agrees as well.
+    # The yardstick is the low-precision reference, where its own gate agrees as well. Over a few
+    # keys that may be right by luck, so the roundings that both do are allowed in any case: half a
+    # unit in the last place of the weights, and half a one of the output.
     allowed = (low.double() - exact)[same].abs().max().item()
-    floor = torch.finfo(tensors[0].dtype).eps + roundoff * tensors[2].double().abs().max().item()
+    largest = tensors[2].double().abs().max().item()
+    floor = (torch.finfo(tensors[0].dtype).eps + roundoff) * max(largest, 1.0)
     assert error <= max(2 * allowed, floor), (error, allowed, floor)
 
 
