@@ -268,11 +268,13 @@ def test_a_cache_of_the_prompts_beginning_can_be_reused(model, patched):
     batch = QWEN.batch([1])
     cache = DynamicCache(config=model.config.get_text_config())
     start = prefix(batch, 3)
+    model.model.rope_deltas = None  # another batch's
     model(**start, past_key_values=cache, use_cache=True)
     skip_unless_the_same_unpatched(model, batch, past_key_values=cache)
     cache = DynamicCache(config=model.config.get_text_config())
     with vrga.patch(model, GAIN) as patch:
         patch.enabled = patched
+        model.model.rope_deltas = None
         model(**start, past_key_values=cache, use_cache=True)
         patch.enabled = True
         tokens, out = run(model, batch, past_key_values=copy.deepcopy(cache))
