@@ -26,7 +26,7 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from vrga.kernels import arguments, decode, probe
+from vrga.kernels import arguments, decode, launch, probe
 
 ARCHITECTURES = (80, 90)
 POINTERS = {
@@ -131,7 +131,7 @@ class Report:
 def compile_decode(variant: Variant, arch: int) -> CompiledKernel:
     """Compile the main kernel of a variant for sm_`arch`."""
     constants = _constants(variant) | dict(
-        DTYPE=decode.DTYPES[variant.dtype], PRECISION="ieee", SINGLE=variant.single
+        DTYPE=launch.DTYPES[variant.dtype], PRECISION="ieee", SINGLE=variant.single
     )
     options = decode.launch_options(constants["BD"], variant.dtype)
     constants["BN"] = options.pop("BN")
@@ -148,7 +148,7 @@ def compile_probe(variant: Variant, arch: int) -> CompiledKernel:
     """Compile the kernel of the prefill's probe rows."""
     constants = probe.probe_constants(
         variant.heads // variant.kv_heads, variant.size, variant.dtype
-    ) | dict(DTYPE=decode.DTYPES[variant.dtype], PRECISION="ieee")
+    ) | dict(DTYPE=launch.DTYPES[variant.dtype], PRECISION="ieee")
     return _compile(probe.probe_kernel, variant, constants, arch, {"num_warps": 4})
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
+Refuse = Callable[[str, object, str], NoReturn]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_SIZES = (16, 32, 64, 80, 96, 128, 256)
 
@@ -22,23 +26,12 @@ def check_arguments(
     closed: tuple[float, ...],
 ) -> None:
     """Raise ValueError for arguments the kernel cannot take; reads no tensor's content."""
-
-    def refuse(name: str, found: object, wanted: str):
-        raise ValueError(f"decode_attention: {name} is {found}; accepted: {wanted}")
-
-    if q.ndim != 4 or k.ndim != 4:
-        refuse("q, k", (tuple(q.shape), tuple(k.shape)), "[B, H, Q, d] and [B, H_kv, S, d]")
-    batch, heads, rows, size = q.shape
-    if q.dtype not in DTYPES:
-        refuse("q.dtype", q.dtype, "bfloat16, float16 or float32")
-    if size not in HEAD_SIZES:
-        refuse("head size", size, f"one of {HEAD_SIZES}")
+    refuse = _refusal("decode_attention")
+    batch, heads, rows, size = _check_heads(refuse, q, k)
     if rows < 1:
         refuse("query rows", rows, "1 or more")
     if k.shape[0] != batch or k.shape[3] != size or k.shape[2] < rows:
         refuse("k.shape", tuple(k.shape), f"[{batch}, H_kv, S >= {rows}, {size}]")
-    if k.shape[1] == 0 or heads % k.shape[1]:
-        refuse("k.shape[1]", k.shape[1], f"a divisor of the {heads} query heads")
     if v.shape != k.shape:
         refuse("v.shape", tuple(v.shape), f"that of k, {tuple(k.shape)}")
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -70,28 +63,16 @@ def check_arguments(
         refuse("flags.stride(1)", flags.stride(1), "1")
     if flags.shape[1] > k.shape[2]:
         refuse("flags.shape[1]", flags.shape[1], f"at most the {k.shape[2]} keys")
-    for name, tensor in (("k", k), ("v", v), *((n, t) for n, (t, _, _) in wanted.items())):
-        if tensor is not None and tensor.device != q.device:
-            refuse(f"{name}.device", tensor.device, f"that of q, {q.device}")
+    given = {name: tensor for name, (tensor, _, _) in wanted.items()}
+    _check_devices(refuse, q, {"k": k, "v": v} | given)
 
 
 def check_probe(q: Tensor, k: Tensor, last: Tensor, hidden: Tensor, out: Tensor) -> None:
     """Raise ValueError for arguments the probe cannot take; reads no tensor's content."""
-
-    def refuse(name: str, found: object, wanted: str):
-        raise ValueError(f"probe_scores: {name} is {found}; accepted: {wanted}")
-
-    if q.ndim != 4 or k.ndim != 4:
-        refuse("q, k", (tuple(q.shape), tuple(k.shape)), "[B, H, Q, d] and [B, H_kv, S, d]")
-    batch, heads, _, size = q.shape
-    if q.dtype not in DTYPES:
-        refuse("q.dtype", q.dtype, "bfloat16, float16 or float32")
-    if size not in HEAD_SIZES:
-        refuse("head size", size, f"one of {HEAD_SIZES}")
+    refuse = _refusal("probe_scores")
+    batch, heads, _, size = _check_heads(refuse, q, k)
     if k.shape[0] != batch or k.shape[3] != size or k.dtype != q.dtype:
         refuse("k", (tuple(k.shape), k.dtype), f"[{batch}, H_kv, S, {size}] in {q.dtype}")
-    if k.shape[1] == 0 or heads % k.shape[1]:
-        refuse("k.shape[1]", k.shape[1], f"a divisor of the {heads} query heads")
     if q.stride(3) != 1 or k.stride(3) != 1:
         refuse("stride(3)", (q.stride(3), k.stride(3)), "1: the head dimension is contiguous")
     length = out.shape[-1]
@@ -105,6 +86,30 @@ def check_probe(q: Tensor, k: Tensor, last: Tensor, hidden: Tensor, out: Tensor)
             refuse(name, (tuple(tensor.shape), tensor.dtype), f"{list(shape)} in {dtype}")
         if tensor.stride(-1) != 1:
             refuse(f"{name}.stride(-1)", tensor.stride(-1), "1")
-    for name, tensor in (("k", k), ("last", last), ("hidden", hidden), ("out", out)):
-        if tensor.device != q.device:
+    _check_devices(refuse, q, {"k": k, "last": last, "hidden": hidden, "out": out})
+
+
+def _refusal(function: str) -> Refuse:
+    def refuse(name: str, found: object, wanted: str) -> NoReturn:
+        raise ValueError(f"{function}: {name} is {found}; accepted: {wanted}")
+
+    return refuse
+
+
+def _check_heads(refuse: Refuse, q: Tensor, k: Tensor) -> torch.Size:
+    """What holds for queries and keys of any kernel; the shape of q."""
+    if q.ndim != 4 or k.ndim != 4:
+        refuse("q, k", (tuple(q.shape), tuple(k.shape)), "[B, H, Q, d] and [B, H_kv, S, d]")
+    if q.dtype not in DTYPES:
+        refuse("q.dtype", q.dtype, "bfloat16, float16 or float32")
+    if q.shape[3] not in HEAD_SIZES:
+        refuse("head size", q.shape[3], f"one of {HEAD_SIZES}")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        refuse("k.shape[1]", k.shape[1], f"a divisor of the {q.shape[1]} query heads")
+    return q.shape
+
+
+def _check_devices(refuse: Refuse, q: Tensor, others: dict[str, Tensor | None]) -> None:
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != q.device:
             refuse(f"{name}.device", tensor.device, f"that of q, {q.device}")

@@ -31,9 +31,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import check_arguments
-from .launch import Launch, Workspace, call_key, interpreted, multiprocessors
+from .launch import Launch, Workspace, call_key, interpreted, multiprocessors, tile_dtype
 
-DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 MAX_ROWS = 8  # query rows per sample of one launch
 MAX_SPLITS = 256
 BLOCKS_PER_SM = 3  # programs that should be in flight on each multiprocessor
@@ -551,9 +550,12 @@ def _plan(
         extent=extent is not None, gate=gate is not None, stats=stats is not None,
     )  # fmt: skip
     padded, blocks = constants["BD"], constants["BLOCKS"]
-    interpreter = interpreted(decode_kernel)
     if splits is None:
-        wanted = 4 if interpreter else multiprocessors(q.device.index or 0) * BLOCKS_PER_SM
+        wanted = (
+            4
+            if interpreted(decode_kernel)
+            else multiprocessors(q.device.index or 0) * BLOCKS_PER_SM
+        )
         splits = min(
             triton.cdiv(keys, KEYS_PER_SPLIT), triton.cdiv(wanted, batch * kv_heads * blocks)
         )
@@ -571,9 +573,8 @@ def _plan(
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], flags.stride(0), *gate_strides,
             keys, flags.shape[1], splits, scale, *weights,
         ),
-        # The interpreter multiplies bfloat16 tiles as raw bits; there the tiles are float32.
         dict(
-            DTYPE=tl.float32 if interpreter else DTYPES[q.dtype],
+            DTYPE=tile_dtype(decode_kernel, q.dtype),
             PRECISION="ieee",
             SINGLE=splits == 1,
             **constants,

@@ -11,7 +11,10 @@ import functools
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
+
+DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 MAX_PLANS = 64  # a cache that grows makes a new plan for every token
 
@@ -19,6 +22,14 @@ MAX_PLANS = 64  # a cache that grows makes a new plan for every token
 def interpreted(kernel: object) -> bool:
     """Whether Triton's interpreter runs a kernel (TRITON_INTERPRET=1 at import)."""
     return not isinstance(kernel, triton.JITFunction)
+
+
+def tile_dtype(kernel: object, dtype: torch.dtype) -> tl.dtype:
+    """The type of a kernel's tiles.
+
+    The interpreter multiplies bfloat16 tiles as raw bits; there the tiles are float32.
+    """
+    return tl.float32 if interpreted(kernel) else DTYPES[dtype]
 
 
 @functools.cache

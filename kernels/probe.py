@@ -15,9 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import check_probe
-from .launch import Launch, Workspace, call_key, interpreted
-
-DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+from .launch import Launch, Workspace, call_key, tile_dtype
 
 
 @triton.jit(do_not_specialize=["S", "KEYS", "OFFSET", "ROWS", "s_ob", "s_oh", "s_hb"])
@@ -130,12 +128,7 @@ def _launch(q: Tensor, k: Tensor, last, hidden, out: Tensor, offset: int, scale:
             rows,
             scale,
         ),
-        dict(
-            # The interpreter multiplies bfloat16 tiles as raw bits; there the tiles are float32.
-            DTYPE=tl.float32 if interpreted(probe_kernel) else DTYPES[q.dtype],
-            PRECISION="ieee",
-            **constants,
-        ),
+        dict(DTYPE=tile_dtype(probe_kernel, q.dtype), PRECISION="ieee", **constants),
         {"num_warps": 4},
     )
 

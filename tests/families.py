@@ -224,25 +224,22 @@ class Tiled(Family):
         )  # fmt: skip
         return Gemma3ForConditionalGeneration._from_config(config, attn_implementation="sdpa")
 
-    def _smolvlm(self):
-        from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
-
+    def _shuffled(self, prefix):
         vision = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2,
                       num_attention_heads=2, image_size=32, patch_size=4)  # fmt: skip
         text = transformers.LlamaConfig(**TEXT, hidden_size=64)
-        config = SmolVLMConfig(text_config=text, vision_config=vision, image_token_id=IMAGE,
-                               scale_factor=2, pad_token_id=0)  # fmt: skip
-        return SmolVLMForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+        config = getattr(transformers, prefix + "Config")(
+            vision_config=vision, text_config=text, image_token_id=IMAGE, scale_factor=2,
+            pad_token_id=0,
+        )  # fmt: skip
+        model_class = getattr(transformers, prefix + "ForConditionalGeneration")
+        return model_class._from_config(config, attn_implementation="sdpa")
+
+    def _smolvlm(self):
+        return self._shuffled("SmolVLM")
 
     def _idefics3(self):
-        from transformers import Idefics3Config, Idefics3ForConditionalGeneration
-
-        vision = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2,
-                      num_attention_heads=2, image_size=32, patch_size=4)  # fmt: skip
-        text = transformers.LlamaConfig(**TEXT, hidden_size=64)
-        config = Idefics3Config(text_config=text, vision_config=vision, image_token_id=IMAGE,
-                                scale_factor=2, pad_token_id=0)  # fmt: skip
-        return Idefics3ForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+        return self._shuffled("Idefics3")
 
     def image(self, g, number):
         tiles = 1 + number % 2 if self.name == "internvl" else 1

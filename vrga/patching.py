@@ -399,8 +399,7 @@ class Patch:
     def _join(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
         """After the multimodal model: put the prompt's states before those of the drafts."""
         head, self._head = self._head, None
-        if head is None or output is head:
-            self._head = head
+        if head is None:
             return None
         output.last_hidden_state = torch.cat([head.last_hidden_state, output.last_hidden_state], 1)
         if output.hidden_states is not None:

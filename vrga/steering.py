@@ -136,6 +136,7 @@ class Steering:
         self._past = 0
         self._now: Tensor | None = None  # which query rows are steered, bool [B, Q]; None: all
         self._idle = False
+        self._placed: dict[torch.device, dict[str, Tensor | None]] = {}
         self.steer_to(regions)
 
     def steer_to(self, regions: list[Region]) -> None:
@@ -155,9 +156,9 @@ class Steering:
         self._gate = None  # bool [L, B, H]
         if config.method == "vrga" and config.gate == "static":
             self._gate = torch.stack([region.visual for region in regions], 1)
-        devices = getattr(self, "_placed", {})
-        self._placed: dict[torch.device, dict[str, Tensor | None]] = {}
-        self.place(set(devices))
+        devices = set(self._placed)
+        self._placed.clear()
+        self.place(devices)
 
     def place(self, devices: set[torch.device]) -> None:
         """Put the state on the layers' devices, before a step is compiled that would do it."""
