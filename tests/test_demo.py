@@ -21,7 +21,7 @@ from vrga.demo.data import (
     parse_answer,
 )
 from vrga.demo.evaluate import answers, prepare
-from vrga.demo.measure import mean_interval, paired_interval, run_arm, wilson
+from vrga.demo.measure import run_arm
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +106,6 @@ def test_the_query_is_the_questions_end_not_the_instructions(embedded):
         instructed = patch.region[0].query
     text = processor.tokenizer.decode(inputs["input_ids"][0, : asked + 1])
     assert text.endswith(sample.question) and asked < instructed
-
-
-def test_intervals():
-    p, low, high = wilson(np.array([True] * 8 + [False] * 2))
-    assert p == 0.8 and low == pytest.approx(0.4902, abs=1e-4)
-    assert high == pytest.approx(0.9433, abs=1e-4)
-    mean, low, high = mean_interval(np.array([1.0, 2.0, 3.0, np.nan]))
-    assert mean == 2 and high - mean == pytest.approx(1.959964 / 3**0.5) and mean - low == high - 2
-    assert paired_interval(np.array([True, True]), np.array([True, False]))[0] == 0.5
 
 
 def test_the_demo_prints_its_table_and_writes_its_picture(tmp_path):

@@ -15,8 +15,6 @@ from vrga.demo.evaluate import prepare
 from vrga.patching import Patch, patch
 from vrga.trace import Trace
 
-Interval = tuple[float, float, float]  # value, lower and upper end of the 95 % interval
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -49,7 +47,7 @@ def run_arm(
     config: VRGAConfig,
     *,
     batch: int = 100,
-    max_new_tokens: int = 40,
+    max_new_tokens: int = 96,
 ) -> Arm:
     """Answer every question with the model patched; `VRGAConfig(gain=1)` is the unsteered arm."""
     parts = []
@@ -91,22 +89,3 @@ def _measure(
         share = trace.watched[steps, :, row] / trace.image[steps, :, row].clamp_min(1e-12)
         rrar.append(float(share[:, region.visual].mean()) if len(steps) else math.nan)
     return np.array(rrar), np.array(hit), np.array(peak), np.array(coverage)
-
-
-def wilson(hits: np.ndarray) -> Interval:
-    """A proportion with its 95 % Wilson score interval."""
-    n, p, z = len(hits), float(np.mean(hits)), 1.959964
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return p, (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-
-
-def mean_interval(values: np.ndarray) -> Interval:
-    """A mean with its 95 % normal interval; NaN entries are left out."""
-    values = values[~np.isnan(values)]
-    half = 1.959964 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
-
-
-def paired_interval(steered: np.ndarray, base: np.ndarray) -> Interval:
-    """The mean difference of two arms on the same questions, with its 95 % normal interval."""
-    return mean_interval(steered.astype(float) - base.astype(float))

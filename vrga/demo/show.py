@@ -13,14 +13,8 @@ from rich.text import Text
 from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples
 from vrga.demo.evaluate import prepare
-from vrga.demo.measure import (
-    Arm,
-    Interval,
-    mean_interval,
-    paired_interval,
-    run_arm,
-    wilson,
-)
+from vrga.demo.measure import Arm, run_arm
+from vrga.intervals import Interval, mean_interval, paired_difference, wilson
 from vrga.models import load
 from vrga.patching import patch
 from vrga.region import Region
@@ -65,12 +59,12 @@ def _summary(off: Arm, on: Arm) -> dict:
         "accuracy": {
             "off": wilson(off.right),
             "on": wilson(on.right),
-            "difference": paired_interval(on.right, off.right),
+            "difference": paired_difference(on.right, off.right),
         },
         "rrar": {
             "off": mean_interval(off.rrar),
             "on": mean_interval(on.rrar),
-            "difference": paired_interval(on.rrar, off.rrar),
+            "difference": paired_difference(on.rrar, off.rrar),
         },
         "region": {
             "hit": wilson(on.hit),

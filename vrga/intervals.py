@@ -1,0 +1,89 @@
+"""Figures with 95 % intervals, and paired comparisons of two arms on the same questions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Interval = tuple[float, float, float]  # value, lower and upper end of the 95 % interval
+Z = 1.959964  # 97.5th percentile of the normal distribution
+
+
+def wilson(hits: np.ndarray) -> Interval:
+    """A proportion with its Wilson score interval; NaN without entries.
+
+    Args:
+        hits: bool or 0/1, [N].
+    """
+    n = len(hits)
+    if not n:
+        return math.nan, math.nan, math.nan
+    p = float(np.mean(hits))
+    centre, half = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    return p, (centre - half) / (1 + Z * Z / n), (centre + half) / (1 + Z * Z / n)
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """A mean with its normal interval; NaN entries are left out.
+
+    The ends are NaN for fewer than two entries, and all three for none.
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return (float(values[0]) if len(values) else math.nan), math.nan, math.nan
+    half = Z * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
+
+
+def paired_difference(
+    steered: np.ndarray, base: np.ndarray, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """The mean difference of two arms on the same questions, with its bootstrap interval.
+
+    Pairs with a NaN are left out. Percentiles of `resamples` means of pairs drawn with
+    replacement; NaN without pairs.
+
+    Args:
+        steered, base: scores per question, [N] each, in the same order.
+    """
+    change = np.asarray(steered, dtype=float) - np.asarray(base, dtype=float)
+    change = change[~np.isnan(change)]
+    if not len(change):
+        return math.nan, math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    # Equal differences are interchangeable, so counting them is enough.
+    values, counts = np.unique(change, return_counts=True)
+    means = [rng.multinomial(len(change), counts / len(change)) @ values for _ in range(resamples)]
+    low, high = np.percentile(means, (2.5, 97.5)) / len(change)
+    return float(change.mean()), float(low), float(high)
+
+
+def mcnemar(steered: np.ndarray, base: np.ndarray) -> float:
+    """Exact two-sided p-value of McNemar's test: do two arms differ in right answers?
+
+    Args:
+        steered, base: right or not, bool [N] each, in the same order.
+    """
+    steered, base = np.asarray(steered, dtype=bool), np.asarray(base, dtype=bool)
+    gained, lost = int((steered & ~base).sum()), int((base & ~steered).sum())
+    n = gained + lost
+    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**n) if n else 1.0
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> Interval:
+    """Pearson's correlation with its interval by Fisher's transformation.
+
+    NaN where either side does not vary; the ends are NaN for fewer than four pairs.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(x) < 2 or np.std(x) == 0 or np.std(y) == 0:
+        return math.nan, math.nan, math.nan
+    r = float(np.corrcoef(x, y)[0, 1])
+    if len(x) < 4:
+        return r, math.nan, math.nan
+    centre = math.atanh(max(-1 + 1e-15, min(1 - 1e-15, r)))
+    half = Z / math.sqrt(len(x) - 3)
+    return r, math.tanh(centre - half), math.tanh(centre + half)
