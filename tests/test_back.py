@@ -272,12 +272,14 @@ class Like(LogitsProcessor):
         return scores / 4 + liked
 
 
-def test_beams_keep_their_spans(model):
+@pytest.mark.parametrize("relocate", ["question", "back"])
+def test_beams_keep_their_spans_and_regions(model, relocate):
     """Along each beam's own text the logits are those of the method."""
     batch, kinds = QWEN.batch([1]), set()
+    config = VRGAConfig(gain=5.0, when="back", relocate=relocate)
     for seed in range(3):
         torch.manual_seed(seed)
-        with vrga.patch(model, VRGAConfig(gain=5.0, when="back"), tokenizer=WORDS):
+        with vrga.patch(model, config, tokenizer=WORDS):
             out = model.generate(
                 **batch.inputs, max_new_tokens=8, min_new_tokens=8, num_beams=4, do_sample=True,
                 num_return_sequences=2, length_penalty=0.0, output_scores=True, output_logits=True,
@@ -285,15 +287,20 @@ def test_beams_keep_their_spans(model):
             )  # fmt: skip
         said = out.sequences[:, batch.inputs["input_ids"].shape[1] :]
         for i in range(2):
-            inside, gains = False, []
+            inside, gains, opened = False, [], []
             for t in range(8):
                 three = said[i, max(t - 2, 0) : t + 1].tolist()
+                if three == OPENS and not inside:
+                    opened.append(t)
                 inside = True if three == OPENS else False if three == SHUTS else inside
                 gains.append(5.0 if inside else 1.0)
             kinds.add(tuple(gains))
-            expected = PhasedReplay(model, gains).turn(
-                batch.inputs, said[i], batch.query[0], batch.grids[0]
-            )
+            if relocate == "back":  # the row that opens a span is looked at, not steered
+                gains = [1.0 if t in opened else gain for t, gain in enumerate(gains)]
+                replay = Relocated(model, gains, opened)
+            else:
+                replay = PhasedReplay(model, gains)
+            expected = replay.turn(batch.inputs, said[i], batch.query[0], batch.grids[0])
             for t in range(8):  # the row from which beam i's token t was chosen
                 row = out.beam_indices[i, t]
                 torch.testing.assert_close(out.logits[t][row], expected[t], **CLOSE)

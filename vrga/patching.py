@@ -533,7 +533,8 @@ class Patch:
         return find(rows, self._prompt.grids[row], query, seen, self.config)
 
     def _follow_beams(self, cache: object) -> None:
-        """Let the rows' <back> spans follow their beams, as the cache does."""
+        """Let the rows' <back> spans, and regions found there, follow their beams, as the cache
+        does."""
         if not isinstance(self._step, Steering) or self._step.phase is None:
             return
         own, step = cache.reorder_cache, self._step
@@ -541,6 +542,12 @@ class Patch:
         def reorder_cache(beams: Tensor) -> None:
             own(beams)
             step.phase.reorder(beams)
+            if not self._episodes:
+                return  # all beams of a row still look at one region
+            regions = [self._regions[beam] for beam in beams.tolist()]
+            if any(new is not old for new, old in zip(regions, self._regions, strict=True)):
+                self._regions = regions
+                step.steer_to(regions)
 
         cache.reorder_cache = reorder_cache
         self._reordered = weakref.ref(cache)
