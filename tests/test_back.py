@@ -268,27 +268,29 @@ class Like(LogitsProcessor):
         last, liked = ids[:, -1], torch.full_like(scores, -2.0)
         for before, after in ((LESS, BACK), (BACK, MORE), (CLOSE_LESS, BACK)):
             liked[last == before, after] = 4.0
-        liked[~torch.isin(last, torch.tensor([LESS, BACK, CLOSE_LESS])), LESS] = 3.0
-        return scores / 4 + liked
+        between = ~torch.isin(last, torch.tensor([LESS, BACK, CLOSE_LESS]))
+        for start in (LESS, WORD, WORD + 1, WORD + 2):  # a tag may open at any place
+            liked[between, start] = 2.0
+        return scores / 8 + liked
 
 
 @pytest.mark.parametrize("relocate", ["question", "back"])
 def test_beams_keep_their_spans_and_regions(model, relocate):
     """Along each beam's own text the logits are those of the method."""
-    batch, kinds = QWEN.batch([1]), set()
+    batch, kinds = QWEN.batch([3]), set()
     config = VRGAConfig(gain=5.0, when="back", relocate=relocate)
-    for seed in range(3):
+    for seed in range(4):
         torch.manual_seed(seed)
         with vrga.patch(model, config, tokenizer=WORDS):
             out = model.generate(
-                **batch.inputs, max_new_tokens=8, min_new_tokens=8, num_beams=4, do_sample=True,
-                num_return_sequences=2, length_penalty=0.0, output_scores=True, output_logits=True,
+                **batch.inputs, max_new_tokens=14, min_new_tokens=14, num_beams=4, do_sample=True,
+                num_return_sequences=4, length_penalty=0.0, output_scores=True, output_logits=True,
                 return_dict_in_generate=True, logits_processor=[Like()],
             )  # fmt: skip
         said = out.sequences[:, batch.inputs["input_ids"].shape[1] :]
-        for i in range(2):
+        for i in range(4):
             inside, gains, opened = False, [], []
-            for t in range(8):
+            for t in range(14):
                 three = said[i, max(t - 2, 0) : t + 1].tolist()
                 if three == OPENS and not inside:
                     opened.append(t)
@@ -301,7 +303,7 @@ def test_beams_keep_their_spans_and_regions(model, relocate):
             else:
                 replay = PhasedReplay(model, gains)
             expected = replay.turn(batch.inputs, said[i], batch.query[0], batch.grids[0])
-            for t in range(8):  # the row from which beam i's token t was chosen
+            for t in range(14):  # the row from which beam i's token t was chosen
                 row = out.beam_indices[i, t]
                 torch.testing.assert_close(out.logits[t][row], expected[t], **CLOSE)
     assert any(5.0 in gains for gains in kinds)

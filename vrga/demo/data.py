@@ -8,6 +8,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vrga.lookback import last_box
+
 CELL = 28  # pixels: one visual token of Qwen2.5-VL (patch 14, merge 2)
 LETTERS = tuple("ABCEHKLMPRSTUXYZ")
 COLORS: Mapping[str, tuple[int, int, int]] = {
@@ -27,9 +29,12 @@ TRAIN_SEEDS = range(0, 100_000_000)
 VALIDATION_SEEDS = range(100_000_000, 101_000_000)
 TEST_SEEDS = range(101_000_000, 102_000_000)
 
-PROMPTS = {"direct": "{question}", "reason": "{question} think step by step."}
+PROMPTS = {
+    "direct": "{question}",
+    "reason": "{question} think step by step.",
+    "back": "{question} think step by step, then look back.",
+}
 CAPTION = "list every object."
-CHAIN = 3  # objects named, in the order of the alphabet, before the answer to a "reason" prompt
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,21 @@ def make_samples(
 
 
 def answer(sample: Sample, prompt: str) -> str:
-    """The target: "answer K red.", for "reason" after "see A blue, M green, R pink. "."""
-    final = f"answer {sample.letter} {sample.color}."
+    """The target, its colour in a box; each prompt adds to the one before.
+
+    direct: "answer K red. \\boxed{red}"; reason: first "<think> see A blue, M green. </think>" with
+    all other objects in the order of the alphabet; back: then "<back> see K red. </back>".
+    """
+    spoken = f"answer {sample.letter} {sample.color}."
+    box = f"\\boxed{{{sample.color}}}"
     if prompt == "direct":
-        return final
-    others = [o for o in sorted(sample.objects) if o[0] != sample.letter]
-    return f"{_listing(others[:CHAIN])} {final}"
+        return f"{spoken} {box}"
+    others = _listing(o for o in sorted(sample.objects) if o[0] != sample.letter)
+    chain = f"<think> {others} </think>"
+    if prompt == "reason":
+        return f"{chain} {spoken} {box}"
+    look = _listing([(sample.letter, sample.color, sample.cell)])
+    return f"{chain} <back> {look} </back> <think> {spoken} </think> {box}"
 
 
 def caption(sample: Sample) -> str:
@@ -121,8 +135,14 @@ def caption(sample: Sample) -> str:
 
 
 def parse_answer(text: str) -> str | None:
-    """The colour in the last "answer K red" of `text`, None where there is none."""
-    found = re.findall(rf"\banswer [A-Z] ({'|'.join(COLORS)})\b", text)
+    """The colour in the last box of `text`, None where there is none."""
+    box = last_box(text)
+    return box if box in COLORS else None
+
+
+def spoken_answer(text: str) -> tuple[str, str] | None:
+    """Letter and colour of the last "answer K red" of `text`, None where there is none."""
+    found = re.findall(rf"\banswer ([A-Z]) ({'|'.join(COLORS)})\b", text)
     return found[-1] if found else None
 
 

@@ -25,7 +25,7 @@ def answers(
     prompt: str,
     *,
     batch: int = 64,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 96,
 ) -> list[str]:
     """The model's text for each sample, generated greedily.
 
