@@ -83,6 +83,58 @@ def generate(
         console.print(f"region: {path}", style="dim", soft_wrap=True)
 
 
+@app.command()
+def lookback(
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Questions as JSON lines (image, question, answer, choices, box)."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id; the embedded model if absent.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for samples and results.")] = Path(
+        "out/lookback"
+    ),
+    prompts: Annotated[str, typer.Option(help="Of direct, cot, back.")] = "direct,cot,back",
+    steering: Annotated[
+        str, typer.Option(help="Of off, always, back, back+relocate.")
+    ] = "off,always,back,back+relocate",
+    style: Annotated[
+        str, typer.Option(help="The back prompt: semantic, solution, or a text with {question}.")
+    ] = "semantic",
+    preset: Annotated[Preset, typer.Option(help="Configuration to start from.")] = Preset.default,
+    gain: Annotated[float | None, typer.Option(help="Factor on attention to the region.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")] = None,
+    noise: Annotated[float, typer.Option(min=0, help="Pixel noise of drawn images.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per call of generate.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 2048,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
+) -> None:
+    """Compare direct, cot and back prompts without VRGA, with it, and with it inside <back>."""
+    from vrga.evaluation.lookback import experiment
+
+    if data is not None and noise:
+        raise ValueError("--noise is for drawn images: leave it out with a data file")
+    results = experiment(
+        data,
+        model,
+        output,
+        config=_config(preset, gain),
+        prompts=prompts.split(","),
+        steerings=steering.split(","),
+        limit=limit,
+        noise=noise,
+        style=style,
+        batch=batch_size,
+        max_new_tokens=max_new_tokens,
+        resume=resume,
+        console=console,
+    )
+    if results["failed"]:
+        console.print(f"{results['failed']} samples failed: see {output / 'samples.jsonl'}")
+        raise typer.Exit(1)
+
+
 def _config(preset: Preset, gain: float | None):
     from vrga.config import VRGAConfig
 

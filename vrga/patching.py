@@ -219,14 +219,17 @@ class Patch:
         return list(self._episodes)
 
     @contextmanager
-    def record(self, watch: list[list[Tensor]] | None = None) -> Iterator[Trace]:
+    def record(
+        self, watch: list[list[Tensor]] | Callable[[list], list] | None = None
+    ) -> Iterator[Trace]:
         """Measure where every head looks at each decode step, without output_attentions.
 
         The block holds one call of generate, prefill included.
 
         Args:
             watch: cells whose share of attention is measured beside the region's: for each row,
-                for each of its images, bool [h, w] on the image's token grid.
+                for each of its images, bool [h, w] on the image's token grid. Or a callable
+                that makes them from each row's list of `Grid`.
 
         Yields:
             The trace; it can be read when the block is left.
@@ -581,7 +584,7 @@ class Patch:
                 raise ValueError("patch.given is not read by method='ablation': set it to None")
             masks = cells_mask(self.given, self._prompt, "given")
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
-        off = self.config.gain == 1 and self.config.method in ("vrga", "released")
+        off = not self.config.steers
         if off and self._recording is None:
             return None
         watch = recorder = question = None
@@ -590,6 +593,7 @@ class Patch:
             if recorder.steps:
                 raise ValueError("a trace holds one call of generate: record each on its own")
             if watch is not None:
+                watch = watch(self._prompt.grids) if callable(watch) else watch
                 watch = cells_mask(watch, self._prompt, "watch")
             elif self.config.method in ("vrga", "released"):
                 question = self._reader.question(self._prompt, self._query)

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from vrga.lookback import last_box
 
@@ -31,7 +32,7 @@ TEST_SEEDS = range(101_000_000, 102_000_000)
 
 PROMPTS = {
     "direct": "{question}",
-    "reason": "{question} think step by step.",
+    "cot": "{question} think step by step.",
     "back": "{question} think step by step, then look back.",
 }
 CAPTION = "list every object."
@@ -114,7 +115,7 @@ def make_samples(
 def answer(sample: Sample, prompt: str) -> str:
     """The target, its colour in a box; each prompt adds to the one before.
 
-    direct: "answer K red. \\boxed{red}"; reason: first "<think> see A blue, M green. </think>" with
+    direct: "answer K red. \\boxed{red}"; cot: first "<think> see A blue, M green. </think>" with
     all other objects in the order of the alphabet; back: then "<back> see K red. </back>".
     """
     spoken = f"answer {sample.letter} {sample.color}."
@@ -123,7 +124,7 @@ def answer(sample: Sample, prompt: str) -> str:
         return f"{spoken} {box}"
     others = _listing(o for o in sorted(sample.objects) if o[0] != sample.letter)
     chain = f"<think> {others} </think>"
-    if prompt == "reason":
+    if prompt == "cot":
         return f"{chain} {spoken} {box}"
     look = _listing([(sample.letter, sample.color, sample.cell)])
     return f"{chain} <back> {look} </back> <think> {spoken} </think> {box}"
@@ -151,6 +152,17 @@ def messages(sample: Sample, prompt: str) -> list[dict]:
     text = PROMPTS[prompt].format(question=sample.question)
     content = [{"type": "image", "image": sample.image}, {"type": "text", "text": text}]
     return [{"role": "user", "content": content}]
+
+
+def prepare(processor, samples: Sequence[Sample], prompt: str) -> dict[str, Tensor]:
+    """Model inputs of a left-padded batch; `prompt` is a key of `PROMPTS`."""
+    processor.tokenizer.padding_side = "left"
+    chats = [
+        processor.apply_chat_template(messages(s, prompt), add_generation_prompt=True)
+        for s in samples
+    ]
+    images = [s.image for s in samples]
+    return processor(text=chats, images=images, padding=True, return_tensors="pt")
 
 
 def _listing(objects) -> str:

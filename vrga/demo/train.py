@@ -37,11 +37,11 @@ from vrga.demo.data import (
     caption,
     make_samples,
 )
-from vrga.demo.evaluate import accuracy
+from vrga.demo.show import run_arm
 from vrga.phase import Phase, tag_table
 
 WEIGHTS = Path(__file__).parent / "weights"
-KINDS = {"direct": 0.25, "reason": 0.25, "back": 0.25, "caption": 0.25}  # shares of a batch
+KINDS = {"direct": 0.25, "cot": 0.25, "back": 0.25, "caption": 0.25}  # shares of a batch
 OBJECTS = (4, 8)  # letters in an image
 CROWDED = (12, 16)  # the same while the vision tower learns alone: more to learn from in each
 EMPTY = 0.3  # weight of an empty cell in the loss of the vision tower
@@ -265,7 +265,7 @@ def main() -> None:
     for split, seeds in {"validation": VALIDATION_SEEDS, "test": TEST_SEEDS}.items():
         samples = make_samples(options.test, seed=seeds[0])
         for prompt in PROMPTS:
-            right = accuracy(model, processor, samples, prompt)
+            right = int(run_arm(model, processor, samples, prompt, None).right.sum())
             results[f"{split}_{prompt}"] = {"correct": right, "of": len(samples)}
             print(split, prompt, f"{right} of {len(samples)}", flush=True)
     record = {

@@ -1,1 +1,1 @@
-"""Evaluation with lmms-eval: reading answers, scoring them, and the benchmarks it lacks."""
+"""Evaluation: asking a model many questions, with and without VRGA, and scoring what it says."""
