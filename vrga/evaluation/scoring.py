@@ -123,7 +123,9 @@ def number(text: str, *, box: bool = False) -> float | None:
     said = _said(found)
     values = {float(digits.replace(",", "")) for digits in _COUNT.findall(said)}
     if not re.search(r"\d", said):
-        values = {float(_WORDS.index(w)) for w in re.findall(r"[a-z]+", said.lower()) if w in _WORDS}
+        values = {
+            float(_WORDS.index(w)) for w in re.findall(r"[a-z]+", said.lower()) if w in _WORDS
+        }
     return values.pop() if len(values) == 1 else None
 
 
