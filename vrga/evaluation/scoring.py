@@ -18,7 +18,7 @@ from vrga.lookback import SPAN, last_box
 BOX = "VRGA_BOX"  # environment variable: 1, only a box counts; 0, plain text counts too
 _THINK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}")
-_SAID = re.compile(r"\banswer\s*(?:is|:)\s*:?(.*)", re.IGNORECASE)
+_SAID = re.compile(r"\banswer\s*(?:is|:)\s*:?", re.IGNORECASE)
 _LETTER = re.compile(
     r"\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.):,]|\s*\Z|\s+(?:because|since|as|and|or)\b)"
 )
@@ -123,7 +123,9 @@ def number(text: str, *, box: bool = False) -> float | None:
     said = _said(found)
     values = {float(digits.replace(",", "")) for digits in _COUNT.findall(said)}
     if not re.search(r"\d", said):
-        values = {float(_WORDS.index(w)) for w in re.findall(r"[a-z]+", said.lower()) if w in _WORDS}
+        values = {
+            float(_WORDS.index(w)) for w in re.findall(r"[a-z]+", said.lower()) if w in _WORDS
+        }
     return values.pop() if len(values) == 1 else None
 
 
@@ -164,9 +166,9 @@ def _bare(text: str) -> str:
 
 
 def _said(text: str) -> str:
-    """What follows the last "the answer is", else the whole text; bare."""
-    found = _SAID.findall(text)
-    return _bare(found[-1]) if found and found[-1].strip() else _bare(text)
+    """The line behind the last "the answer is", else the whole text; bare."""
+    rest = _SAID.split(text)[-1].strip()
+    return _bare(rest.split("\n")[0] if rest and rest != text.strip() else text)
 
 
 def _same(a: str, b: str) -> bool:
