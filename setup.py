@@ -65,5 +65,8 @@ setup(
             "math-verify",
         ],
     },
-    entry_points={"console_scripts": ["vrga = vrga.cli:main"]},
+    entry_points={
+        "console_scripts": ["vrga = vrga.cli:main"],
+        "lmms_eval.models": ["vrga = vrga.evaluation.lmms:manifest"],
+    },
 )

@@ -167,6 +167,12 @@ def test_pixels_bound_the_images(embedded):
     assert ask(embedded, VRGAConfig())["0"].region["image_tokens"] == 36
 
 
+@pytest.mark.parametrize("pixels", [(10_000, 9_000), (10**9, None)], ids=str)
+def test_bounds_that_cross_are_refused(embedded, pixels):
+    with pytest.raises(ValueError, match="pixels: at least"):
+        Asker(*embedded, None, pixels=pixels)
+
+
 def test_a_question_without_an_image_is_answered(embedded):
     asked = [request("text", "what color is the K?", options={"max_new_tokens": 3}), *requests()]
     found = ask(embedded, VRGAConfig(), asked=asked)

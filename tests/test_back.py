@@ -339,3 +339,20 @@ def test_a_trace_shows_what_was_steered(model):
             say(model, batch, SAID)
     gate = trace.gate.flatten(1).sum(1) > 0
     assert gate.tolist() == [bool(x) for x in INSIDE[:-1]]
+
+
+@pytest.mark.parametrize("config", [VRGAConfig(gain=3.0), VRGAConfig(gain=1.0)], ids=["on", "off"])
+def test_a_trace_shows_the_spans_also_where_they_decide_nothing(model, config):
+    batch = QWEN.batch([1])
+    plain = say(model, batch, SAID)
+    with vrga.patch(model, config) as patch:
+        steered = say(model, batch, SAID)
+        with patch.record() as trace:
+            say(model, batch, SAID)
+        assert trace.inside is None  # who has no tokenizer knows no tags
+    with vrga.patch(model, config, tokenizer=WORDS) as patch:
+        with patch.record() as trace:
+            followed = say(model, batch, SAID)
+    assert trace.inside[:, 0].tolist() == [bool(x) for x in INSIDE[:-1]]
+    assert torch.equal(steered, followed)
+    assert torch.equal(plain, followed) == (config.gain == 1)

@@ -599,7 +599,8 @@ class Patch:
                 question = self._reader.question(self._prompt, self._query)
                 recorder.question = True
         phase = None
-        if "back" in (self.config.when, self.config.relocate):
+        told = self._recording is not None and self._reader.knows_words
+        if told or "back" in (self.config.when, self.config.relocate):
             if self.given is not None and self.config.relocate == "back":
                 raise ValueError("relocate='back' would replace patch.given: set one of them back")
             vocabulary = self._text.get_input_embeddings().num_embeddings

@@ -181,6 +181,8 @@ class Steering:
         if self.config.when == "always" and self.phase is None:
             return
         if ids is None:
+            if self.config.when == "always" and self.config.relocate == "question":
+                return  # spans are followed for the trace alone, which goes without
             raise ValueError(
                 f"when={self.config.when!r} with relocate={self.config.relocate!r} follows the "
                 "tokens: give the model input_ids, not inputs_embeds, in decode steps"

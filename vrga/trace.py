@@ -72,8 +72,8 @@ class Trace:
         generated: mass on generated tokens, likewise.
         entropy: H_mass in nats, before steering.
         gate: 1 where the gate was open.
-        inside: whether each row was inside a <back> span, bool [steps, B]; None where the config
-            follows no spans.
+        inside: whether each row was inside a <back> span, bool [steps, B]; None where the patch
+            has no tokenizer, or was given no token ids.
     """
 
     image: Tensor | None = None
@@ -100,7 +100,7 @@ class Trace:
         after = before * weight
         total = after.sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
         after, rest = after / total[..., None], rest / total
-        if recorder.inside:
+        if len(recorder.inside) == recorder.steps:
             self.inside = torch.stack(recorder.inside).cpu()
         if recorder.question:
             # Before steering, group 0 is the image outside T and what was generated.

@@ -36,6 +36,13 @@ PROMPTS = {
     "back": "{question} think step by step, then look back.",
 }
 CAPTION = "list every object."
+# Harder questions than those of training: arguments of `make_samples`.
+SPLITS: Mapping[str, dict] = {
+    "clean": {},
+    "noise": {"noise": 140.0},  # pixel noise; at most 60 in training
+    "similar": {"fade": 0.5},  # colours half-way to their mean
+    "crowded": {"objects": (10, 14)},  # more letters, and so longer chains, than the 4 to 8
+}
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,17 @@ def make_samples(
         for name, rgb in colors.items()
     }
     return [_draw_sample(seed + i, noise, objects, grid, letters, palette) for i in range(n)]
+
+
+def split_options(split: str) -> dict:
+    """Arguments of `make_samples` for a split of `SPLITS`.
+
+    Raises:
+        ValueError: no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: known are {', '.join(SPLITS)}")
+    return dict(SPLITS[split])
 
 
 def answer(sample: Sample, prompt: str) -> str:

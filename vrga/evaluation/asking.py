@@ -136,8 +136,7 @@ class Asker:
             raise ValueError(f"batch={batch}; at least 1")
         self.model, self.processor, self.config = model, processor, config
         self.batch, self.measure, self.seed = batch, measure, seed
-        names = ("min_pixels", "max_pixels")
-        self._images = {n: p for n, p in zip(names, pixels, strict=True) if p is not None}
+        self._images = _sized(processor.image_processor, pixels)
         processor.tokenizer.padding_side = "left"
 
     def ask(self, requests: Iterable[Request]) -> Iterator[Answer]:
@@ -323,6 +322,27 @@ class _Watch:
                 cells[0] = cells_in(one.request.box, one.images[0].size, tuple(cells[0].shape))
             self.cells.append(cells)
         return self.cells
+
+
+def _sized(image_processor, pixels: tuple[int | None, int | None]) -> dict[str, object]:
+    """The option of an image processor that bounds images to (fewest, most) pixels.
+
+    Raises:
+        ValueError: a processor that is not told in pixels, or bounds that cross.
+    """
+    if pixels == (None, None):
+        return {}
+    size = getattr(image_processor, "size", None) or {}
+    try:
+        own = size["shortest_edge"], size["longest_edge"]  # Qwen's names for areas in pixels
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{type(image_processor).__name__} has no bounds in pixels: leave out the pixels"
+        ) from None
+    fewest, most = (mine or theirs for mine, theirs in zip(pixels, own, strict=True))
+    if fewest > most:
+        raise ValueError(f"pixels: at least {fewest} and at most {most}")
+    return {"size": {"shortest_edge": fewest, "longest_edge": most}}
 
 
 def _summary(region: Region) -> dict[str, int]:

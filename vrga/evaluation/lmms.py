@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,15 +14,30 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 from vrga import lookback
 from vrga.config import VRGAConfig
+from vrga.demo.data import PROMPTS
 from vrga.evaluation import scoring
 from vrga.evaluation.asking import Answer, Asker, Request
 from vrga.evaluation.questions import question_of
 from vrga.evaluation.store import Store
-from vrga.models import load
+from vrga.models import embedded, load
 
+JUDGED = ("vrga_haloquest", "vrga_mmhal", "vrga_rhbench")
 OURS = "vrga_"  # beginning of the names of this package's tasks, which score raw texts
 TASK_PROMPT = "task"  # the prompt that a task brings itself
 GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "until")
+
+
+def sample_score(metrics: dict) -> float | None:
+    """One number for a sample: the first of its task's metrics that is one, or holds a "score".
+
+    None where there is none, as for answers that only a judge can score.
+    """
+    for value in metrics.values():
+        if isinstance(value, dict):
+            value = value.get("score")
+        if isinstance(value, (bool, int, float)) and not math.isnan(value):
+            return float(value)
+    return None
 
 
 def manifest() -> ModelManifest:
@@ -50,8 +65,7 @@ class VRGAModel(lmms):
     Attributes:
         store: keeps finished samples and answers those it has, or None.
         arm: name of this arm in the store's keys.
-        score: (task, doc, text) -> what is kept as a sample's score, or None.
-        advance: called with the number of samples that were finished.
+        begin, advance: called with the number of samples there are, and of those finished.
     """
 
     is_simple = False
@@ -79,8 +93,6 @@ class VRGAModel(lmms):
             raise ValueError(f"vrga={vrga!r}: say vrga=True or vrga=False, which arm this is")
         if not vrga and (gain is not None or config != "default"):
             raise ValueError("config and gain are about steering: leave them out with vrga=False")
-        if prompt != TASK_PROMPT:
-            lookback.prompt("?", prompt)  # refuses what is no prompt
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
@@ -97,10 +109,21 @@ class VRGAModel(lmms):
                 device_map=device_map,
                 attn_implementation=attn_implementation,
             )
+        self.prompt, self.template = prompt, None if prompt == TASK_PROMPT else prompt
+        if prompt != TASK_PROMPT:
+            if model.name_or_path == str(embedded()):
+                self.template = PROMPTS.get(prompt, prompt)  # the words it was trained with
+            elif prompt == "back":
+                self.template = "semantic"
+            lookback.prompt("?", self.template)  # refuses what is no prompt
+            # The scorers of this package's tasks are given no prompt, and must know the rule.
+            os.environ[scoring.BOX] = str(int(scoring.asks_for_box(prompt)))
         self.device = model.device
         if device is not None and torch.device(device).type != self.device.type:
-            raise ValueError(f"device={device!r}, and the model is on {self.device}: see device_map")
-        self.vrga, self.prompt, self.max_new_tokens = vrga, prompt, max_new_tokens
+            raise ValueError(
+                f"device={device!r}, and the model is on {self.device}: see device_map"
+            )
+        self.vrga, self.max_new_tokens = vrga, max_new_tokens
         self.asker = Asker(
             model,
             processor,
@@ -111,7 +134,7 @@ class VRGAModel(lmms):
         )
         self.arm = "vrga" if vrga else "base"
         self.store: Store | None = None
-        self.score: Callable[[str, dict, str], object] | None = None
+        self.begin: Callable[[int], None] = lambda count: None
         self.advance: Callable[[int], None] = lambda count: None
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
@@ -128,6 +151,7 @@ class VRGAModel(lmms):
                 asked[key] = instance
         done = {} if self.store is None else self.store.done
         found = {key: done[key] for key in asked if key in done}
+        self.begin(len(asked))
         self.advance(len(found))
         left = {key: instance for key, instance in asked.items() if key not in found}
         for answer in self.asker.ask(self._requests(left)):
@@ -157,6 +181,10 @@ class VRGAModel(lmms):
     def _chat(self, instance: Instance) -> tuple[list[dict], str]:
         _, doc_to_messages, _, doc_id, task, split = instance.args
         doc = self.task_dict[task][split][doc_id]
+        instruction = ""
+        if self.template is not None:  # takes the place of the task's own
+            own = doc_to_messages.__self__.lmms_eval_specific_kwargs or {}
+            instruction = own.get("post_prompt") or ""
         messages, question = [], None
         for message in doc_to_messages(doc):
             parts = []
@@ -165,8 +193,9 @@ class VRGAModel(lmms):
                     parts.append({"type": "image", "image": part["url"]})
                     continue
                 if part["type"] == "text" and message["role"] == "user":
-                    question = question_of(task, doc, part["text"])
-                    part = {"type": "text", "text": self._worded(part["text"])}
+                    text = part["text"].removesuffix(instruction)
+                    question = question_of(task, doc, text)
+                    part = {"type": "text", "text": self._worded(text)}
                 parts.append(part)
             messages.append({"role": message["role"], "content": parts})
         if question is None:
@@ -175,16 +204,18 @@ class VRGAModel(lmms):
 
     def _worded(self, text: str) -> str:
         """A task's text in the form of the prompt."""
-        if self.prompt == TASK_PROMPT:
+        if self.template is None:
             return text
-        return lookback.prompt(text, self.prompt)[0]["content"][-1]["text"]
+        return lookback.prompt(text, self.template)[0]["content"][-1]["text"]
 
     def _kept(self, answer: Answer, instance: Instance) -> dict:
         _, _, _, doc_id, task, split = instance.args
         score = None
-        if self.score is not None and answer.error is None:
+        # Other tasks may ask a judge, who is to be asked once, when all samples are there.
+        if task.startswith(OURS) and task not in JUDGED and answer.error is None:
             doc = self.task_dict[task][split][doc_id]
-            score = self.score(task, doc, self.scored(task, answer.text))
+            scores = instance.args[1].__self__.process_results(doc, [answer.text])
+            score = sample_score(scores)
         return {
             "key": answer.id,
             "arm": self.arm,

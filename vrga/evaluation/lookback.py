@@ -8,7 +8,6 @@ anew at each <back>.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,17 +18,17 @@ from rich.table import Table
 
 from vrga import lookback
 from vrga.config import VRGAConfig
-from vrga.demo.data import TEST_SEEDS, make_samples
+from vrga.demo.data import TEST_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, accuracy, compared, mean_look, right, run_arms, versions
 from vrga.evaluation.items import PROMPTS, drawn_items, read_items
 from vrga.evaluation.store import Store, write_json
 from vrga.evaluation.wording import percent, share
 from vrga.models import load
 
-# Every config follows the spans, so that attention inside and outside them can be told apart.
+FIRST = TEST_SEEDS.start + 10_000  # seed of the first drawn question
 STEERINGS = {
-    "off": {"gain": 1.0, "when": "back"},
-    "always": {"relocate": "question"},
+    "off": {"gain": 1.0},
+    "always": {},
     "back": {"when": "back"},
     "back+relocate": {"when": "back", "relocate": "back"},
 }
@@ -63,7 +62,7 @@ def experiment(
     prompts: Sequence[str],
     steerings: Sequence[str],
     limit: int | None,
-    noise: float,
+    split: str,
     style: str,
     batch: int,
     max_new_tokens: int,
@@ -74,14 +73,14 @@ def experiment(
 
     Args:
         data: questions, see `read_items`; None draws them for the embedded model.
-        noise: of the drawn images, on the scale 0-255.
+        split: of the drawn questions, a key of `SPLITS`.
 
     Returns:
         What results.json holds.
     """
     chosen = arms(config, prompts, steerings)
     if data is None:
-        samples = make_samples(limit or 500, seed=TEST_SEEDS.start + 10_000, noise=noise)
+        samples = make_samples(limit or 500, seed=FIRST, **split_options(split))
         items = drawn_items(samples)
     else:
         items = read_items(data, style)[:limit]
@@ -90,7 +89,7 @@ def experiment(
         "data": None if data is None else str(data),
         "model": model,
         "questions": len(items),
-        "noise": noise,
+        "split": split if data is None else None,
         "style": style,
         "max_new_tokens": max_new_tokens,
         "arms": {arm.name: dataclasses.asdict(arm.config) for arm in chosen},
@@ -102,7 +101,8 @@ def experiment(
         batch=batch, max_new_tokens=max_new_tokens, console=console,
     )  # fmt: skip
     summary = {name: _summary(found, name) for name in found}
-    console.print(_table(summary, len(items)))
+    for table in _tables(summary, len(items)):
+        console.print(table)
     failed = sum(one["error"] is not None for samples in found.values() for one in samples)
     results = {"settings": settings, "versions": versions(), "failed": failed, "arms": summary}
     write_json(output / "results.json", results)
@@ -128,25 +128,25 @@ def _summary(found: dict[str, list[dict]], name: str) -> dict:
     }
 
 
-def _table(summary: dict[str, dict], questions: int) -> Table:
-    table = Table(title=f"{questions} questions; brackets: 95 % intervals")
-    for column in ("prompt", "VRGA", "accuracy", "against off", "p", "looks back", "RRAR",
-                   "image inside", "outside <back>"):  # fmt: skip
-        table.add_column(column)
+def _tables(summary: dict[str, dict], questions: int) -> list[Table]:
+    """What was answered, and where the heads looked."""
+    answers = Table(title=f"{questions} questions; brackets: 95 % intervals")
+    looks = Table(title="attention: on the box / on the image (RRAR), and on the image")
+    for column in ("prompt", "VRGA", "accuracy", "against off", "p"):
+        answers.add_column(column)
+    for column in ("prompt", "VRGA", "looks back", "RRAR", "in <back>", "outside"):
+        looks.add_column(column)
     for name, one in summary.items():
         change = one["against_off"]
-        table.add_row(
+        answers.add_row(
             *name.split("/"),
             percent(one["accuracy"]),
             "" if change is None else percent(change["accuracy"], "+"),
             "" if change is None else f"{change['p']:.2g}",
-            _rate(one["stats"]["trigger_rate"]),
-            share(one["rrar"]),
-            share(one["image_inside"]),
-            share(one["image_outside"]),
         )
-    return table
-
-
-def _rate(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f} %"
+        looks.add_row(
+            *name.split("/"),
+            f"{100 * one['stats']['trigger_rate']:.1f} %",
+            *(share(one[figure]) for figure in ("rrar", "image_inside", "image_outside")),
+        )
+    return [answers, looks]

@@ -21,7 +21,7 @@ class Looks:
             the visual heads (paper, section on RRAR); NaN without a box.
         image: attention on the image, mean over all heads.
         image_inside, image_outside: the same over tokens inside and outside <back> spans; NaN
-            where the config follows no spans.
+            where there are none.
         hit: the box meets the region T; peak: the relevance map is highest in the box; None
             without a box.
         coverage: share of the image's tokens that are in T.

@@ -89,15 +89,9 @@ class Store:
 
     def _read(self, path: Path, failed: bool = False) -> None:
         """Take the samples of a file into `done`; those that failed only if asked for."""
-        for line in path.read_bytes().splitlines():
-            try:
-                sample = json.loads(line)
-                key, kept = sample["key"], sample["config"] == self.hash
-            except (ValueError, KeyError, TypeError):
-                self.damaged += 1
-                continue
-            if kept and (failed or sample.get("error") is None):
-                self.done[key] = sample
+        samples, damaged = read_samples(path, self.hash)
+        self.damaged += damaged
+        self.done |= {one["key"]: one for one in samples if failed or one.get("error") is None}
 
     def add(self, samples: Iterable[dict]) -> None:
         """Write finished samples, each a dict with a "key"; they are on disk on return.
@@ -141,6 +135,19 @@ class Store:
     def close(self) -> None:
         """Close the file; what was added stays."""
         self._file.close()
+
+
+def read_samples(path: Path, hash: str) -> tuple[list[dict], int]:
+    """The samples of one file that belong to settings of this hash, and the damaged lines."""
+    samples, damaged = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            one = json.loads(line)
+            if one["config"] == hash and isinstance(one["key"], str):
+                samples.append(one)
+        except (ValueError, KeyError, TypeError):
+            damaged += 1
+    return samples, damaged
 
 
 def write_json(path: Path, content: object) -> None:
