@@ -112,9 +112,8 @@ def find(task: str, folder: Path) -> Path:
         for path in there:
             if path.suffix.lower() == suffix and _plain(path.stem) == wanted:
                 return path
-    found = ", ".join(path.name for path in there) or (
-        "nothing" if folder.is_dir() else "no folder"
-    )
+    nothing = "nothing" if folder.is_dir() else "no such folder"
+    found = ", ".join(path.name for path in there) or nothing
     looked = ", ".join(wanted + suffix for suffix in SUFFIXES)
     raise FileNotFoundError(f"{task}: looked for {looked} in {folder}; found {found}")
 
