@@ -123,7 +123,9 @@ def tallyqa(folder: Path) -> None:
             "question": "How many headlights does the black bus have?",
             "question_id": 30095774 + i,
         }
-        for i, (expected, simple) in enumerate([(4, False), (2, True), (0, True), (3, False)])
+        for i, (expected, simple) in enumerate(
+            [(4, False), (2, True), (0, True), (3, False), (1, True)]
+        )
     ]
     (folder / "TallyQA.json").write_text(json.dumps(rows))
     picture(folder / "VG_100K_2" / "2410408.jpg")
@@ -199,9 +201,10 @@ def mathvision(folder: Path) -> None:
         row("1", ["A", "B", "C", "D", "E"], "D"),
         row("2", ["10", "12"], "B"),
         row("3", [], "\\frac{3}{4}"),
+        row("4", [], "C"),
     ]
     (folder / "MathVision.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    for i in "123":
+    for i in "1234":
         picture(folder / "images" / f"{i}.jpg")
 
 
@@ -340,8 +343,8 @@ BENCHMARKS = [
     Small(
         "TallyQA",
         tallyqa,
-        ["\\boxed{4}", "Two.", "None", "4 or 3"],
-        {"accuracy": 2 / 4, "accuracy_simple": 1 / 2, "accuracy_complex": 1 / 2},
+        ["\\boxed{4}", "Two.", "None", "4 or 3", "one"],
+        {"accuracy": 3 / 5, "accuracy_simple": 2 / 3, "accuracy_complex": 1 / 2},
     ),
     Small(
         "MathVista",
@@ -358,8 +361,8 @@ BENCHMARKS = [
     Small(
         "MathVision",
         mathvision,
-        ["\\boxed{D}", "\\boxed{12}", "The answer is 0.75"],
-        {"accuracy": 2 / 3},
+        ["\\boxed{D}", "\\boxed{12}", "The answer is 0.75", "\\boxed{(C) as drawn}"],
+        {"accuracy": 3 / 4},
     ),
     Small("WeMath", wemath, ["\\boxed{8}", "<think> D </think> D"], {"accuracy": 1 / 2}),
     Small("GeoMath", geomath, ["\\boxed{12 cm}", "\\boxed{0.5}"], {"accuracy": 1.0}),

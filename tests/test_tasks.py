@@ -99,17 +99,18 @@ def test_a_benchmark_from_its_file_to_its_metrics(small, tmp_path, scripted, mon
 
 
 def test_the_grid_needs_no_files_and_asks_about_held_out_samples(tmp_path, scripted):
-    settings = grid.Grid(samples=3, noise=20.0, objects=(2, 3), fade=0.2)
+    settings = grid.Grid(samples=4, noise=20.0, objects=(2, 3), fade=0.2)
     (name,) = local.write_tasks(["vrga_grid"], tmp_path / "none", tmp_path, settings)
-    samples = make_samples(3, seed=TEST_SEEDS.start, noise=20.0, objects=(2, 3), fade=0.2)
+    samples = make_samples(4, seed=TEST_SEEDS.start, noise=20.0, objects=(2, 3), fade=0.2)
     colours = [sample.color for sample in samples]
     answers = [
         f"<think> answer {samples[0].letter} {colours[0]}. </think> \\boxed{{{colours[0]}}}",
         f"answer {samples[1].letter} {colours[1]}.",  # no box
         f"<back> \\boxed{{{colours[2]}}} </back> \\boxed{{ white }}",
+        f"\\boxed{{ {colours[3].title()} }}",
     ]
     model = scripted(answers)
-    assert evaluate(model, name, tmp_path)["accuracy"] == pytest.approx(1 / 3)
+    assert evaluate(model, name, tmp_path)["accuracy"] == 2 / 4
     for messages, sample in zip(model.asked, samples, strict=True):
         image, text = messages[0]["content"]
         assert text["text"] == sample.question
@@ -151,7 +152,7 @@ def test_all_tasks_of_a_folder_in_one_run(tmp_path, scripted):
     found = simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0)
     assert names == ["vrga_mme", "vrga_tallyqa"]
     assert found["results"]["vrga_mme"]["cognition,none"] == 200.0
-    assert found["results"]["vrga_tallyqa"]["accuracy,none"] == 2 / 4
+    assert found["results"]["vrga_tallyqa"]["accuracy,none"] == 2 / 5
 
 
 @pytest.mark.parametrize(
@@ -190,6 +191,11 @@ def test_a_missing_file_says_what_was_looked_for_and_what_is_there(tmp_path):
         ),
         ("GeoMath.csv", "answer,image\n3,a.png\n", r"row 1: none of question, .*fields answer, im"),
         ("TallyQA.json", '[{"question": "x", "answer": 3}]', r"row 1: no field issimple"),
+        (
+            "TallyQA.json",
+            '[{"question": "x", "answer": "many", "issimple": true}]',
+            r"row 1: could not convert string to float: 'many'",
+        ),
         (
             "MME.jsonl",
             '{"question": "x", "answer": "Yes", "question_id": "1", "category": "taste"}',
@@ -315,12 +321,12 @@ def test_scores_are_of_the_whole_text_also_where_tags_are_stripped(tmp_path, scr
     """lmms-eval would drop what stands before a lonely </back>, and keep an open <back>."""
     tallyqa(tmp_path)
     (name,) = local.write_tasks(["TallyQA"], tmp_path, tmp_path / "out")
-    texts = ["\\boxed{4} </back>", "<back> 2", "0", "3"]
+    texts = ["\\boxed{4} </back>", "<back> 2", "0", "3", "1"]
     cli = SimpleNamespace(
         reasoning_tags='[["<back>", "</back>"]]', process_with_media=True, baseline=None
     )
     found = evaluate(scripted(texts), name, tmp_path / "out", cli_args=cli)
-    assert found["accuracy"] == 3 / 4
+    assert found["accuracy"] == 4 / 5
 
 
 def test_a_wrong_judge_shows_when_the_task_is_loaded(tmp_path, monkeypatch):
