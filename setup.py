@@ -62,6 +62,8 @@ setup(
             "sympy",
             "sacrebleu",
             "evaluate",
+            "openai",
+            "levenshtein",
             "math-verify",
         ],
     },

@@ -39,6 +39,7 @@ COLOURS = ["blue", "red", "light green"]
         ("<think> \\boxed{cut off}", None),
         ("<think> a <back> b </back> \\boxed{c} </think> \\boxed{d}", "d"),
         ("so \\boxed{thought} </think> \\boxed{said}", "said"),
+        ("so \\boxed{thought} </think> said", None),
     ],
 )
 def test_the_answer_is_the_last_box_outside_think_and_back(text, expected):
@@ -289,6 +290,7 @@ def test_equal_mathematics(said, target):
         (None, "5"),
         (None, "None"),
         ("", "5"),
+        ("", ""),
         ("None", "5"),
         ("5", "6"),
         ("[1,2)", "(1,2)"),
@@ -303,9 +305,9 @@ def test_unequal_or_missing_mathematics(said, target):
 
 
 def test_mathematics_in_many_threads():
-    pairs = [(str(n), str(n - n % 2)) for n in range(20)]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda pair: same_math(*pair), pairs)) == [True, False] * 10
+    pairs = [(f"\\frac{{{2 * n}}}{{2}}", str(n + n % 2)) for n in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda pair: same_math(*pair), pairs)) == [True, False] * 100
 
 
 def test_arithmetic_without_end_is_wrong_and_the_next_answer_is_scored():

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from vrga.evaluation.files import SUFFIXES, embeds_images, read_rows, to_table
-from vrga.evaluation.tasks import documents, grid, hallusionbench, mme
+from vrga.evaluation.tasks import documents, grid, hallusionbench, mme, tallyqa
 
 # The packaged YAML file of every task that can be read from files.
 TASKS = {
@@ -42,6 +42,12 @@ _NEEDED = {
     "vrga_hallusionbench": ("category", "subcategory", "set_id", "figure_id", "question_id"),
     "vrga_mme": ("category", "question_id"),
     "vrga_tallyqa": ("issimple",),
+}
+# Scoring every row once, before anything is generated, finds values it cannot work with.
+_SCORED = {
+    "vrga_hallusionbench": hallusionbench.process,
+    "vrga_mme": mme.process,
+    "vrga_tallyqa": tallyqa.process,
 }
 _KEPT: dict[str, Callable[[dict], bool]] = {"vrga_hallusionbench": hallusionbench.has_figure}
 
@@ -112,9 +118,8 @@ def find(task: str, folder: Path) -> Path:
         for path in there:
             if path.suffix.lower() == suffix and _plain(path.stem) == wanted:
                 return path
-    found = ", ".join(path.name for path in there) or (
-        "nothing" if folder.is_dir() else "no folder"
-    )
+    nothing = "nothing" if folder.is_dir() else "no such folder"
+    found = ", ".join(path.name for path in there) or nothing
     looked = ", ".join(wanted + suffix for suffix in SUFFIXES)
     raise FileNotFoundError(f"{task}: looked for {looked} in {folder}; found {found}")
 
@@ -133,8 +138,8 @@ def _write_file(task: str, folder: Path, output: Path) -> Path:
             missing = [name for name in _NEEDED.get(task, ()) if row.get(name) is None]
             if missing:
                 raise KeyError(f"no field {', '.join(missing)}")
-            if task == "vrga_mme":
-                mme.process(row, [""])
+            if task in _SCORED:
+                _SCORED[task](row, [""])
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}, row {i + 1}: {error.args[0]}") from error
     places = _image_folders(task, folder, path)
