@@ -69,6 +69,6 @@ setup(
     },
     entry_points={
         "console_scripts": ["vrga = vrga.cli:main"],
-        "lmms_eval.models": ["vrga = vrga.evaluation.lmms:manifest"],
+        "lmms_eval.models": ["vrga = vrga.evaluation.plugin:manifest"],
     },
 )

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 
 from vrga import lookback
 from vrga.config import VRGAConfig
@@ -38,11 +37,6 @@ def sample_score(metrics: dict) -> float | None:
         if isinstance(value, (bool, int, float)) and not math.isnan(value):
             return float(value)
     return None
-
-
-def manifest() -> ModelManifest:
-    """What lmms-eval finds by its entry point."""
-    return ModelManifest(model_id="vrga", chat_class_path="vrga.evaluation.lmms.VRGAModel")
 
 
 class VRGAModel(lmms):

@@ -162,7 +162,9 @@ def _tasks(chosen: Evaluation, output: Path, first: bool, wait) -> tuple[list[st
         local.write_tasks(own, chosen.data or Path(), folder, grid)
     wait()
     places = [str(folder.absolute()), str(local.PACKAGED)]
-    manager = TaskManager("ERROR", include_path=places, model_name="vrga")
+    # Indexing lmms-eval's own tasks takes seconds, and is left out where none is wanted.
+    theirs = set(names) - set(local.TASKS) != set()
+    manager = TaskManager("ERROR", include_path=places, include_defaults=theirs, model_name="vrga")
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise ValueError(
