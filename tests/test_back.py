@@ -6,10 +6,11 @@ from families import FAMILIES, TEXT
 from replay import Replay
 from test_generation import COMPILED, passes
 from tiny import generate, tiny_model
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, StoppingCriteriaList
 
 import vrga
 from vrga import VRGAConfig
+from vrga.phase import Phase
 
 QWEN = FAMILIES["qwen2_5_vl"]
 CLOSE = dict(rtol=2e-3, atol=2e-3)
@@ -356,3 +357,37 @@ def test_a_trace_shows_the_spans_also_where_they_decide_nothing(model, config):
     assert trace.inside[:, 0].tolist() == [bool(x) for x in INSIDE[:-1]]
     assert torch.equal(steered, followed)
     assert torch.equal(plain, followed) == (config.gain == 1)
+
+
+@pytest.mark.parametrize("relocate", ["question", "back"])
+def test_the_host_knows_the_spans_before_the_step(model, monkeypatch, relocate):
+    """What was looked ahead is what the step then finds, at every step but none of the prompt's."""
+    batch, told = QWEN.batch([1, 1, 0]), []
+    said = [[WORD, *OPENS, 41, 42, *SHUTS], [*OPENS, *SHUTS, 41, *OPENS[:2]], [*OPENS, *[43] * 6]]
+    own = Phase.on_host
+
+    def on_host(self, past):
+        assert self._ahead == past  # nothing is asked of the device
+        inside, opened = own(self, past)
+        assert inside.data_ptr() != self.inside.data_ptr()
+        assert torch.equal(inside, self.inside) and torch.equal(opened, self.opened)
+        told.append((inside.flatten().tolist(), opened.flatten().tolist()))
+        return inside, opened
+
+    monkeypatch.setattr(Phase, "on_host", on_host)
+    config = VRGAConfig(gain=3.0, when="back", relocate=relocate)
+    said = [row[:9] + [43] * (9 - len(row)) for row in said]
+    with vrga.patch(model, config, tokenizer=WORDS):
+        say(model, batch, said)
+    assert len({tuple(inside) for inside, _ in told}) > 3
+    assert any(any(opened) for _, opened in told)
+
+
+def test_own_stopping_criteria_still_stop(model):
+    batch = QWEN.batch([1])
+    stop = StoppingCriteriaList([lambda ids, scores, **kw: ids[:, -1] == 41])
+    with vrga.patch(model, VRGAConfig(when="back"), tokenizer=WORDS):
+        out = model.generate(**batch.inputs, max_new_tokens=14, do_sample=False,
+                             logits_processor=[Say(SAID)], stopping_criteria=stop)  # fmt: skip
+    assert out[0, -1] == 41 and len(stop) == 1
+    assert out.shape[1] == batch.inputs["input_ids"].shape[1] + SAID.index(41) + 1

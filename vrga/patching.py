@@ -12,6 +12,7 @@ from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from transformers import StoppingCriteriaList
 
 from vrga.attention import KEYWORD, Probe, register
 from vrga.config import VRGAConfig
@@ -271,12 +272,23 @@ class Patch:
         if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
             return own(*args, **kwargs)  # which says what it misses
         self.announce(inputs)
+        if self.config.when == "back" or self.config.relocate == "back":
+            criteria = [*(kwargs.get("stopping_criteria") or ()), self._look_ahead]
+            kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
         try:
             return own(*args, **kwargs)
         finally:
             self._announced = self._end = self._head = None
             self._beams = False
             self._forget_beams()
+
+    def _look_ahead(self, ids: Tensor, scores: object, **kwargs) -> Tensor:
+        """A criterion that stops nothing: it sees the newest tokens before generate() waits for
+        the device anyway, so that the next pass need not."""
+        if isinstance(self._step, Steering) and self._step.phase is not None and not self._beams:
+            if len(ids) == len(self._step.phase.state):
+                self._step.phase.look_ahead(ids[:, -1:], ids.shape[1] - 1)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     # --- hooks ---
 
@@ -359,9 +371,9 @@ class Patch:
         step.begin(past, ids)
         if self.config.relocate != "back":
             return
-        opened = (
-            step.phase.opened.cpu() & torch.tensor([bool(g) for g in self._prompt.grids])[:, None]
-        )
+        told = step.phase.on_host(past)
+        opened = step.phase.opened.cpu() if told is None else told[1]
+        opened = opened & torch.tensor([bool(grids) for grids in self._prompt.grids])[:, None]
         if not opened.any():
             return
         # A row may open several spans in a block of drafts; the last one counts.
