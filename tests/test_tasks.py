@@ -246,6 +246,35 @@ def test_an_unreadable_image_is_an_error_of_its_row_that_names_the_file(tmp_path
         task.doc_to_visual(task.test_docs()[0])
 
 
+def test_a_linked_image_is_looked_for_by_its_name(tmp_path):
+    next(small for small in BENCHMARKS if small.name == "HaloQuest").write(tmp_path)
+    rows = files.read_rows(tmp_path / "HaloQuest.csv")
+    rows = [{**row, "image_name": None} for row in rows]  # leaves the column with links
+    (tmp_path / "HaloQuest.csv").unlink()
+    (tmp_path / "HaloQuest.json").write_text(json.dumps(rows))
+    (tmp_path / "HaloQuest" / "1.png").unlink()
+    local.write_tasks(["HaloQuest"], tmp_path, tmp_path / "out")
+    here, missing = files.read_rows(tmp_path / "out" / "vrga_haloquest.parquet")
+    assert here["images"] == [str(tmp_path / "HaloQuest" / "0.png")]
+    assert missing["images"] == [str(tmp_path / "1.png")]
+
+
+@pytest.mark.parametrize(
+    ("doc", "target"),
+    [
+        ({"answer": " 12 "}, "12"),
+        ({"answer": 3}, "3"),
+        ({"answer": 0}, "0"),
+        ({"solution": "<think> 5 </think> <answer> 145° </answer>"}, "145°"),
+        ({"solution": "So it is \\boxed{\\frac{1}{2}}."}, "\\frac{1}{2}"),
+        ({"answer": "", "solution": "7"}, "7"),
+        ({"gt_answer": "There is no dog.", "model_answer": ""}, "There is no dog."),
+    ],
+)
+def test_targets_are_answers_not_solutions(doc, target):
+    assert documents.target(doc) == target
+
+
 def test_parquet_with_names_of_images_is_read_like_any_file(tmp_path):
     import pyarrow.parquet as pq
 
@@ -430,7 +459,7 @@ BENCH |= {"split": "dev", "category": "c", "L2-category": "l"}
             "textvqa_val",
             "textvqa.utils.textvqa",
             {"question": "what does the Sign say?"},
-            WORD,
+            {"pre_prompt": "", "post_prompt": "\nBe short."},
             "What does the sign say?",
         ),
         (
