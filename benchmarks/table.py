@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.timing import RESULTS, ROOT
+from vrga.evaluation.wording import percent, share
 
 README = ROOT / "README.md"
 VARIANTS = ("Q1 groups 2", "Q1 groups 2 single", "Q8 groups 2", "Q1 groups 3")
@@ -142,36 +143,79 @@ def compiled() -> str:
 def demo() -> str:
     """What steering did on the embedded model."""
     run = json.loads((RESULTS / "demo.json").read_text())
-
-    def cell(interval: list[float], percent: bool, sign: str = "") -> str:
-        scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
-        value, low, high = (scale * x for x in interval)
-        return f"{value:{sign}.{digits}f}{unit} ({low:{sign}.{digits}f}, {high:{sign}.{digits}f})"
-
     lines = [
         "| prompt | measure | without VRGA | with VRGA | difference |",
         "| --- | --- | --- | --- | --- |",
     ]
     for prompt, found in run["prompts"].items():
-        for name, percent in (("accuracy", True), ("rrar", False)):
+        for name, text in (("accuracy", percent), ("rrar", share)):
             off, on, change = (found[name][arm] for arm in ("off", "on", "difference"))
             lines.append(
-                f"| {prompt} | {name.replace('rrar', 'RRAR')} | {cell(off, percent)} | "
-                f"{cell(on, percent)} | {cell(change, percent, '+')} |"
+                f"| {prompt} | {name.replace('rrar', 'RRAR')} | {text(off)} | "
+                f"{text(on)} | {text(change, '+')} |"
             )
-    lines.append("")
-    for prompt, found in run["prompts"].items():
-        region = found["region"]
+    region = run["prompts"]["direct"]["region"]
+    lines += [
+        "",
+        f"The true cell lies in T in {percent(region['hit'])}, the map peaks on it in "
+        f"{percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the image.",
+    ]
+    return "\n".join(lines)
+
+
+def lookback() -> str:
+    """Prompts and ways of steering, on each split of the embedded model's questions."""
+    answers = [
+        "| questions | prompt | without VRGA | always | inside <back> | and found anew there |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    looks = [
+        "| questions | prompt | writes <back> | RRAR | image, inside | image, outside | "
+        "inside, VRGA there | RRAR, found anew |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for split in ("clean", "noise", "similar", "crowded"):
+        arms = json.loads((RESULTS / f"lookback-{split}.json").read_text())["arms"]
+        for prompt in ("direct", "cot", "back"):
+            off, *others = (
+                arms[f"{prompt}/{name}"] for name in ("off", "always", "back", "back+relocate")
+            )
+            changes = (percent(one["against_off"]["accuracy"], "+") for one in others)
+            answers.append(
+                f"| {split} | {prompt} | {percent(off['accuracy'])} | {' | '.join(changes)} |"
+            )
+            looks.append(
+                f"| {split} | {prompt} | {100 * off['stats']['trigger_rate']:.1f} % | "
+                f"{share(off['rrar'])} | {share(off['image_inside'])} | "
+                f"{share(off['image_outside'])} | {share(others[1]['image_inside'])} | "
+                f"{share(others[2]['rrar'])} |"
+            )
+    return "\n".join([*answers, "", *looks])
+
+
+def evaluation() -> str:
+    """Both arms of `vrga eval` on the grid task."""
+    lines = [
+        "| questions | samples | without VRGA | with VRGA | difference | p | speed, VRGA / off |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for split in ("noise", "similar"):
+        found = json.loads((RESULTS / f"eval-grid-{split}.json").read_text())["tasks"]["vrga_grid"]
+        base, steered = found["arms"]["base"], found["arms"]["vrga"]
+        change = found["difference"]
+        speed = steered["samples_per_second"] / base["samples_per_second"]
         lines.append(
-            f"{prompt.capitalize()}: the true cell lies in T in {cell(region['hit'], True)}, the "
-            f"map peaks on it in {cell(region['peak'], True)}; T covers "
-            f"{100 * region['coverage']:.0f} % of the image."
+            f"| {split} | {change['pairs']} | {percent(base['score'])} | "
+            f"{percent(steered['score'])} | {percent(change['score'], '+')} | {change['p']:.2g} | "
+            f"{speed:.2f} |"
         )
     return "\n".join(lines)
 
 
 TABLES = {
     "demo": demo,
+    "evaluation": evaluation,
+    "lookback": lookback,
     "generation": generation,
     "contenders": contenders,
     "host": host,

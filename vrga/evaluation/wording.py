@@ -1,4 +1,4 @@
-"""Figures with their intervals, as text for tables."""
+"""Figures with their intervals, as text for tables; None, as read from JSON, is no figure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vrga.intervals import Interval
 
 def percent(interval: Interval, sign: str = "") -> str:
     """ "61.2 % (58.0, 64.3)"; "-" where there is no figure."""
-    return _worded([100 * x for x in interval], f"{sign}.1f", " %")
+    return _worded([None if x is None else 100 * x for x in interval], f"{sign}.1f", " %")
 
 
 def share(interval: Interval, sign: str = "") -> str:
@@ -19,7 +19,7 @@ def share(interval: Interval, sign: str = "") -> str:
 
 def _worded(interval: list[float], form: str, unit: str) -> str:
     value, low, high = interval
-    if math.isnan(value):
+    if value is None or math.isnan(value):
         return "-"
-    ends = "" if math.isnan(low) else f" ({low:{form}}, {high:{form}})"
+    ends = "" if low is None or math.isnan(low) else f" ({low:{form}}, {high:{form}})"
     return f"{value:{form}}{unit}{ends}"
