@@ -31,7 +31,7 @@ from vrga.reading import Announcement, PromptReader
 from vrga.region import Region, empty_region, find_region
 from vrga.released import released_region
 from vrga.steering import Steering, check_implementation
-from vrga.tokens import Prompt, Query, cells_mask, check_query, visible_keys
+from vrga.tokens import Grid, Prompt, Query, cells_mask, check_query, visible_keys
 from vrga.trace import Recorder, Trace
 
 
@@ -84,6 +84,11 @@ def patch_of(model: nn.Module) -> Patch | None:
     return None
 
 
+# For each row, for each of its images: bool [h, w] on the image's token grid; or a callable that
+# makes them from each row's list of `Grid`.
+Cells = list[list[Tensor]] | Callable[[list[list[Grid]]], list[list[Tensor]]]
+
+
 @dataclass(frozen=True)
 class Episode:
     """One <back> at which the region was found anew.
@@ -111,8 +116,8 @@ class Patch:
             occurrence counts); a callable (input_ids [B, S], visible [B, S]) -> int tensor [B].
             In a later turn on the same cache, positions count from the first cached token; texts
             and callables see the new tokens alone.
-        given: regions to steer to in place of those found, in the form of `record`'s `watch`;
-            None (default) steers to what was found.
+        given: regions to steer to in place of those found, in the form of `record`'s `watch`, or
+            a callable as there; None (default) steers to what was found.
     """
 
     def __init__(
@@ -137,7 +142,7 @@ class Patch:
         check_implementation(impl, next(model.parameters()).device)
         self.model, self.config, self.query, self.impl = model, config, query, impl
         self.enabled = True
-        self.given: list[list[Tensor]] | None = None
+        self.given: Cells | None = None
         self._family = family
         self._reader = PromptReader(model, family, tokenizer)
         self._outer, self._text = family.modules(model)
@@ -220,9 +225,7 @@ class Patch:
         return list(self._episodes)
 
     @contextmanager
-    def record(
-        self, watch: list[list[Tensor]] | Callable[[list], list] | None = None
-    ) -> Iterator[Trace]:
+    def record(self, watch: Cells | None = None) -> Iterator[Trace]:
         """Measure where every head looks at each decode step, without output_attentions.
 
         The block holds one call of generate, prefill included.
@@ -587,6 +590,11 @@ class Patch:
             self._regions[row] = found
         step.steer_to(self._regions)
 
+    def _cells(self, cells: Cells, name: str) -> Tensor:
+        """Cells of the images as keys of the prompt, bool [B, S]."""
+        cells = cells(self._prompt.grids) if callable(cells) else cells
+        return cells_mask(cells, self._prompt, name)
+
     def _steering(
         self, regions: list[Region], capacity: int, devices: set[torch.device]
     ) -> Steering | None:
@@ -594,7 +602,7 @@ class Patch:
         if self.given is not None:
             if self.config.method == "ablation":
                 raise ValueError("patch.given is not read by method='ablation': set it to None")
-            masks = cells_mask(self.given, self._prompt, "given")
+            masks = self._cells(self.given, "given")
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
         off = not self.config.steers
         if off and self._recording is None:
@@ -605,8 +613,7 @@ class Patch:
             if recorder.steps:
                 raise ValueError("a trace holds one call of generate: record each on its own")
             if watch is not None:
-                watch = watch(self._prompt.grids) if callable(watch) else watch
-                watch = cells_mask(watch, self._prompt, "watch")
+                watch = self._cells(watch, "watch")
             elif self.config.method in ("vrga", "released"):
                 question = self._reader.question(self._prompt, self._query)
                 recorder.question = True

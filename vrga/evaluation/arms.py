@@ -33,11 +33,13 @@ class Arm:
     Args:
         steering: its name; config: what it means, None for the unpatched model.
         prompt: one of `items.PROMPTS`.
+        given: steer to the items' boxes in place of the regions found.
     """
 
     steering: str
     config: VRGAConfig | None
     prompt: str
+    given: bool = False
 
     @property
     def name(self) -> str:
@@ -74,7 +76,15 @@ def run_arms(
                 for key, (one, item) in by_key.items()
                 if one is arm and key not in store.done
             }
-            asker = Asker(model, processor, arm.config, batch=batch, measure=measure, pixels=pixels)
+            asker = Asker(
+                model,
+                processor,
+                arm.config,
+                batch=batch,
+                measure=measure,
+                given=arm.given,
+                pixels=pixels,
+            )
             requests = (
                 item.request(arm.prompt, key, max_new_tokens=max_new_tokens)
                 for key, item in left.items()

@@ -117,6 +117,8 @@ class Asker:
         batch: rows per call of `generate`; halved for good when memory runs out.
         measure: record where the heads look (`Answer.looks`). The model is patched for this also
             without a config, with gain 1, which changes no output.
+        given: steer to the requests' boxes in place of the regions found: the upper bound of what
+            a better localisation could do.
         pixels: (fewest, most) pixels that images are resized to; None is the processor's own.
         seed: of sampling, if a request asks for any.
     """
@@ -129,13 +131,16 @@ class Asker:
         *,
         batch: int = 8,
         measure: bool = False,
+        given: bool = False,
         pixels: tuple[int | None, int | None] = (None, None),
         seed: int = 0,
     ):
+        if given and config is None:
+            raise ValueError("given=True steers to the boxes: it needs a config")
         if batch < 1:
             raise ValueError(f"batch={batch}; at least 1")
         self.model, self.processor, self.config = model, processor, config
-        self.batch, self.measure, self.seed = batch, measure, seed
+        self.batch, self.measure, self.given, self.seed = batch, measure, given, seed
         self._images = _sized(processor.image_processor, pixels)
         processor.tokenizer.padding_side = "left"
 
@@ -271,10 +276,12 @@ class Asker:
             sequences = self.model.generate(**inputs, **options)
         else:
             steered.query = [one.question for one in batch]
+            cells = _Boxes(batch)
+            steered.given = cells if self.given else None
             if not self.measure:
                 sequences = self.model.generate(**inputs, **options)
             else:
-                watch = _Watch(batch) if any(one.request.box for one in batch) else None
+                watch = cells if any(one.request.box for one in batch) else None
                 with steered.record(watch=watch) as trace:
                     sequences = self.model.generate(**inputs, **options)
         new = sequences[:, inputs["input_ids"].shape[1] :].cpu()
@@ -308,7 +315,7 @@ class Asker:
         return ((ended - torch.isin(new, ends).int()) == 0).sum(1).tolist()
 
 
-class _Watch:
+class _Boxes:
     """The cells that a batch's boxes meet, once the grids of its images are known."""
 
     def __init__(self, batch: list[_Ready]):
@@ -316,6 +323,7 @@ class _Watch:
         self.cells: list[list[Tensor]] = []
 
     def __call__(self, grids: list[list[Grid]]) -> list[list[Tensor]]:
+        self.cells = []
         for one, row in zip(self.batch, grids, strict=True):
             cells = [torch.zeros(grid.h, grid.w, dtype=torch.bool) for grid in row]
             if one.request.box is not None and row:
