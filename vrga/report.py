@@ -178,10 +178,8 @@ def _channels(trace: Trace, row: int) -> list[Channel]:
 
     found = []
     if visual.any():
-        members = [i for i, pair in enumerate(pairs) if region.visual[pair]]
-        whole = len(members) == int(visual.sum())
-        mean = maps[:, members].mean(1) if maps is not None and whole else None
-        found.append(Channel("visual heads", visual, mean))
+        whole = set(map(tuple, region.visual.nonzero().tolist())) <= set(pairs)
+        found.append(Channel("visual heads", visual, trace.map_of(row) if whole and n else None))
     parts = {"all layers": range(layers)}
     if layers >= 3:
         edges = [round(layers * i / 3) for i in range(4)]

@@ -233,6 +233,29 @@ class Trace:
                 "than one token"
             )
 
+    def map_of(self, row: int, heads: Tensor | None = None) -> Tensor:
+        """Mean attention of some heads on the row's image tokens, float32 [steps, n].
+
+        Args:
+            heads: bool [L, H] over all of the model's layers; None is the row's visual heads.
+
+        Raises:
+            ValueError: no head, or heads whose maps were not recorded.
+        """
+        self.check_filled()
+        region = self.regions[row]
+        heads = region.visual if heads is None else heads
+        wanted = [tuple(pair) for pair in heads.nonzero().tolist()]
+        known = [] if self.heads is None else [tuple(pair) for pair in self.heads.tolist()]
+        missing = [pair for pair in wanted if pair not in known]
+        if missing or not wanted:
+            raise ValueError(
+                f"no maps of {len(missing) or 'any'} heads (layer, head) {missing[:3]}: record "
+                "them, patch.record(maps='visual')"
+            )
+        n = sum(grid.h * grid.w for grid in region.grids)
+        return self.maps[:, [known.index(pair) for pair in wanted], row, :n].float().mean(1)
+
     def spans(self, row: int) -> list[tuple[int, int]]:
         """The row's <back> spans as [first, end) in recorded steps, by `inside` or the texts."""
         self.check_filled()
