@@ -14,7 +14,8 @@ from traces import Letters, filled_trace
 import vrga
 from vrga import Trace, VRGAConfig
 from vrga.plots import save, trend_figure
-from vrga.trace import MEASURES, back_spans, fitted, token_texts
+from vrga.texts import back_spans, token_texts
+from vrga.trace import MEASURES, fitted
 
 QWEN = FAMILIES["qwen2_5_vl"]
 

@@ -16,7 +16,7 @@ class Letters:
     def __len__(self):
         return 100
 
-    def decode(self, ids, skip_special_tokens=False):
+    def decode(self, ids, **options):
         return "".join(f"<{i}>" for i in ids)
 
 

@@ -10,23 +10,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
 from vrga.intervals import pearson
+from vrga.pictures import (
+    COLORS,
+    OUTLINE,
+    images_of,
+    legend,
+    mask_of,
+    picture,
+    plain,
+    trend,
+    word,
+)
 from vrga.region import Region
-from vrga.tokens import Grid
 from vrga.trace import Trace, fitted
-
-# Okabe and Ito's colours, which differ for colour-blind eyes; the line styles differ in grey.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "black")
-_STYLES = {"image": "-", "region": "--", "question": "-.", "generated": ":"}
-# Black outline over white: it stands out on any image, in grey and for colour-blind eyes.
-_OUTLINE = (("white", 3.5), ("black", 1.5))
 
 
 def region_figure(
@@ -52,15 +54,15 @@ def region_figure(
     figure = Figure(figsize=(7, 3.6 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 2, squeeze=False)
     heats = [relevance.float().numpy() for relevance in region.map]
-    for (plain, marked), image, grid, heat in zip(axes, images, region.grids, heats, strict=True):
-        _picture(plain, image, grid)
-        _picture(marked, image, grid, heat, _mask(region, grid))
-        plain.set_title("image", fontsize=9)
+    for (bare, marked), image, grid, heat in zip(axes, images, region.grids, heats, strict=True):
+        picture(bare, image, grid)
+        picture(marked, image, grid, heat, mask_of(region, grid))
+        bare.set_title("image", fontsize=9)
         marked.set_title("relevance (bright) and region T (outline)", fontsize=9)
     lines = [title] if title else []
     lines += [f"{name}: {text}" for name, text in (answers or {}).items()]
     if lines:
-        figure.suptitle("\n".join(map(_plain, lines)), fontsize=10)
+        figure.suptitle("\n".join(map(plain, lines)), fontsize=10)
     return figure
 
 
@@ -94,7 +96,7 @@ def token_figure(
     missing = [token for token in tokens if token not in steps]
     if missing or not tokens:
         raise ValueError(f"tokens {missing} were not recorded; there are {steps[0]} to {steps[-1]}")
-    images = _images(trace, row)
+    images = images_of(trace, row)
     columns = min(columns, len(tokens))
     lines = -(-len(tokens) // columns)
     height = 1.6 * max(grid.h / grid.w for grid in grids) + 0.35
@@ -109,9 +111,11 @@ def token_figure(
         for i, (part, grid, image) in enumerate(zip(parts, grids, images, strict=True)):
             axis = axes[place // columns * len(grids) + i, place % columns]
             axis.set_axis_on()
-            _picture(axis, image, grid, part.view(grid.h, grid.w).numpy(), _mask(region, grid), top)
+            picture(
+                axis, image, grid, part.view(grid.h, grid.w).numpy(), mask_of(region, grid), top
+            )
             if i == 0:
-                axis.set_title(_plain(_word(trace, row, token)), fontsize=8)
+                axis.set_title(plain(word(trace, row, token)), fontsize=8)
     return figure
 
 
@@ -131,8 +135,8 @@ def trend_figure(trace: Trace, row: int = 0, *, heads: Tensor | None = None) -> 
     """
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axis = figure.subplots()
-    _trend(axis, trace, row, heads)
-    _legend(figure, axis)
+    trend(axis, trace, row, heads)
+    legend(figure, axis)
     return figure
 
 
@@ -169,19 +173,19 @@ def compare_figure(
         for axis in axes[:count, column]:
             axis.set_axis_off()
         for axis, part, grid, image in zip(
-            axes[:, column], parts, region.grids, _images(trace, row), strict=False
+            axes[:, column], parts, region.grids, images_of(trace, row), strict=False
         ):
             axis.set_axis_on()
             heat = part.view(grid.h, grid.w).numpy()
-            _picture(axis, image, grid, heat, _mask(region, grid), float(shown.max()))
-        said = "mean over all tokens" if token is None else _word(trace, row, token)
-        axes[0, column].set_title(_plain(f"{name}, {said}"), fontsize=10)
-        _trend(axes[count, column], trace, row, region.visual if heads is None else heads)
+            picture(axis, image, grid, heat, mask_of(region, grid), float(shown.max()))
+        said = "mean over all tokens" if token is None else word(trace, row, token)
+        axes[0, column].set_title(plain(f"{name}, {said}"), fontsize=10)
+        trend(axes[count, column], trace, row, region.visual if heads is None else heads)
     top = max(axis.get_ylim()[1] for axis in axes[count])
     for axis in axes[count]:
         axis.set_ylim(0, top)
     axes[count, 1].set_ylabel("")
-    _legend(figure, axes[count, 0])
+    legend(figure, axes[count, 0])
     return figure
 
 
@@ -205,7 +209,7 @@ def atlas_figure(region: Region, *, title: str = "") -> Figure:
         drawn = axis.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
         figure.colorbar(drawn, ax=axis, extend="both", shrink=0.9)
         for layer, head in region.visual.nonzero().tolist():
-            for color, width in _OUTLINE:
+            for color, width in OUTLINE:
                 corner = (head - 0.5, layer - 0.5)
                 axis.add_patch(Rectangle(corner, 1, 1, fill=False, color=color, linewidth=width))
         crossed = region.background.nonzero()
@@ -213,7 +217,7 @@ def atlas_figure(region: Region, *, title: str = "") -> Figure:
         axis.set_title(name, fontsize=10)
         axis.set(xlabel="head", ylabel="layer" if field == "focus" else "")
     if title:
-        figure.suptitle(_plain(title), fontsize=10)
+        figure.suptitle(plain(title), fontsize=10)
     return figure
 
 
@@ -229,13 +233,13 @@ def scatter_figure(region: Region, *, title: str = "") -> Figure:
     figure = Figure(figsize=(4.6, 3.8), layout="constrained")
     axis = figure.subplots()
     visual = region.visual.flatten().numpy()
-    axis.plot(focus[~visual], entropy[~visual], "o", color=_COLORS[0], markersize=4, alpha=0.6,
+    axis.plot(focus[~visual], entropy[~visual], "o", color=COLORS[0], markersize=4, alpha=0.6,
               label="other heads")  # fmt: skip
-    axis.plot(focus[visual], entropy[visual], "^", color=_COLORS[1], markersize=8,
+    axis.plot(focus[visual], entropy[visual], "^", color=COLORS[1], markersize=8,
               markeredgecolor="black", label="visual heads")  # fmt: skip
     axis.set(xlabel="R, image focus", ylabel="H_img, nats")
     axis.legend(fontsize=8)
-    lines = [_plain(title)] if title else []
+    lines = [plain(title)] if title else []
     lines.append(f"Pearson r = {r:.2f} (95 %: {low:.2f} to {high:.2f}), {len(focus)} heads")
     axis.set_title("\n".join(lines), fontsize=10)
     return figure
@@ -249,93 +253,6 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def _picture(
-    axis: Axes,
-    image: Image.Image | None,
-    grid: Grid,
-    heat: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
-    top: float | None = None,
-) -> None:
-    """An image (or white) under a map [h, w], bright where it reaches `top`, and an outline."""
-    image = Image.new("RGB", (grid.w, grid.h), "white") if image is None else image
-    axis.imshow(image, extent=(0, grid.w, grid.h, 0))
-    axis.set(xticks=[], yticks=[], aspect="equal" if _square(image, grid) else "auto")
-    if heat is not None:
-        top = heat.max() if top is None else top
-        # The map darkens what was not looked at, so that the image's colours stay true.
-        shade = np.zeros((*heat.shape, 4))
-        shade[..., 3] = 0.65 * (1 - heat / max(top, 1e-12))
-        axis.imshow(shade, extent=(0, grid.w, grid.h, 0), interpolation="nearest")
-    if mask is not None:
-        for color, width in _OUTLINE:
-            for (x0, y0), (x1, y1) in _edges(mask):
-                axis.plot((x0, x1), (y0, y1), color=color, linewidth=width)
-
-
-def _trend(axis: Axes, trace: Trace, row: int, heads: Tensor | None) -> None:
-    """Lines of attention over tokens, <back> spans shaded."""
-    if trace.question is None:
-        raise ValueError(
-            "the trace has no attention on question and generated text: record it with "
-            "patch.record(), without watch, around a call of generate"
-        )
-    heads = None if heads is None else heads[trace.layers]
-    tokens = (trace.steps + 1).numpy()
-    for (name, style), color in zip(_STYLES.items(), _COLORS, strict=True):
-        shares = getattr(trace, name)[:, :, row]  # [steps, L, H]
-        mean = shares.mean((1, 2)) if heads is None else shares[:, heads].mean(1)
-        axis.plot(tokens, mean.numpy(), style, color=color, label=name)
-    for first, end in trace.spans(row):
-        axis.axvspan(
-            tokens[first] - 0.5, tokens[end - 1] + 0.5, color="0.85", zorder=0, label="<back>"
-        )
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel="generated token", ylabel="share of attention", ylim=(0, None))
-
-
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), fontsize=8, loc="outside upper center", ncols=5)
-
-
-def _images(trace: Trace, row: int) -> list[Image.Image | None]:
-    return [None] * len(trace.regions[row].grids) if trace.images is None else trace.images[row]
-
-
-def _mask(region: Region, grid: Grid) -> np.ndarray:
-    return region.mask[grid.index].view(grid.h, grid.w).numpy()
-
-
-def _word(trace: Trace, row: int, token: int) -> str:
-    """The token's number, from 1 as on the axes, and its text, short and on one line."""
-    known = trace.texts is not None and token < len(trace.texts[row])
-    text = repr(trace.texts[row][token])[1:-1] if known else ""
-    return f"{token + 1}: {text[:16]}"
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
-
-
 def _check_heads(region: Region) -> None:
     if not bool(region.heads.focus.isfinite().all()):
         raise ValueError("the region is of a row without an image, whose heads have no R and H_img")
-
-
-def _square(image: Image.Image, grid: Grid) -> bool:
-    """Whether the image's own proportions are those of its token grid."""
-    return abs(image.width * grid.h - image.height * grid.w) < max(image.width, image.height)
-
-
-def _edges(mask: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The outline of True cells: segments ((x0, y0), (x1, y1)) on the grid lines."""
-    padded = np.pad(mask, 1)
-    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
-    edges = [((x, y), (x + 1, y)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
-    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
-    return edges + [
-        ((x, y), (x, y + 1)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)
-    ]

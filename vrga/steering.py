@@ -15,6 +15,7 @@ from vrga.kernels.reference import (
     GROUP,
     MASS,
     KeySets,
+    attention_statistics,
     decode_attention_reference,
     key_sets,
 )
@@ -339,7 +340,12 @@ class Steering:
         if self.config.method == "ablation":
             gate = self._ablated(layer, decode, tensors, arguments)
         elif decode is decode_attention_reference and not torch.compiler.is_compiling():
-            arguments["sets"] = view.key_sets(query, key.shape[2], self.opened, self.closed)
+            sets = view.key_sets(query, key.shape[2], self.opened, self.closed)
+            if not self.applied:
+                del arguments["extent"]
+                attention_statistics(query, key, view.images, sets, stats, gate=gate, **arguments)
+                return query.transpose(1, 2)  # of the output's shape; nobody reads it
+            arguments["sets"] = sets
         return decode(
             *tensors, opened=self.opened, closed=self.closed, gate=gate, stats=stats, **arguments
         )

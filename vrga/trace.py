@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from vrga.config import VRGAConfig
 from vrga.kernels.reference import ENTROPY, GATE, GROUP, MASS
 from vrga.recorder import Recorder
 from vrga.region import Region
+from vrga.texts import back_spans, prompt_ids, token_texts, until_end
 
 if TYPE_CHECKING:
     import pandas
@@ -113,6 +115,8 @@ class Trace:
             self.image = outside + self.region
             self.generated = (after[..., 0] - outside).clamp_min(0)
             return
+        if len(recorder.opened) < 4:
+            rest = 0.0  # hard mask and ablations: no image token is in group 0
         self.image = rest + after[..., 1:].sum(-1)
         self.region = after[..., 1::2].sum(-1)
         self.watched = after[..., 2:].sum(-1) if after.shape[-1] == 4 else None
@@ -136,7 +140,8 @@ class Trace:
         """Add what a report shows and the model does not know: texts and images.
 
         Args:
-            tokenizer: the processor's; None is the one that the patch knows or the model's own.
+            tokenizer: the processor's; None is the one that the patch knows or the model's own,
+                and without any the texts stay unknown.
             images: for each row, its images, one for each of the region's grids; of a video
                 frames, as many or a multiple.
 
@@ -144,7 +149,7 @@ class Trace:
             The trace itself.
 
         Raises:
-            ValueError: not as many images as the rows have grids, or no tokenizer.
+            ValueError: not as many images as the rows have grids.
         """
         if images is not None:
             if len(images) != len(self.regions):
@@ -154,14 +159,20 @@ class Trace:
             self.images = [
                 fitted(row, region) for row, region in zip(images, self.regions, strict=True)
             ]
-        if self.ids is not None and self._source is not None:
-            prompt, padding, reader = self._source
-            decode = (reader.tokenizer if tokenizer is None else tokenizer).decode
-            ends = reader.end_tokens()
-            self.texts = [token_texts(_until(row, ends), decode) for row in self.ids.tolist()]
-            if prompt is not None:
-                asked = [_said(prompt, padding, self.regions, row) for row in range(len(prompt))]
-                self.asked = [decode(ids, skip_special_tokens=True).strip() for ids in asked]
+        if self.ids is None or self._source is None:
+            return self
+        prompt, padding, reader = self._source
+        try:
+            tokenizer = reader.tokenizer if tokenizer is None else tokenizer
+        except ValueError:
+            return self  # a model without a tokenizer: a report shows the tokens' numbers
+        # Cleaning up would move spaces from one token to another.
+        decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+        ends = reader.end_tokens()
+        self.texts = [token_texts(until_end(row, ends), decode) for row in self.ids.tolist()]
+        if prompt is not None:
+            asked = [prompt_ids(prompt, padding, self.regions, row) for row in range(len(prompt))]
+            self.asked = [decode(ids, skip_special_tokens=True).strip() for ids in asked]
         return self
 
     def save(self, path: str | Path) -> Path:
@@ -175,10 +186,7 @@ class Trace:
         from vrga.folder import write
 
         if self.texts is None:
-            try:
-                self.attach()
-            except ValueError:
-                self.texts = None  # no tokenizer: a report shows the tokens' numbers
+            self.attach()
         return write(self, Path(path))
 
     @classmethod
@@ -287,55 +295,6 @@ def fitted(images: Sequence[Image.Image], region: Region) -> list[Image.Image]:
             f"{len(images)} images given; the region has {grids} grids: give one for each, in order"
         )
     return images[:: len(images) // grids]
-
-
-def token_texts(ids: Iterable[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """The text that each token adds; joined, they are the text of all.
-
-    A character of several tokens is added by the last of them.
-    """
-    ids, texts = list(ids), []
-    start, done, shown = 0, 0, ""  # ids[start:done] is the context, whose text is `shown`
-    for end in range(1, len(ids) + 1):
-        whole = decode(ids[start:end])
-        if whole.endswith("\ufffd") and end < len(ids):
-            texts.append("")
-            continue
-        texts.append(whole[len(shown) :])
-        start, done = done, end
-        shown = decode(ids[start:done])
-    return texts
-
-
-def back_spans(texts: list[str]) -> list[bool]:
-    """Whether the text is inside <back> ... </back> after each token."""
-    inside, now, tail = [], False, ""
-    for text in texts:
-        tail = (tail + text)[-len(text) - 8 :]
-        opens, shuts = tail.rfind("<back>"), tail.rfind("</back>")
-        if opens != shuts:
-            now = opens > shuts
-        inside.append(now)
-    return inside
-
-
-def _until(ids: list[int], ends: set[int]) -> list[int]:
-    """The ids up to the first one that ends the sequence, included."""
-    for place, token in enumerate(ids):
-        if token in ends:
-            return ids[: place + 1]
-    return ids
-
-
-def _said(prompt: Tensor, padding: Tensor | None, regions: list[Region], row: int) -> list[int]:
-    """A row's prompt without padding; every run of image tokens as one."""
-    kept = torch.ones(prompt.shape[1], dtype=torch.bool)
-    if padding is not None:
-        kept = padding[row] != 0
-    if row < len(regions) and len(regions[row].image) == len(kept):
-        image = regions[row].image
-        kept[1:] &= ~(image[1:] & image[:-1])
-    return prompt[row, kept].tolist()
 
 
 def _versions() -> dict[str, str]:
