@@ -182,6 +182,16 @@ def test_two_commands_make_a_report_of_the_embedded_model(tmp_path):
     assert plain.stdout.splitlines()[0] == answered.stdout.splitlines()[0]
 
 
+def test_without_steering_there_is_one_trace(tmp_path):
+    sample = make_samples(1, seed=TEST_SEEDS.start + 500)[0]
+    sample.image.save(tmp_path / "x.png")
+    ask = ["generate", "--image", tmp_path / "x.png", "--question", sample.question]
+    done = CliRunner().invoke(app, [str(a) for a in [*ask, "--no-vrga", "--trace", tmp_path / "t"]])
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["base"]
+    assert Trace.load(tmp_path / "t" / "base").config["gain"] == 1
+
+
 def test_a_folder_without_a_trace_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vrga", "report", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
