@@ -13,6 +13,7 @@ from traces import Letters, filled_trace
 
 import vrga
 from vrga import Trace, VRGAConfig
+from vrga.kernels.reference import attention_statistics, decode_attention_reference, key_sets
 from vrga.plots import save, trend_figure
 from vrga.texts import back_spans, token_texts
 from vrga.trace import MEASURES, fitted
@@ -119,6 +120,33 @@ def test_the_trend_shades_back_spans(model, tmp_path):
     with vrga.patch(model) as patch, patch.record() as trace:
         generate(model, batch.inputs, 3)
     assert trace.inside is None and not trend_figure(trace).axes[0].patches
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("heads", [(8, 2), (7, 1)], ids=str)
+def test_statistics_without_an_output_are_those_with_one(heads, rows, static):
+    g = torch.Generator().manual_seed(0)
+    q = 3 * torch.randn(2, heads[0], rows, 16, generator=g)
+    k, v = torch.randn(2, 2, heads[1], 63, 16, generator=g)
+    image = torch.arange(63) % 63 < 40
+    flags = (torch.randint(0, 4, (2, 63), generator=g) << 1 | image).int()
+    flags[1, :5] = -1
+    extent = torch.tensor([[0, 63, 63], [5, 63, 58]], dtype=torch.int32)
+    images = torch.tensor([40, 35], dtype=torch.int32)
+    gate = torch.rand(2, heads[0], generator=g) < 0.5 if static else None
+    wanted, found = torch.full((2, 2, heads[0], rows, 7), torch.nan)
+    numbers = dict(scale=0.25, focus=0.6, entropy=0.2, gate=gate)
+    weights = (1.0, 2.0, 1.0, 1.0), (1.0,) * 4
+    decode_attention_reference(
+        q, k, v, flags, images, opened=weights[0], closed=weights[1], extent=extent, stats=wanted,
+        **numbers,
+    )  # fmt: skip
+    sets = key_sets(flags, extent, 63, rows, *weights, torch.float32)
+    attention_statistics(q, k, images, sets, found, **numbers)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert 0 < wanted[..., 2].mean() < 1
+    torch.testing.assert_close(wanted[..., 3:].sum(-1), torch.ones(2, heads[0], rows))
 
 
 CONFIGS = {
