@@ -37,12 +37,14 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.run
 
-# torch comes first, so that nothing below replaces it by another build.
+# torch comes first, so that nothing below replaces it by another build; lmms-eval would, so it
+# comes without its requirements, which the extra "eval" lists.
 .venv/ready: setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip setuptools wheel
 	$(BIN)/pip install -q "$(TORCH)"
-	$(BIN)/pip install -q -e ".[test,plot,report]"
+	$(BIN)/pip install -q -e ".[test,plot,report,eval]"
+	$(BIN)/pip install -q --no-deps lmms-eval==0.7.3
 	touch $@
 
 clean:

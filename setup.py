@@ -14,8 +14,12 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=["vrga", "vrga.kernels", "vrga.demo"],
-    package_data={"vrga": ["*.jinja"], "vrga.demo": ["weights/*"]},
+    packages=["vrga", "vrga.kernels", "vrga.demo", "vrga.evaluation", "vrga.evaluation.tasks"],
+    package_data={
+        "vrga": ["*.jinja"],
+        "vrga.demo": ["weights/*"],
+        "vrga.evaluation.tasks": ["*.yaml"],
+    },
     install_requires=[
         "torch>=2.6",
         "transformers>=4.57,!=5.0.*,!=5.1.*,!=5.2.*,!=5.3.*,!=5.4.*,!=5.5.*,!=5.6.*,!=5.7.*,"
@@ -44,6 +48,33 @@ setup(
         ],
         "plot": ["matplotlib", "pandas"],
         "report": ["jinja2"],
+        # What lmms-eval imports, but lmms-eval itself: its own requirements would replace torch by
+        # another build. After this extra: pip install --no-deps lmms-eval==0.7.3
+        "eval": [
+            "datasets",
+            "loguru",
+            "jsonlines",
+            "aiohttp",
+            "numexpr",
+            "pytablewriter",
+            "tenacity",
+            "pydantic",
+            "packaging",
+            "pyyaml",
+            "jinja2",
+            "httpx",
+            "python-dotenv",
+            "tqdm-multiprocess",
+            "sympy",
+            "sacrebleu",
+            "evaluate",
+            "openai",
+            "levenshtein",
+            "math-verify",
+        ],
     },
-    entry_points={"console_scripts": ["vrga = vrga.cli:main"]},
+    entry_points={
+        "console_scripts": ["vrga = vrga.cli:main"],
+        "lmms_eval.models": ["vrga = vrga.evaluation.plugin:manifest"],
+    },
 )

@@ -6,10 +6,11 @@ from families import FAMILIES, TEXT
 from replay import Replay
 from test_generation import COMPILED, passes
 from tiny import generate, tiny_model
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, StoppingCriteriaList
 
 import vrga
 from vrga import VRGAConfig
+from vrga.phase import Phase
 
 QWEN = FAMILIES["qwen2_5_vl"]
 CLOSE = dict(rtol=2e-3, atol=2e-3)
@@ -268,33 +269,42 @@ class Like(LogitsProcessor):
         last, liked = ids[:, -1], torch.full_like(scores, -2.0)
         for before, after in ((LESS, BACK), (BACK, MORE), (CLOSE_LESS, BACK)):
             liked[last == before, after] = 4.0
-        liked[~torch.isin(last, torch.tensor([LESS, BACK, CLOSE_LESS])), LESS] = 3.0
-        return scores / 4 + liked
+        between = ~torch.isin(last, torch.tensor([LESS, BACK, CLOSE_LESS]))
+        for start in (LESS, WORD, WORD + 1, WORD + 2):  # a tag may open at any place
+            liked[between, start] = 2.0
+        return scores / 8 + liked
 
 
-def test_beams_keep_their_spans(model):
+@pytest.mark.parametrize("relocate", ["question", "back"])
+def test_beams_keep_their_spans_and_regions(model, relocate):
     """Along each beam's own text the logits are those of the method."""
-    batch, kinds = QWEN.batch([1]), set()
-    for seed in range(3):
+    batch, kinds = QWEN.batch([3]), set()
+    config = VRGAConfig(gain=5.0, when="back", relocate=relocate)
+    for seed in range(4):
         torch.manual_seed(seed)
-        with vrga.patch(model, VRGAConfig(gain=5.0, when="back"), tokenizer=WORDS):
+        with vrga.patch(model, config, tokenizer=WORDS):
             out = model.generate(
-                **batch.inputs, max_new_tokens=8, min_new_tokens=8, num_beams=4, do_sample=True,
-                num_return_sequences=2, length_penalty=0.0, output_scores=True, output_logits=True,
+                **batch.inputs, max_new_tokens=14, min_new_tokens=14, num_beams=4, do_sample=True,
+                num_return_sequences=4, length_penalty=0.0, output_scores=True, output_logits=True,
                 return_dict_in_generate=True, logits_processor=[Like()],
             )  # fmt: skip
         said = out.sequences[:, batch.inputs["input_ids"].shape[1] :]
-        for i in range(2):
-            inside, gains = False, []
-            for t in range(8):
+        for i in range(4):
+            inside, gains, opened = False, [], []
+            for t in range(14):
                 three = said[i, max(t - 2, 0) : t + 1].tolist()
+                if three == OPENS and not inside:
+                    opened.append(t)
                 inside = True if three == OPENS else False if three == SHUTS else inside
                 gains.append(5.0 if inside else 1.0)
             kinds.add(tuple(gains))
-            expected = PhasedReplay(model, gains).turn(
-                batch.inputs, said[i], batch.query[0], batch.grids[0]
-            )
-            for t in range(8):  # the row from which beam i's token t was chosen
+            if relocate == "back":  # the row that opens a span is looked at, not steered
+                gains = [1.0 if t in opened else gain for t, gain in enumerate(gains)]
+                replay = Relocated(model, gains, opened)
+            else:
+                replay = PhasedReplay(model, gains)
+            expected = replay.turn(batch.inputs, said[i], batch.query[0], batch.grids[0])
+            for t in range(14):  # the row from which beam i's token t was chosen
                 row = out.beam_indices[i, t]
                 torch.testing.assert_close(out.logits[t][row], expected[t], **CLOSE)
     assert any(5.0 in gains for gains in kinds)
@@ -330,3 +340,54 @@ def test_a_trace_shows_what_was_steered(model):
             say(model, batch, SAID)
     gate = trace.gate.flatten(1).sum(1) > 0
     assert gate.tolist() == [bool(x) for x in INSIDE[:-1]]
+
+
+@pytest.mark.parametrize("config", [VRGAConfig(gain=3.0), VRGAConfig(gain=1.0)], ids=["on", "off"])
+def test_a_trace_shows_the_spans_also_where_they_decide_nothing(model, config):
+    batch = QWEN.batch([1])
+    plain = say(model, batch, SAID)
+    with vrga.patch(model, config) as patch:
+        steered = say(model, batch, SAID)
+        with patch.record() as trace:
+            say(model, batch, SAID)
+        assert trace.inside is None  # who has no tokenizer knows no tags
+    with vrga.patch(model, config, tokenizer=WORDS) as patch:
+        with patch.record() as trace:
+            followed = say(model, batch, SAID)
+    assert trace.inside[:, 0].tolist() == [bool(x) for x in INSIDE[:-1]]
+    assert torch.equal(steered, followed)
+    assert torch.equal(plain, followed) == (config.gain == 1)
+
+
+@pytest.mark.parametrize("relocate", ["question", "back"])
+def test_the_host_knows_the_spans_before_the_step(model, monkeypatch, relocate):
+    """What was looked ahead is what the step then finds, at every step but none of the prompt's."""
+    batch, told = QWEN.batch([1, 1, 0]), []
+    said = [[WORD, *OPENS, 41, 42, *SHUTS], [*OPENS, *SHUTS, 41, *OPENS[:2]], [*OPENS, *[43] * 6]]
+    own = Phase.on_host
+
+    def on_host(self, past):
+        assert self._ahead == past  # nothing is asked of the device
+        inside, opened = own(self, past)
+        assert inside.data_ptr() != self.inside.data_ptr()
+        assert torch.equal(inside, self.inside) and torch.equal(opened, self.opened)
+        told.append((inside.flatten().tolist(), opened.flatten().tolist()))
+        return inside, opened
+
+    monkeypatch.setattr(Phase, "on_host", on_host)
+    config = VRGAConfig(gain=3.0, when="back", relocate=relocate)
+    said = [row[:9] + [43] * (9 - len(row)) for row in said]
+    with vrga.patch(model, config, tokenizer=WORDS):
+        say(model, batch, said)
+    assert len({tuple(inside) for inside, _ in told}) > 3
+    assert any(any(opened) for _, opened in told)
+
+
+def test_own_stopping_criteria_still_stop(model):
+    batch = QWEN.batch([1])
+    stop = StoppingCriteriaList([lambda ids, scores, **kw: ids[:, -1] == 41])
+    with vrga.patch(model, VRGAConfig(when="back"), tokenizer=WORDS):
+        out = model.generate(**batch.inputs, max_new_tokens=14, do_sample=False,
+                             logits_processor=[Say(SAID)], stopping_criteria=stop)  # fmt: skip
+    assert out[0, -1] == 41 and len(stop) == 1
+    assert out.shape[1] == batch.inputs["input_ids"].shape[1] + SAID.index(41) + 1

@@ -19,9 +19,9 @@ from vrga.demo.data import (
     make_samples,
     messages,
     parse_answer,
+    prepare,
 )
-from vrga.demo.evaluate import answers, prepare
-from vrga.demo.measure import run_arm
+from vrga.demo.show import run_arm
 
 
 @pytest.fixture(scope="module")
@@ -80,24 +80,27 @@ def test_direct_accuracy_on_held_out_images(arms):
 def test_the_unsteered_arm_is_the_unpatched_model(embedded, arms):
     model, processor = embedded
     samples, found = arms
-    texts = answers(model, processor, samples[:60], "direct")
+    texts = run_arm(model, processor, samples[:60], "direct", None).texts
     assert found["direct", 1.0].texts[:60] == texts
 
 
 def test_steering_raises_attention_to_a_region_that_holds_the_cell(arms):
-    samples, found = arms
+    _, found = arms
     on, off = found["direct", 1.5], found["direct", 1.0]
-    assert np.array_equal(on.hit, off.hit) and np.array_equal(on.coverage, off.coverage)
-    assert on.hit.mean() > on.coverage.mean() + 0.1  # better than a region of this size at random
+    for name in ("hit", "coverage"):
+        assert np.array_equal(on.look(name), off.look(name))
+    hit = on.look("hit").astype(bool)
+    # better than a region of this size at random
+    assert hit.mean() > on.look("coverage").mean() + 0.1
     same = [a == b for a, b in zip(on.texts, off.texts, strict=True)]
-    gained = (on.rrar - off.rrar)[on.hit & np.array(same)]
+    gained = (on.look("rrar") - off.look("rrar"))[hit & np.array(same)]
     assert gained.mean() > 0
 
 
 def test_the_query_is_the_questions_end_not_the_instructions(embedded):
     model, processor = embedded
     sample = make_samples(1, seed=TEST_SEEDS.start)[0]
-    inputs = prepare(processor, [sample], "reason")
+    inputs = prepare(processor, [sample], "cot")
     with vrga.patch(model, query=sample.question, tokenizer=processor.tokenizer) as patch:
         model.generate(**inputs, max_new_tokens=2)
         asked = patch.region[0].query
@@ -112,5 +115,5 @@ def test_the_demo_prints_its_table_and_writes_its_picture(tmp_path):
     done = CliRunner().invoke(app, ["demo", "--output", str(tmp_path), "--questions", "6"])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "demo.png").stat().st_size > 10_000
-    for words in ("without VRGA", "with VRGA", "accuracy", "RRAR", "direct", "reason", "true cell"):
+    for words in ("without VRGA", "with VRGA", "accuracy", "RRAR", "direct", "cot", "true cell"):
         assert words in done.output

@@ -85,6 +85,8 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
         "vrga/kernels/probe.py",
         "vrga/kernels/reference.py",
         "vrga/demo/weights/model.safetensors",
+        "vrga/evaluation/tasks/common.yaml",
+        "vrga/evaluation/tasks/documents.py",
         "vrga/patching.py",
         "vrga/report.html.jinja",
     ):

@@ -18,7 +18,7 @@ from vrga.cli import app, main
 from vrga.demo.data import TEST_SEEDS, make_samples
 from vrga.report import render, write_report
 
-HOSTILE = ["<script>document.title = 'taken'</script>", "</script>", " <!--", "&lt;\n", "<back>"]
+HOSTILE = ["<script>document.title = 'taken'</script>", "</script>", " <!--", "<back>", "&lt;\n"]
 
 
 def embedded(text):
@@ -43,7 +43,7 @@ def hostile():
     """Base and steered, of a model that writes HTML."""
     traces = [filled_trace(1.0), filled_trace(3.0)]
     for trace in traces:
-        trace.texts[0] = list(HOSTILE)
+        trace.texts[0], trace.inside = list(HOSTILE), None
         trace.asked[0] = "what <b>is</b> this?</script><script>document.title = 'taken'</script>"
     return traces
 
@@ -270,6 +270,8 @@ def test_hovering_a_token_changes_both_maps(open_page, hostile):
     after = pictures(driver)
     assert all(a != b for a, b in zip(before, after, strict=True)) and shown(driver) != told
     assert chosen(driver) == [HOSTILE[2]] * 2
+    shaded = [e.text for e in driver.find_elements("css selector", "#text-0 .token.back")]
+    assert shaded == ["<back>"]
     # What the model wrote is text.
     assert token(driver, 0, 0).text == HOSTILE[0] and driver.title.startswith("vrga")
     assert driver.get_log("browser") == []

@@ -16,6 +16,9 @@ class Letters:
     def __len__(self):
         return 100
 
+    def convert_ids_to_tokens(self, ids):
+        return [f"<{i}>" for i in ids]
+
     def decode(self, ids, **options):
         return "".join(f"<{i}>" for i in ids)
 

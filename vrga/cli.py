@@ -19,6 +19,11 @@ app = typer.Typer(
 )
 console = Console()
 
+_MODEL = "Checkpoint folder or hub id; the embedded model if absent."
+_DATA = "Questions as JSON lines (image, question, answer, choices, box); drawn ones if absent."
+_STYLE = "The back prompt: semantic, solution, or a text with {question}."
+_SPLIT = "Of drawn questions: clean, noise, similar, crowded."
+
 
 class Preset(str, enum.Enum):
     """Configurations that have a name."""
@@ -52,9 +57,7 @@ def demo(
 def generate(
     image: Annotated[list[Path], typer.Option(help="An image file; may be given repeatedly.")],
     question: Annotated[str, typer.Option(help="What to ask.")],
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint folder or hub id; the embedded model if absent.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
     preset: Annotated[Preset, typer.Option(help="Configuration to start from.")] = Preset.default,
     gain: Annotated[
         float | None, typer.Option(help="Factor on the attention to the region; 1 is off.")
@@ -109,6 +112,120 @@ def report(
 
     path = write_report(traces, output, row=row, megabytes=size)
     console.print(f"report: {path}", style="dim", soft_wrap=True)
+
+
+@app.command(
+    name="eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def evaluate(context: typer.Context) -> None:
+    """Evaluate on benchmarks, with and without VRGA; see vrga eval --help."""
+    from vrga.evaluation.command import main
+
+    raise typer.Exit(main(context.args, prog="vrga eval"))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of a run of vrga eval.")],
+    second: Annotated[Path, typer.Argument(help="Folder of another.")],
+) -> None:
+    """Compare two runs of vrga eval, sample by sample."""
+    from vrga.evaluation.compare import compare
+
+    compare(first, second, console)
+
+
+@app.command()
+def tune(
+    sweep: Annotated[
+        list[str], typer.Option(help="field=value,value,... of the config; may be repeated.")
+    ],
+    data: Annotated[Path | None, typer.Argument(help=_DATA)] = None,
+    model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("out/tune"),
+    preset: Annotated[Preset, typer.Option(help="Fields that are not swept.")] = Preset.default,
+    prompt: Annotated[str, typer.Option(help="direct, cot or back.")] = "cot",
+    style: Annotated[str, typer.Option(help=_STYLE)] = "semantic",
+    split: Annotated[str, typer.Option(help=_SPLIT)] = "clean",
+    limit: Annotated[
+        int | None, typer.Option(min=4, help="Questions in both halves; 1000 drawn ones.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per call of generate.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of the halves of a file.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
+) -> None:
+    """Choose a configuration on one half of the questions, and report it on the other half."""
+    from vrga.evaluation.items import PROMPTS
+    from vrga.evaluation.tuning import tune
+
+    if prompt not in PROMPTS:
+        raise ValueError(f"--prompt {prompt}: known are {', '.join(PROMPTS)}")
+    if data is not None and split != "clean":
+        raise ValueError("--split is for drawn questions: leave it out with a data file")
+    tune(
+        data,
+        model,
+        output,
+        base=_config(preset, None),
+        sweeps=sweep,
+        prompt=prompt,
+        style=style,
+        split=split,
+        limit=limit,
+        batch=batch_size,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        resume=resume,
+        console=console,
+    )
+
+
+@app.command()
+def lookback(
+    data: Annotated[Path | None, typer.Argument(help=_DATA)] = None,
+    model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
+    output: Annotated[Path, typer.Option(help="Folder for samples and results.")] = Path(
+        "out/lookback"
+    ),
+    prompts: Annotated[str, typer.Option(help="Of direct, cot, back.")] = "direct,cot,back",
+    steering: Annotated[
+        str, typer.Option(help="Of off, always, back, back+relocate.")
+    ] = "off,always,back,back+relocate",
+    style: Annotated[str, typer.Option(help=_STYLE)] = "semantic",
+    preset: Annotated[Preset, typer.Option(help="Configuration to start from.")] = Preset.default,
+    gain: Annotated[float | None, typer.Option(help="Factor on attention to the region.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")] = None,
+    split: Annotated[str, typer.Option(help=_SPLIT)] = "clean",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per call of generate.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 2048,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
+) -> None:
+    """Compare direct, cot and back prompts without VRGA, with it, and with it inside <back>."""
+    from vrga.evaluation.lookback import experiment
+
+    if data is not None and split != "clean":
+        raise ValueError("--split is for drawn questions: leave it out with a data file")
+    results = experiment(
+        data,
+        model,
+        output,
+        config=_config(preset, gain),
+        prompts=prompts.split(","),
+        steerings=steering.split(","),
+        limit=limit,
+        split=split,
+        style=style,
+        batch=batch_size,
+        max_new_tokens=max_new_tokens,
+        resume=resume,
+        console=console,
+    )
+    if results["failed"]:
+        console.print(f"{results['failed']} samples failed: see {output / 'samples.jsonl'}")
+        raise typer.Exit(1)
 
 
 def _config(preset: Preset, gain: float | None):

@@ -138,6 +138,11 @@ class VRGAConfig:
                     f"method={self.method!r} with gate={self.gate!r}: leave it at {default!r}"
                 )
 
+    @property
+    def steers(self) -> bool:
+        """Whether this config changes anything: a gain of 1 does not."""
+        return self.gain != 1 or self.method not in ("vrga", "released")
+
     @classmethod
     def paper(cls, **overrides) -> VRGAConfig:
         """The method with the paper's static gate: H_v is fixed at prefill."""

@@ -12,6 +12,7 @@ from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from transformers import StoppingCriteriaList
 
 from vrga.attention import KEYWORD, Probe, register
 from vrga.config import VRGAConfig
@@ -222,7 +223,7 @@ class Patch:
     @contextmanager
     def record(
         self,
-        watch: list[list[Tensor]] | None = None,
+        watch: list[list[Tensor]] | Callable[[list], list] | None = None,
         *,
         layers: Iterable[int] | None = None,
         steps: Container[int] | None = None,
@@ -235,7 +236,8 @@ class Patch:
 
         Args:
             watch: cells whose share of attention is measured beside the region's: for each row,
-                for each of its images, bool [h, w] on the image's token grid.
+                for each of its images, bool [h, w] on the image's token grid. Or a callable
+                that makes them from each row's list of `Grid`.
             layers: those to measure, counted from 0; None is all.
             steps: those to measure, counted from 0, e.g. `range(0, 1000, 10)`; None is all.
             maps: heads of which every measured step's attention on each image token is kept:
@@ -287,6 +289,9 @@ class Patch:
         if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
             return own(*args, **kwargs)  # which says what it misses
         self.announce(inputs)
+        if self.config.when == "back" or self.config.relocate == "back":
+            criteria = [*(kwargs.get("stopping_criteria") or ()), self._look_ahead]
+            kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
         try:
             output = own(*args, **kwargs)
             if self._recording is not None:
@@ -296,6 +301,14 @@ class Patch:
             self._announced = self._end = self._head = None
             self._beams = False
             self._forget_beams()
+
+    def _look_ahead(self, ids: Tensor, scores: object, **kwargs) -> Tensor:
+        """A criterion that stops nothing: it sees the newest tokens before generate() waits for
+        the device anyway, so that the next pass need not."""
+        if isinstance(self._step, Steering) and self._step.phase is not None and not self._beams:
+            if len(ids) == len(self._step.phase.state):
+                self._step.phase.look_ahead(ids[:, -1:], ids.shape[1] - 1)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     # --- hooks ---
 
@@ -378,9 +391,9 @@ class Patch:
         step.begin(past, ids)
         if self.config.relocate != "back":
             return
-        opened = (
-            step.phase.opened.cpu() & torch.tensor([bool(g) for g in self._prompt.grids])[:, None]
-        )
+        told = step.phase.on_host(past)
+        opened = step.phase.opened.cpu() if told is None else told[1]
+        opened = opened & torch.tensor([bool(grids) for grids in self._prompt.grids])[:, None]
         if not opened.any():
             return
         # A row may open several spans in a block of drafts; the last one counts.
@@ -555,7 +568,8 @@ class Patch:
         return find(rows, self._prompt.grids[row], query, seen, self.config)
 
     def _follow_beams(self, cache: object) -> None:
-        """Let the rows' <back> spans follow their beams, as the cache does."""
+        """Let the rows' <back> spans, and regions found there, follow their beams, as the cache
+        does."""
         if not isinstance(self._step, Steering) or self._step.phase is None:
             return
         own, step = cache.reorder_cache, self._step
@@ -563,6 +577,12 @@ class Patch:
         def reorder_cache(beams: Tensor) -> None:
             own(beams)
             step.phase.reorder(beams)
+            if not self._episodes:
+                return  # all beams of a row still look at one region
+            regions = [self._regions[beam] for beam in beams.tolist()]
+            if any(new is not old for new, old in zip(regions, self._regions, strict=True)):
+                self._regions = regions
+                step.steer_to(regions)
 
         cache.reorder_cache = reorder_cache
         self._reordered = weakref.ref(cache)
@@ -596,7 +616,7 @@ class Patch:
                 raise ValueError("patch.given is not read by method='ablation': set it to None")
             masks = cells_mask(self.given, self._prompt, "given")
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
-        off = self.config.gain == 1 and self.config.method in ("vrga", "released")
+        off = not self.config.steers
         if off and self._recording is None:
             return None
         watch = recorder = question = None
@@ -605,13 +625,15 @@ class Patch:
             if recorder.steps:
                 raise ValueError("a trace holds one call of generate: record each on its own")
             if watch is not None:
+                watch = watch(self._prompt.grids) if callable(watch) else watch
                 watch = cells_mask(watch, self._prompt, "watch")
             elif self.config.method in ("vrga", "released"):
                 question = self._reader.question(self._prompt, self._query)
                 recorder.question = True
             recorder.aim(regions)
         phase = None
-        if "back" in (self.config.when, self.config.relocate):
+        told = self._recording is not None and self._reader.knows_words
+        if told or "back" in (self.config.when, self.config.relocate):
             if self.given is not None and self.config.relocate == "back":
                 raise ValueError("relocate='back' would replace patch.given: set one of them back")
             vocabulary = self._text.get_input_embeddings().num_embeddings

@@ -133,6 +133,9 @@ class Phase:
         # A compiled step changes it in place, where CUDA graphs must find it again.
         torch._dynamo.mark_static_address(self.state)
         self.inside = self.opened = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+        self._host: Tensor | None = None  # flags looked ahead, bool [2, B]
+        self._copied: torch.cuda.Event | None = None
+        self._ahead: int | None = None  # keys before the tokens they are of
         # By the position of the newest token.
         self._states: dict[int, Tensor] = {start - 1: torch.zeros_like(self.state)}
 
@@ -154,6 +157,38 @@ class Phase:
                 self._states[past + i] = state
         self.state.copy_(state)
         self.inside, self.opened = torch.stack(inside, 1), torch.stack(opened, 1)
+
+    def look_ahead(self, ids: Tensor, past: int) -> None:
+        """Let the host know of tokens whose forward pass comes next, without waiting for it.
+
+        Args:
+            ids: int64 [B, 1], not yet followed; past: keys before them.
+        """
+        state = self._states.get(past - 1)
+        if state is None:
+            return  # drafts, or a compiled step: what came before is not known here
+        flags = torch.stack(
+            [self._follow[state, ids[:, 0]] >= INSIDE, self._opened[state, ids[:, 0]]]
+        )
+        if self._host is None:
+            self._host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=flags.is_cuda)
+        self._host.copy_(flags, non_blocking=True)
+        self._copied = None
+        if flags.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        self._ahead = past
+
+    def on_host(self, past: int) -> tuple[Tensor, Tensor] | None:
+        """(inside, opened), bool [B, Q] on the CPU, of the tokens behind `past` keys; None where
+        the device would have to be waited for."""
+        if self._ahead == past and self.inside.shape[1] == 1:
+            if self._copied is not None:
+                # Done long ago: generate() has waited since, to know whether rows are finished.
+                self._copied.synchronize()
+            inside, opened = self._host.unbind()
+            return inside[:, None], opened[:, None]
+        return (self.inside, self.opened) if self.inside.device.type == "cpu" else None
 
     def reorder(self, beams: Tensor) -> None:
         """Follow beams: row i goes on from row beams[i]."""

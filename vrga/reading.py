@@ -185,6 +185,11 @@ class PromptReader:
         return ends - {None}
 
     @property
+    def knows_words(self) -> bool:
+        """Whether a tokenizer was given or loaded already."""
+        return self._tokenizer is not None
+
+    @property
     def tokenizer(self) -> object:
         """The tokenizer given, or the model's own."""
         if self._tokenizer is None:

@@ -184,40 +184,55 @@ class Steering:
         if self.config.when == "always" and self.phase is None:
             return
         if ids is None:
+            if self.config.when == "always" and self.config.relocate == "question":
+                return  # spans are followed for the trace alone, which goes without
             raise ValueError(
                 f"when={self.config.when!r} with relocate={self.config.relocate!r} follows the "
                 "tokens: give the model input_ids, not inputs_embeds, in decode steps"
             )
-        self._now = self._chosen(ids, past)
-        # On a GPU nobody may wait for this.
-        known = self._now is not None and past is not None and self._now.device.type == "cpu"
-        self._idle = known and not bool(self._now.any())
+        self._now, self._idle = self._chosen(ids, past), False
+        told = None if self._now is None or past is None else self._told(past)
+        if told is not None:  # one attention is enough where all rows are treated alike
+            self._idle = not bool(told.any())
+            self._now = None if bool(told.all()) else self._now
 
     def _chosen(self, ids: Tensor, past: int | None) -> Tensor | None:
         """Which of the new tokens are steered, bool [B, Q]; None for all."""
-        config, chosen = self.config, None
+        config = self.config
         if self.phase is not None:
             self.phase.advance(ids, past)
             if self.recorder is not None:
                 self.recorder.note(self.phase.inside[:, -1])
-        if config.when == "back":
-            chosen = self.phase.inside
-        elif config.when != "always":
-            if past is None:
-                raise RuntimeError(
-                    "a callable `when` needs decoding that is not compiled: call generate with "
-                    "disable_compile=True"
-                )
-            chosen = config.when(ids, past)
-            if not isinstance(chosen, Tensor) or chosen.shape != ids.shape:
-                found = list(chosen.shape) if isinstance(chosen, Tensor) else repr(chosen)
-                raise ValueError(f"when(...) gave {found}; wanted: bool {list(ids.shape)}")
-            chosen = chosen.to(ids.device, torch.bool)
+        if config.when in ("always", "back"):
+            return self._by_phase(self.phase.inside, self.phase.opened)
+        if past is None:
+            raise RuntimeError(
+                "a callable `when` needs decoding that is not compiled: call generate with "
+                "disable_compile=True"
+            )
+        chosen = config.when(ids, past)
+        if not isinstance(chosen, Tensor) or chosen.shape != ids.shape:
+            found = list(chosen.shape) if isinstance(chosen, Tensor) else repr(chosen)
+            raise ValueError(f"when(...) gave {found}; wanted: bool {list(ids.shape)}")
+        chosen = chosen.to(ids.device, torch.bool)
         if config.relocate == "back":
-            # The row that opens a span is the one that is looked at, as at the prompt's question.
-            other = ~self.phase.opened
-            chosen = other if chosen is None else chosen & other
+            chosen = chosen & ~self.phase.opened
         return chosen
+
+    def _by_phase(self, inside: Tensor, opened: Tensor) -> Tensor | None:
+        """What <back> spans leave of the new tokens, bool [B, Q]; None for all."""
+        chosen = inside if self.config.when == "back" else None
+        if self.config.relocate == "back":
+            # The row that opens a span is the one that is looked at, as at the prompt's question.
+            chosen = ~opened if chosen is None else chosen & ~opened
+        return chosen
+
+    def _told(self, past: int) -> Tensor | None:
+        """`_now` on the CPU, bool [B, Q]; None where the device would have to be waited for."""
+        if self._now.device.type == "cpu" and callable(self.config.when):
+            return self._now
+        told = None if callable(self.config.when) else self.phase.on_host(past)
+        return None if told is None else self._by_phase(*told)
 
     def attend(self, own, module, query, key, value, attention_mask, **kwargs):
         """Steered attention; [B, Q, H, d] and None, as every attention backend returns."""

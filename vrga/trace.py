@@ -45,8 +45,8 @@ class Trace:
         generated: mass on generated tokens, likewise.
         entropy: H_mass in nats, before steering.
         gate: 1 where the gate was open.
-        inside: whether each row was inside a <back> span, bool [steps, B]; None where the config
-            follows no spans.
+        inside: whether each row was inside a <back> span, bool [steps, B]; None where the patch
+            has no tokenizer, or was given no token ids.
         steps: number of each step, int64 [steps]; layers: of each layer, int64 [L].
         maps: attention on every image token, float16 [steps, heads, B, n], in the order of the
             row's grids, zero where a row has fewer; None without `maps`.
@@ -105,7 +105,7 @@ class Trace:
         after = before * weight
         total = after.sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
         after, rest = after / total[..., None], rest / total
-        if recorder.inside:
+        if len(recorder.inside) == recorder.steps:
             self.inside = torch.stack(recorder.inside).cpu()
         if recorder.question:
             # Before steering, group 0 is the image outside T and what was generated.

@@ -160,11 +160,13 @@ def _sentences() -> list[str]:
     """What the tokenizer learns its words from."""
     text = [f"what color is the {letter}?" for letter in LETTERS]
     text += [
-        f"see {letter} {color}, {letter} {color}. answer {letter} {color}.\nanswer"
+        f"<think> see {letter} {color}, {letter} {color}. </think> answer {letter} {color}. "
+        f"\\boxed{{{color}}} <back> see {letter} {color}. </back> "
+        f"<think> answer {letter} {color}.\nanswer"
         for letter in LETTERS
         for color in COLORS
     ]
-    text += [PROMPTS["reason"].format(question=text[0]), CAPTION] * 8
+    text += [*(prompt.format(question=text[0]) for prompt in PROMPTS.values()), CAPTION] * 8
     text += ["user\nassistant\nsystem\n"] * 64
     text += [
         "where is this and which one do you see in the image: left, right, above or below?"

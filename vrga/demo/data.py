@@ -7,6 +7,9 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from vrga.lookback import last_box
 
 CELL = 28  # pixels: one visual token of Qwen2.5-VL (patch 14, merge 2)
 LETTERS = tuple("ABCEHKLMPRSTUXYZ")
@@ -27,9 +30,19 @@ TRAIN_SEEDS = range(0, 100_000_000)
 VALIDATION_SEEDS = range(100_000_000, 101_000_000)
 TEST_SEEDS = range(101_000_000, 102_000_000)
 
-PROMPTS = {"direct": "{question}", "reason": "{question} think step by step."}
+PROMPTS = {
+    "direct": "{question}",
+    "cot": "{question} think step by step.",
+    "back": "{question} think step by step, then look back.",
+}
 CAPTION = "list every object."
-CHAIN = 3  # objects named, in the order of the alphabet, before the answer to a "reason" prompt
+# Harder questions than those of training: arguments of `make_samples`.
+SPLITS: Mapping[str, dict] = {
+    "clean": {},
+    "noise": {"noise": 140.0},  # pixel noise; at most 60 in training
+    "similar": {"fade": 0.5},  # colours half-way to their mean
+    "crowded": {"objects": (10, 14)},  # more letters, and so longer chains, than the 4 to 8
+}
 
 
 @dataclass(frozen=True)
@@ -106,13 +119,33 @@ def make_samples(
     return [_draw_sample(seed + i, noise, objects, grid, letters, palette) for i in range(n)]
 
 
+def split_options(split: str) -> dict:
+    """Arguments of `make_samples` for a split of `SPLITS`.
+
+    Raises:
+        ValueError: no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: known are {', '.join(SPLITS)}")
+    return dict(SPLITS[split])
+
+
 def answer(sample: Sample, prompt: str) -> str:
-    """The target: "answer K red.", for "reason" after "see A blue, M green, R pink. "."""
-    final = f"answer {sample.letter} {sample.color}."
+    """The target, its colour in a box; each prompt adds to the one before.
+
+    direct: "answer K red. \\boxed{red}"; cot: first "<think> see A blue, M green. </think>" with
+    all other objects in the order of the alphabet; back: then "<back> see K red. </back>".
+    """
+    spoken = f"answer {sample.letter} {sample.color}."
+    box = f"\\boxed{{{sample.color}}}"
     if prompt == "direct":
-        return final
-    others = [o for o in sorted(sample.objects) if o[0] != sample.letter]
-    return f"{_listing(others[:CHAIN])} {final}"
+        return f"{spoken} {box}"
+    others = _listing(o for o in sorted(sample.objects) if o[0] != sample.letter)
+    chain = f"<think> {others} </think>"
+    if prompt == "cot":
+        return f"{chain} {spoken} {box}"
+    look = _listing([(sample.letter, sample.color, sample.cell)])
+    return f"{chain} <back> {look} </back> <think> {spoken} </think> {box}"
 
 
 def caption(sample: Sample) -> str:
@@ -121,8 +154,14 @@ def caption(sample: Sample) -> str:
 
 
 def parse_answer(text: str) -> str | None:
-    """The colour in the last "answer K red" of `text`, None where there is none."""
-    found = re.findall(rf"\banswer [A-Z] ({'|'.join(COLORS)})\b", text)
+    """The colour in the last box of `text`, None where there is none."""
+    box = last_box(text)
+    return box if box in COLORS else None
+
+
+def spoken_answer(text: str) -> tuple[str, str] | None:
+    """Letter and colour of the last "answer K red" of `text`, None where there is none."""
+    found = re.findall(rf"\banswer ([A-Z]) ({'|'.join(COLORS)})\b", text)
     return found[-1] if found else None
 
 
@@ -131,6 +170,17 @@ def messages(sample: Sample, prompt: str) -> list[dict]:
     text = PROMPTS[prompt].format(question=sample.question)
     content = [{"type": "image", "image": sample.image}, {"type": "text", "text": text}]
     return [{"role": "user", "content": content}]
+
+
+def prepare(processor, samples: Sequence[Sample], prompt: str) -> dict[str, Tensor]:
+    """Model inputs of a left-padded batch; `prompt` is a key of `PROMPTS`."""
+    processor.tokenizer.padding_side = "left"
+    chats = [
+        processor.apply_chat_template(messages(s, prompt), add_generation_prompt=True)
+        for s in samples
+    ]
+    images = [s.image for s in samples]
+    return processor(text=chats, images=images, padding=True, return_tensors="pt")
 
 
 def _listing(objects) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -11,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from vrga.config import VRGAConfig
-from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples
-from vrga.demo.evaluate import prepare
-from vrga.demo.measure import Arm, run_arm
-from vrga.intervals import Interval, mean_interval, paired_difference, wilson
+from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples, parse_answer, prepare
+from vrga.evaluation.asking import Asker
+from vrga.evaluation.items import drawn_items
+from vrga.evaluation.looking import Looks
+from vrga.evaluation.wording import percent, share
+from vrga.intervals import mean_interval, paired_difference, wilson
 from vrga.models import load
 from vrga.patching import patch
 from vrga.region import Region
@@ -43,14 +47,49 @@ def show(output: Path, questions: int, console: Console) -> dict:
     for prompt, summary in found.items():
         region = summary["region"]
         console.print(
-            f"{prompt}: the true cell is in T in {_percent(region['hit'])}, the map peaks on it "
-            f"in {_percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the image"
+            f"{prompt}: the true cell is in T in {percent(region['hit'])}, the map peaks on it "
+            f"in {percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the image"
         )
     console.print(
         "RRAR: attention on the true cell / on the image, mean over visual heads and answer "
         "tokens. Brackets: 95 % intervals."
     )
     return {"questions": questions, "prompts": found}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One prompt with one configuration, an entry per question.
+
+    Args:
+        right: the colour is right, bool [N].
+        looks: where the heads looked.
+    """
+
+    texts: list[str]
+    right: np.ndarray
+    looks: list[Looks | None]
+
+    def look(self, name: str) -> np.ndarray:
+        """A figure of the looks, float [N]."""
+        return np.array([getattr(one, name) for one in self.looks], dtype=float)
+
+
+def run_arm(
+    model,
+    processor,
+    samples: list[Sample],
+    prompt: str,
+    config: VRGAConfig | None,
+    batch: int = 100,
+) -> Arm:
+    """Answer every question; None leaves the model unpatched, and nothing is measured."""
+    asker = Asker(model, processor, config, batch=batch, measure=config is not None)
+    requests = [i.request(prompt, i.id, max_new_tokens=96) for i in drawn_items(samples)]
+    found = {answer.id: answer for answer in asker.ask(requests)}
+    answers = [found[one.id] for one in requests]
+    right = [parse_answer(a.text) == s.color for a, s in zip(answers, samples, strict=True)]
+    return Arm([a.text for a in answers], np.array(right), [a.looks for a in answers])
 
 
 def _summary(off: Arm, on: Arm) -> dict:
@@ -62,14 +101,14 @@ def _summary(off: Arm, on: Arm) -> dict:
             "difference": paired_difference(on.right, off.right),
         },
         "rrar": {
-            "off": mean_interval(off.rrar),
-            "on": mean_interval(on.rrar),
-            "difference": paired_difference(on.rrar, off.rrar),
+            "off": mean_interval(off.look("rrar")),
+            "on": mean_interval(on.look("rrar")),
+            "difference": paired_difference(on.look("rrar"), off.look("rrar")),
         },
         "region": {
-            "hit": wilson(on.hit),
-            "peak": wilson(on.peak),
-            "coverage": float(on.coverage.mean()),
+            "hit": wilson(on.look("hit")),
+            "peak": wilson(on.look("peak")),
+            "coverage": float(on.look("coverage").mean()),
         },
     }
 
@@ -122,19 +161,9 @@ def _table(found: dict[str, dict], questions: int) -> Table:
     for column in ("prompt", "measure", "without VRGA", "with VRGA", "difference"):
         table.add_column(column)
     for prompt, summary in found.items():
-        for name, text in (("accuracy", _percent), ("rrar", _number)):
+        for name, text in (("accuracy", percent), ("rrar", share)):
             off, on, change = (summary[name][arm] for arm in ("off", "on", "difference"))
             table.add_row(
                 prompt, name.replace("rrar", "RRAR"), text(off), text(on), text(change, "+")
             )
     return table
-
-
-def _percent(interval: Interval, sign: str = "") -> str:
-    value, low, high = (100 * x for x in interval)
-    return f"{value:{sign}.1f} % ({low:{sign}.1f}, {high:{sign}.1f})"
-
-
-def _number(interval: Interval, sign: str = "") -> str:
-    value, low, high = interval
-    return f"{value:{sign}.3f} ({low:{sign}.3f}, {high:{sign}.3f})"

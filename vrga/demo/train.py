@@ -3,7 +3,8 @@
 First the vision tower alone learns to name the letter and colour of every cell; then the whole
 model learns to answer and to list. Naming the letter before its colour is what makes this quick:
 the letter just written is the key with which attention finds its cell. Some heads are also taught
-to look at the cell in question, from the question mark as from the answer: see `LOOKING`.
+to look at the cell in question, from the question mark, from <back> and from the answer: see
+`LOOKING`.
 """
 
 import argparse
@@ -36,10 +37,11 @@ from vrga.demo.data import (
     caption,
     make_samples,
 )
-from vrga.demo.evaluate import accuracy
+from vrga.demo.show import run_arm
+from vrga.phase import Phase, tag_table
 
 WEIGHTS = Path(__file__).parent / "weights"
-KINDS = {"direct": 0.3, "reason": 0.4, "caption": 0.3}  # shares of a batch
+KINDS = {"direct": 0.25, "cot": 0.25, "back": 0.25, "caption": 0.25}  # shares of a batch
 OBJECTS = (4, 8)  # letters in an image
 CROWDED = (12, 16)  # the same while the vision tower learns alone: more to learn from in each
 EMPTY = 0.3  # weight of an empty cell in the loss of the vision tower
@@ -47,6 +49,7 @@ EMPTY = 0.3  # weight of an empty cell in the loss of the vision tower
 # that the model has visual heads that retrieve, as large ones have after training at scale.
 LOOKING = tuple((layer, head) for layer in (2, 3) for head in range(4))
 LOOKING_WEIGHT = 0.1
+LOOKING_SHARE = 0.5  # of a head's attention; beyond it nothing is taught, and steering has room
 NOISE = 60.0  # each training image gets Gaussian noise of a strength drawn from [0, NOISE]
 
 
@@ -79,6 +82,7 @@ class Batches:
         tokens = processor.tokenizer
         self.ids = {name: tokens.convert_tokens_to_ids(name) for name in build.SPECIAL_TOKENS}
         (self.mark,) = tokens.encode("?")
+        self.tags = tag_table(tokens, len(tokens))
         self.letters = {letter: tokens.encode(f" {letter}")[0] for letter in LETTERS}
 
     def images(self, objects: tuple[int, int]) -> tuple[list[Sample], dict[str, Tensor]]:
@@ -97,8 +101,9 @@ class Batches:
     def conversations(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Model arguments of one batch, labels [N, T] and looks [N, T].
 
-        Labels are -100 but on assistant tokens. Looks holds, for "?" and for every letter of the
-        answer, the position of the image token that shows what is spoken of, and -1 elsewhere.
+        Labels are -100 but on assistant tokens. Looks holds, for "?", for the last token of a
+        <back> tag and for every letter of the answer, the position of the image token that shows
+        what is spoken of, and -1 elsewhere.
         """
         samples, inputs = self.images(OBJECTS)
         kinds = self.rng.choice(list(KINDS), size=self.size, p=list(KINDS.values()))
@@ -121,9 +126,16 @@ class Batches:
                 looks[i, prompt.index(self.mark)] = places[self.letters[sample.letter]]
             for t in range(start, end):
                 looks[i, t] = places.get(int(ids[i, t]), -1)
+            looks[i, start:end][self._opens(target)] = places[self.letters[sample.letter]]
         types = (ids == self.ids["<|image_pad|>"]).int()
         inputs |= {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
         return inputs, labels, looks
+
+    def _opens(self, target: list[int]) -> Tensor:
+        """Whether each token of a target completes a <back> tag, bool [T]."""
+        phase = Phase(self.tags, 1, torch.device("cpu"))
+        phase.advance(torch.tensor([target]), 0)
+        return phase.opened[0]
 
     def _encode(self, sample: Sample, kind: str) -> tuple[list[int], list[int]]:
         if kind == "caption":
@@ -179,6 +191,8 @@ def train_vision(model: nn.Module, batches: Batches, steps: int) -> float:
 def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
     """Mean of -log(attention on the token to look at), over `LOOKING` heads and their rows.
 
+    Attention above `LOOKING_SHARE` counts as that, so heads are not driven to look nowhere else.
+
     Args:
         attentions: Per layer, float [N, H, T, T].
         looks: Key position for each row, int [N, T]; -1 where no head need look anywhere.
@@ -186,7 +200,7 @@ def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
     rows, queries = (looks >= 0).nonzero(as_tuple=True)
     keys = looks[rows, queries]
     taught = [attentions[layer][rows, head, queries, keys] for layer, head in LOOKING]
-    return -torch.stack(taught).clamp_min(1e-9).log().mean()
+    return -torch.stack(taught).clamp(1e-9, LOOKING_SHARE).log().mean()
 
 
 def train_answers(model: nn.Module, batches: Batches, steps: int, rate: float) -> float:
@@ -251,7 +265,7 @@ def main() -> None:
     for split, seeds in {"validation": VALIDATION_SEEDS, "test": TEST_SEEDS}.items():
         samples = make_samples(options.test, seed=seeds[0])
         for prompt in PROMPTS:
-            right = accuracy(model, processor, samples, prompt)
+            right = int(run_arm(model, processor, samples, prompt, None).right.sum())
             results[f"{split}_{prompt}"] = {"correct": right, "of": len(samples)}
             print(split, prompt, f"{right} of {len(samples)}", flush=True)
     record = {

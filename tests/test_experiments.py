@@ -1,0 +1,245 @@
+"""vrga lookback and vrga tune: arms on the same questions, from files or drawn."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from vrga import VRGAConfig
+from vrga.cli import app
+from vrga.demo.data import SPLITS, make_samples, parse_answer
+from vrga.evaluation import arms as arms_module
+from vrga.evaluation import lookback as experiment
+from vrga.evaluation.items import drawn_items, read_items
+from vrga.evaluation.lookback import FIRST, STEERINGS, arms
+from vrga.evaluation.store import Store
+from vrga.evaluation.tuning import halves, swept
+
+RUNNER = CliRunner()
+BOX = [0, 0, 9, 9]
+SMALL = ("--limit", 6, "--batch-size", 6, "--max-new-tokens", 64, "--split", "similar")
+
+
+def run(*arguments):
+    return RUNNER.invoke(app, [str(a) for a in arguments])
+
+
+def samples(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lookback") / "run"
+    done = run("lookback", *SMALL, "--output", folder, "--gain", 4)
+    assert done.exit_code == 0, done.output
+    return folder, done.output
+
+
+def test_every_arm_answers_every_question(whole):
+    folder, output = whole
+    found = samples(folder)
+    names = {f"{p}/{s}" for p in ("direct", "cot", "back") for s in STEERINGS}
+    assert {f"{one['prompt']}/{one['arm']}" for one in found} == names and len(names) == 12
+    assert len(found) == 12 * 6 and {one["id"] for one in found} == set("012345")
+    assert all(one["steered"] == (one["arm"] != "off") for one in found)
+    for words in ("against off", "looks back", "RRAR", "back+relocate"):
+        assert words in output
+
+
+def test_scores_are_those_of_the_texts(whole):
+    drawn = make_samples(6, seed=FIRST, **SPLITS["similar"])
+    for one in samples(whole[0]):
+        right = parse_answer(one["text"]) == drawn[int(one["id"])].color
+        assert one["score"] == right and one["target"] == drawn[int(one["id"])].color
+
+
+def test_without_a_span_steering_inside_spans_changes_nothing(whole):
+    by_arm = {(one["prompt"], one["arm"], one["id"]): one for one in samples(whole[0])}
+    for prompt in ("direct", "cot"):
+        for number in "012345":
+            off = by_arm[prompt, "off", number]
+            for arm in ("back", "back+relocate"):
+                assert by_arm[prompt, arm, number]["text"] == off["text"]
+                assert by_arm[prompt, arm, number]["looks"] == pytest.approx(off["looks"])
+
+
+def test_the_model_looks_back_when_it_is_asked_to(whole):
+    found = json.loads((whole[0] / "results.json").read_text())["arms"]
+    for name, one in found.items():
+        assert one["stats"]["trigger_rate"] == float(name.startswith("back/"))
+        assert (one["image_inside"][0] is not None) == name.startswith("back/")
+    # Inside spans more of the attention is steered to the image than outside them.
+    inside = [found[f"back/{arm}"]["image_inside"][0] for arm in ("off", "back")]
+    outside = [found[f"back/{arm}"]["image_outside"][0] for arm in ("off", "back")]
+    assert inside[1] > inside[0] + 0.01 and outside[1] == pytest.approx(outside[0], abs=1e-3)
+
+
+def test_an_interrupted_run_goes_on(whole, tmp_path, monkeypatch):
+    own, added = Store.add, []
+
+    def add(self, several):
+        added.append(several)
+        if len(added) > 20:
+            raise KeyboardInterrupt
+        own(self, several)
+
+    monkeypatch.setattr(Store, "add", add)
+    stopped = run("lookback", *SMALL, "--output", tmp_path, "--gain", 4)
+    assert stopped.exit_code == 130 and len(samples(tmp_path)) == 20
+    monkeypatch.setattr(Store, "add", own)
+    assert run("lookback", *SMALL, "--output", tmp_path, "--gain", 4).exit_code != 0  # not over it
+    again = run("lookback", *SMALL, "--output", tmp_path, "--gain", 4, "--resume")
+    assert again.exit_code == 0, again.output
+    results = [json.loads((x / "results.json").read_text())["arms"] for x in (tmp_path, whole[0])]
+    assert results[0] == results[1]
+
+
+def write_data(folder, rows):
+    for i, sample in enumerate(make_samples(3, seed=4)):
+        sample.image.save(folder / f"{i}.png")
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_questions_come_from_a_file(tmp_path):
+    rows = [
+        {"image": "0.png", "question": "what color is the K?", "answer": "red", "box": BOX},
+        {"id": "b", "images": ["1.png", "2.png"], "question": "Which?", "answer": "B",
+         "choices": ["cat", "dog"]},
+        {"question": "Is it?", "answer": "Yes"},
+    ]  # fmt: skip
+    first, second, third = read_items(write_data(tmp_path, rows))
+    assert (first.id, second.id, third.id) == ("1", "b", "3") and first.box == (0, 0, 9, 9)
+    assert [path.name for path in second.images] == ["1.png", "2.png"]
+    assert second.texts["direct"].startswith("Which?\nA. cat\nB. dog\n")
+    assert "<back>" in first.texts["back"] and "<back>" not in first.texts["cot"]
+    assert first.is_right("so \\boxed{red}", "cot") and not first.is_right("red", "cot")
+    assert first.is_right("Red.", "direct")
+    assert second.is_right("\\boxed{B}", "cot") and second.is_right("\\boxed{dog}", "back")
+    assert not second.is_right("\\boxed{A}", "cot")
+    assert third.is_right("\\boxed{yes}", "back") and not third.is_right("\\boxed{no}", "back")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{", "line 1: "),
+        ({"question": "?", "image": "0.png"}, "line 1: no 'answer'; its fields are id, image"),
+        ({"question": "?", "answer": "C", "choices": ["a", "b"]}, "'C' is none of the choices"),
+    ],
+    ids=["no json", "no answer", "no such choice"],
+)
+def test_a_bad_line_is_named(tmp_path, row, told):
+    path = tmp_path / "q.jsonl"
+    path.write_text(row if isinstance(row, str) else json.dumps(row))
+    with pytest.raises(ValueError, match=told):
+        read_items(path)
+
+
+def test_ids_that_stand_twice_and_empty_files_are_refused(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text(2 * (json.dumps({"id": "x", "question": "?", "answer": "a"}) + "\n"))
+    with pytest.raises(ValueError, match="line 2: the id 'x' stands twice"):
+        read_items(path)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="holds no question"):
+        read_items(path)
+
+
+def test_a_file_with_a_bad_image_goes_through(tmp_path):
+    rows = [
+        {"image": "0.png", "question": "what color is the K?", "answer": "red", "box": BOX},
+        {"image": "gone.png", "question": "what color is the K?", "answer": "red"},
+    ]  # fmt: skip
+    path = write_data(tmp_path, rows)
+    done = run("lookback", path, "--prompts", "cot", "--steering", "off,back", "--max-new-tokens",
+               4, "--output", tmp_path / "run")  # fmt: skip
+    assert done.exit_code == 1 and "2 samples failed" in done.output, done.output
+    found = {(one["arm"], one["id"]): one for one in samples(tmp_path / "run")}
+    assert "gone.png does not exist" in found["off", "2"]["error"]
+    assert found["off", "1"]["error"] is None and found["off", "1"]["looks"]["rrar"] is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--steering", "sometimes"), "--steering sometimes: known are off, always"),
+        (("--prompts", "loud"), "--prompts loud: known are direct, cot, back"),
+        (("--split", "dark"), "split 'dark': known are clean, noise"),
+    ],
+    ids=["steering", "prompt", "split"],
+)
+def test_what_is_not_known_is_told(tmp_path, options, told):
+    done = run("lookback", "--output", tmp_path / "x", *options)
+    assert done.exit_code != 0 and told in str(done.exception)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_arms_say_when_and_where():
+    named = {arm.name: arm.config for arm in arms(VRGAConfig(gain=2.0), ["cot"], list(STEERINGS))}
+    assert named["cot/off"].gain == 1 and not named["cot/off"].steers
+    assert (named["cot/always"].when, named["cot/always"].gain) == ("always", 2.0)
+    assert (named["cot/back"].when, named["cot/back"].relocate) == ("back", "question")
+    assert named["cot/back+relocate"].relocate == "back"
+
+
+def test_a_sweep_is_every_combination_once():
+    configs = swept(VRGAConfig(), ["gain=1.5,2", "gate=dynamic,static", "gate_focus=0.6,1"])
+    assert len(configs) == 6  # a static gate has no thresholds
+    assert configs["gain=2 gate=static"] == VRGAConfig(gain=2, gate="static")
+    assert configs["gain=1.5 gate=dynamic gate_focus=1"] == VRGAConfig(gate_focus=1)
+    for wrong in (["noise=3"], ["gain"], ["gain=1,2", "gain=3"], []):
+        with pytest.raises(ValueError, match="--sweep"):
+            swept(VRGAConfig(), wrong)
+    with pytest.raises(ValueError, match="gate='open'"):
+        swept(VRGAConfig(), ["gate=open"])
+
+
+def test_the_halves_have_no_question_in_common(tmp_path):
+    rows = [{"id": str(i), "question": "?", "answer": "a"} for i in range(11)]
+    path = write_data(tmp_path, rows)
+    tuning, held_out = halves(path, None, "clean", "semantic", seed=1)
+    assert {one.id for one in tuning} | {one.id for one in held_out} == set(map(str, range(11)))
+    assert len(tuning) == 5 and not {one.id for one in tuning} & {one.id for one in held_out}
+    drawn = halves(None, 8, "clean", "semantic", seed=0)
+    pictures = [[np.asarray(item.images[0]).tobytes() for item in half] for half in drawn]
+    assert len(set(sum(pictures, []))) == 8
+    with pytest.raises(ValueError, match="too few to tune on"):
+        halves(path, 3, "clean", "semantic", seed=0)
+
+
+def test_tuning_reports_the_best_on_the_other_half(tmp_path):
+    arguments = ("tune", "--sweep", "gain=1.5,30", "--limit", 24, "--split", "similar",
+                 "--batch-size", 12, "--max-new-tokens", 64, "--output", tmp_path)  # fmt: skip
+    done = run(*arguments)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "results.json").read_text())
+    tuning = {name: one["accuracy"][0] for name, one in found["tuning"].items() if name != "off"}
+    assert found["best"] == max(tuning, key=tuning.get) and set(tuning) == {"gain=1.5", "gain=30"}
+    assert set(found["held_out"]) == {"off", found["best"]}
+    best = VRGAConfig(**json.loads((tmp_path / "best.json").read_text()))
+    assert f"gain={best.gain:g}" == found["best"]
+    assert (tmp_path / "tuning.png").stat().st_size > 5_000
+    right = [one["score"] for one in samples(tmp_path / "held_out") if one["arm"] == "off"]
+    assert found["held_out"]["off"]["accuracy"][0] == pytest.approx(np.mean(right))
+    again = run(*arguments, "--resume")
+    assert again.exit_code == 0 and json.loads((tmp_path / "results.json").read_text()) == found
+
+
+def test_a_failed_answer_counts_as_wrong():
+    some = [{"score": 1.0, "looks": {"rrar": 0.5}}, {"score": None, "looks": None}]
+    assert arms_module.accuracy(some)[0] == 0.5
+    assert arms_module.mean_look(some, "rrar")[0] == 0.5
+    assert math.isnan(arms_module.look(some, "hit")[0])
+
+
+def test_drawn_questions_know_their_boxes():
+    (sample,) = make_samples(1, seed=8)
+    (item,) = drawn_items([sample])
+    assert item.box == sample.box and item.answer == sample.color
+    assert all(item.question in text for text in item.texts.values())
+    assert experiment.PROMPTS == tuple(item.texts)

@@ -1,0 +1,1 @@
+"""Evaluation: asking a model many questions, with and without VRGA, and scoring what it says."""

@@ -1,0 +1,166 @@
+"""Running several arms - a prompt and a way of steering each - on the same questions."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from vrga.config import VRGAConfig
+from vrga.evaluation.asking import Answer, Asker
+from vrga.evaluation.items import Item
+from vrga.evaluation.store import Store
+from vrga.intervals import Interval, mcnemar, mean_interval, paired_difference, wilson
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of asking.
+
+    Args:
+        steering: its name; config: what it means, None for the unpatched model.
+        prompt: one of `items.PROMPTS`.
+    """
+
+    steering: str
+    config: VRGAConfig | None
+    prompt: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.prompt}/{self.steering}"
+
+
+def run_arms(
+    model: torch.nn.Module,
+    processor,
+    items: Sequence[Item],
+    arms: Sequence[Arm],
+    store: Store,
+    *,
+    batch: int,
+    max_new_tokens: int,
+    pixels: tuple[int | None, int | None] = (None, None),
+    measure: bool = True,
+    console: Console,
+) -> dict[str, list[dict]]:
+    """Ask every item in every arm; what the store holds already is not asked again.
+
+    Args:
+        measure: record where the heads look.
+
+    Returns:
+        The samples of each arm by its name, in the items' order.
+    """
+    by_key = {f"{arm.name}/{item.id}": (arm, item) for arm in arms for item in items}
+    with progress(console) as bar:
+        task = bar.add_task("answering", total=len(by_key), completed=len(store.done))
+        for arm in arms:
+            left = {
+                key: item
+                for key, (one, item) in by_key.items()
+                if one is arm and key not in store.done
+            }
+            asker = Asker(model, processor, arm.config, batch=batch, measure=measure, pixels=pixels)
+            requests = (
+                item.request(arm.prompt, key, max_new_tokens=max_new_tokens)
+                for key, item in left.items()
+            )
+            for answer in asker.ask(requests):
+                item = left[answer.id]
+                right = None if answer.error else item.is_right(answer.text, arm.prompt)
+                store.add([sample(answer, arm, item, right)])
+                bar.advance(task)
+    samples = store.finish(by_key)
+    found: dict[str, list[dict]] = {arm.name: [] for arm in arms}
+    for one in samples:
+        found[f"{one['prompt']}/{one['arm']}"].append(one)
+    return found
+
+
+def sample(answer: Answer, arm: Arm, item: Item, right: bool | None) -> dict:
+    """What is kept of an answer."""
+    return {
+        "key": answer.id,
+        "id": item.id,
+        "arm": arm.steering,
+        "prompt": arm.prompt,
+        "chat": answer.prompt,
+        "target": item.answer,
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "seconds": round(answer.seconds, 4),
+        "steered": answer.steered,
+        "region": answer.region,
+        "looks": None if answer.looks is None else dataclasses.asdict(answer.looks),
+        "score": None if right is None else float(right),
+        "error": answer.error,
+    }
+
+
+def progress(console: Console) -> Progress:
+    """A bar with counts and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def right(samples: Sequence[dict]) -> np.ndarray:
+    """Score of each sample, float [N]; an answer that failed is wrong, as it would be at a test."""
+    return np.array([one["score"] or 0.0 for one in samples])
+
+
+def look(samples: Sequence[dict], name: str) -> np.ndarray:
+    """A figure of `Looks` for each sample, float [N]; NaN where there is none."""
+    found = [(one["looks"] or {}).get(name) for one in samples]
+    return np.array([np.nan if x is None else float(x) for x in found])
+
+
+def accuracy(samples: Sequence[dict]) -> Interval:
+    return wilson(right(samples))
+
+
+def compared(samples: Sequence[dict], base: Sequence[dict]) -> dict:
+    """The difference of two arms on the same questions: accuracy and RRAR, paired."""
+    ours, theirs = right(samples), right(base)
+    return {
+        "accuracy": paired_difference(ours, theirs),
+        "p": mcnemar(ours, theirs),
+        "rrar": paired_difference(look(samples, "rrar"), look(base, "rrar")),
+    }
+
+
+def mean_look(samples: Sequence[dict], name: str) -> Interval:
+    return mean_interval(look(samples, name))
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on beside its settings."""
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }

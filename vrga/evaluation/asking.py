@@ -1,0 +1,368 @@
+"""Asking a model many questions, in batches, with the model patched or not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vrga.config import VRGAConfig
+from vrga.evaluation.looking import Looks, cells_in, looks_of
+from vrga.generation import read_image
+from vrga.models import FAMILIES
+from vrga.patching import Patch, patch
+from vrga.region import Region
+from vrga.tokens import Grid
+
+WINDOW = 16  # batches of requests that are read ahead, to put those of similar length together
+# What may go wrong with one sample and leaves the others alone.
+SAMPLE_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a model.
+
+    Args:
+        id: unique within a run.
+        chat: makes, when its turn comes, the messages and the question: a text in them at whose
+            end the question ends, before any instructions. Image parts are {"type": "image",
+            "image": a PIL image or a path}. An error it raises becomes the answer's.
+        box: the region that matters, in pixels of the first image: left, top, right, bottom
+            (exclusive); None where it is not known.
+        options: of `generate`, such as max_new_tokens; "until" (a list of str) cuts the text.
+    """
+
+    id: str
+    chat: Callable[[], tuple[list[dict], str]]
+    box: tuple[float, float, float, float] | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+def request(
+    id: str,
+    text: str,
+    images: Iterable[Image.Image | str | Path] = (),
+    question: str | None = None,
+    **more,
+) -> Request:
+    """A request of one user turn: the images, then a text.
+
+    Args:
+        question: the part of the text that is the question; None is all of it.
+        more: box and options of the `Request`.
+    """
+    parts = [{"type": "image", "image": image} for image in images]
+    chat = [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+    return Request(id, lambda: (chat, text if question is None else question), **more)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to a request, or why it said nothing.
+
+    Args:
+        prompt: the chat as text, one placeholder for each image.
+        text: what was generated, without special tokens; None with an error.
+        tokens: generated, the end token included.
+        seconds: its share of its batch's wall time.
+        steered: whether the model was patched with a gain that changes something.
+        region: what was found for its question: image tokens, those of T, visual heads and the
+            query's position; None where the model was not patched or there is no image.
+        looks: where the heads looked while it spoke, if it was measured.
+        error: what went wrong, or None.
+    """
+
+    id: str
+    prompt: str = ""
+    text: str | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+    steered: bool = False
+    region: dict[str, int] | None = None
+    looks: Looks | None = None
+    error: str | None = None
+
+
+@dataclass
+class _Ready:
+    """A request with its chat and images read."""
+
+    request: Request
+    chat: str
+    question: str
+    images: list[Image.Image]
+
+    @property
+    def length(self) -> int:
+        """An estimate that sorts requests by the tokens of their prompts."""
+        return sum(image.width * image.height for image in self.images) // 784 + len(self.chat) // 4
+
+
+class Asker:
+    """Answers requests with one model and one way of steering.
+
+    Args:
+        model: of a supported family.
+        processor: its processor.
+        config: how to steer; None leaves the model unpatched.
+        batch: rows per call of `generate`; halved for good when memory runs out.
+        measure: record where the heads look (`Answer.looks`). The model is patched for this also
+            without a config, with gain 1, which changes no output.
+        pixels: (fewest, most) pixels that images are resized to; None is the processor's own.
+        seed: of sampling, if a request asks for any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor,
+        config: VRGAConfig | None,
+        *,
+        batch: int = 8,
+        measure: bool = False,
+        pixels: tuple[int | None, int | None] = (None, None),
+        seed: int = 0,
+    ):
+        if batch < 1:
+            raise ValueError(f"batch={batch}; at least 1")
+        self.model, self.processor, self.config = model, processor, config
+        self.batch, self.measure, self.seed = batch, measure, seed
+        self._images = _sized(processor.image_processor, pixels)
+        processor.tokenizer.padding_side = "left"
+
+    def ask(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """Answer every request; those of a batch come together, in no fixed order.
+
+        A request that cannot be read, does not fit into the model's context, or exhausts the
+        memory alone is answered with an error, and the others go on.
+        """
+        requests = iter(requests)
+        with self._patched() as steered:
+            while window := list(islice(requests, WINDOW * self.batch)):
+                groups: dict[str, list[_Ready]] = {}
+                for one in window:
+                    try:
+                        ready = self._read(one)
+                    except SAMPLE_ERRORS as error:
+                        yield Answer(one.id, error=_told(error))
+                        continue
+                    options = json.dumps(dict(one.options), sort_keys=True, default=str)
+                    groups.setdefault(options, []).append(ready)
+                for group in groups.values():
+                    group.sort(key=lambda ready: ready.length)
+                    while group:
+                        chosen, group = group[: self.batch], group[self.batch :]
+                        yield from self._answer(chosen, steered)
+
+    def _patched(self):
+        if self.config is None and not self.measure:
+            return contextlib.nullcontext()
+        config = VRGAConfig(gain=1.0) if self.config is None else self.config
+        return patch(self.model, config, tokenizer=self.processor.tokenizer)
+
+    def _read(self, request: Request) -> _Ready:
+        messages, images = [], []
+        given, question = request.chat()
+        for message in given:
+            content = message["content"]
+            if not isinstance(content, str):
+                parts = []
+                for part in content:
+                    if part["type"] not in ("image", "text"):
+                        raise ValueError(f"a {part['type']} in the chat; images and text are read")
+                    if part["type"] == "image":
+                        image = part["image"]
+                        if not isinstance(image, Image.Image):
+                            image = read_image(Path(image))
+                        images.append(image.convert("RGB"))
+                        part = {"type": "image"}
+                    parts.append(part)
+                content = parts
+            messages.append({"role": message["role"], "content": content})
+        chat = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        question = question.strip()
+        if not question or question not in chat:
+            raise ValueError(f"the question {question!r} is not in the chat {chat!r}")
+        return _Ready(request, chat, question, images)
+
+    def _answer(self, batch: list[_Ready], steered: Patch | None) -> Iterator[Answer]:
+        """Answers of one batch, or of its halves when memory does not do."""
+        try:
+            inputs, too_long = self._inputs(batch)
+        except SAMPLE_ERRORS as error:
+            if len(batch) == 1:
+                yield self._failed(batch[0], _told(error))
+                return
+            for one in batch:  # which of them it was, each finds out alone
+                yield from self._answer([one], steered)
+            return
+        if too_long:
+            for one, message in too_long:
+                yield self._failed(one, message)
+            failed = {id(one) for one, _ in too_long}
+            rest = [one for one in batch if id(one) not in failed]
+            if rest:
+                yield from self._answer(rest, steered)
+            return
+        try:
+            found = self._generate(batch, inputs, steered)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            found = None
+        if found is not None:
+            yield from found
+            return
+        # Outside the except clause, whose traceback holds the tensors that were too many.
+        del inputs
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            yield self._failed(batch[0], "out of memory with this sample alone")
+            return
+        half = (len(batch) + 1) // 2
+        self.batch = min(self.batch, half)
+        yield from self._answer(batch[:half], steered)
+        yield from self._answer(batch[half:], steered)
+
+    def _inputs(self, batch: list[_Ready]) -> tuple[dict, list[tuple[_Ready, str]]]:
+        """Model inputs of a batch, and those of its requests that exceed the context."""
+        kind = self.model.config.model_type
+        images = [one.images for one in batch]
+        if kind in FAMILIES and FAMILIES[kind].processor is not None:
+            images = [image for row in images for image in row]  # Qwen's take one flat list
+        inputs = self.processor(
+            text=[one.chat for one in batch],
+            images=images if any(images) else None,
+            padding=True,
+            return_tensors="pt",
+            **({"images_kwargs": self._images} if self._images and any(images) else {}),
+        )
+        limit = self.model.config.get_text_config().max_position_embeddings
+        new = int(batch[0].request.options.get("max_new_tokens", 0))
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        return inputs.to(self.model.device), [
+            (one, f"{length} tokens and {new} new ones exceed the context of {limit}")
+            for one, length in zip(batch, lengths, strict=True)
+            if length + new > limit
+        ]
+
+    def _failed(self, one: _Ready, message: str) -> Answer:
+        return Answer(one.request.id, prompt=one.chat, error=message)
+
+    @torch.inference_mode()
+    def _generate(self, batch: list[_Ready], inputs: dict, steered: Patch | None) -> list[Answer]:
+        options = dict(batch[0].request.options)
+        until = options.pop("until", None) or []
+        options.setdefault("do_sample", False)
+        if options["do_sample"]:
+            torch.manual_seed(self.seed)
+        started, trace, watch = time.perf_counter(), None, None
+        if steered is None:
+            sequences = self.model.generate(**inputs, **options)
+        else:
+            steered.query = [one.question for one in batch]
+            if not self.measure:
+                sequences = self.model.generate(**inputs, **options)
+            else:
+                watch = _Watch(batch) if any(one.request.box for one in batch) else None
+                with steered.record(watch=watch) as trace:
+                    sequences = self.model.generate(**inputs, **options)
+        new = sequences[:, inputs["input_ids"].shape[1] :].cpu()
+        lengths = self._lengths(new)
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        seconds = (time.perf_counter() - started) / len(batch)
+        answers = []
+        for row, (one, text, length) in enumerate(zip(batch, texts, lengths, strict=True)):
+            for stop in until:
+                text = text.split(stop)[0] if stop else text
+            region = looks = None
+            if steered is not None and steered.region[row].grids:
+                region = _summary(steered.region[row])
+                if trace is not None and trace.image is not None:
+                    spoken = min(length, len(trace.image))
+                    truth = None if watch is None else watch.cells[row]
+                    looks = looks_of(trace, row, spoken, steered.region[row], truth)
+            answers.append(
+                Answer(
+                    one.request.id, one.chat, text.strip(), length, seconds,
+                    self.config is not None and self.config.steers, region, looks,
+                )
+            )  # fmt: skip
+        return answers
+
+    def _lengths(self, new: Tensor) -> list[int]:
+        """Generated tokens of each row, up to and with its first end token."""
+        ends = self.model.generation_config.eos_token_id
+        ends = torch.tensor(ends if isinstance(ends, list) else [ends])
+        ended = torch.isin(new, ends).cumsum(1)
+        return ((ended - torch.isin(new, ends).int()) == 0).sum(1).tolist()
+
+
+class _Watch:
+    """The cells that a batch's boxes meet, once the grids of its images are known."""
+
+    def __init__(self, batch: list[_Ready]):
+        self.batch = batch
+        self.cells: list[list[Tensor]] = []
+
+    def __call__(self, grids: list[list[Grid]]) -> list[list[Tensor]]:
+        for one, row in zip(self.batch, grids, strict=True):
+            cells = [torch.zeros(grid.h, grid.w, dtype=torch.bool) for grid in row]
+            if one.request.box is not None and row:
+                cells[0] = cells_in(one.request.box, one.images[0].size, tuple(cells[0].shape))
+            self.cells.append(cells)
+        return self.cells
+
+
+def _sized(image_processor, pixels: tuple[int | None, int | None]) -> dict[str, object]:
+    """The option of an image processor that bounds images to (fewest, most) pixels.
+
+    Raises:
+        ValueError: a processor that is not told in pixels, or bounds that cross.
+    """
+    if pixels == (None, None):
+        return {}
+    size = getattr(image_processor, "size", None) or {}
+    try:
+        own = size["shortest_edge"], size["longest_edge"]  # Qwen's names for areas in pixels
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{type(image_processor).__name__} has no bounds in pixels: leave out the pixels"
+        ) from None
+    fewest, most = (mine or theirs for mine, theirs in zip(pixels, own, strict=True))
+    if fewest > most:
+        raise ValueError(f"pixels: at least {fewest} and at most {most}")
+    return {"size": {"shortest_edge": fewest, "longest_edge": most}}
+
+
+def _summary(region: Region) -> dict[str, int]:
+    return {
+        "image_tokens": int(region.image.sum()),
+        "region_tokens": int(region.mask.sum()),
+        "visual_heads": int(region.visual.sum()),
+        "query": region.query,
+    }
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; on a CPU torch raises a plain RuntimeError."""
+    told = str(error)
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "out of memory" in told
+        or "can't allocate memory" in told
+    )

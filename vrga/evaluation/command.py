@@ -1,0 +1,145 @@
+"""The options of `vrga eval`, which is also `python benchmarks/evaluate.py`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from vrga.config import VRGAConfig
+
+FAILED, WRONG, STOPPED, INTERRUPTED = 1, 2, 3, 130  # exit statuses; 0 is a whole run
+PRESETS = ("default", "paper", "released", "released_mask")
+EPILOG = """\
+exit status: 0 all samples answered; 1 some samples failed (they count as wrong; see
+samples.jsonl); 2 wrong options; 3 stopped by a full disk; 130 interrupted. After 1, 3 and 130 the
+same command with --resume goes on where it was.
+"""
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog=prog,
+        description="Evaluate a model on lmms-eval's and this package's tasks, with and without "
+        "VRGA, on the same samples and the same attention backend.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--model", help="hub id, folder, or short name; the embedded model if absent")
+    add("--tasks", required=True, help="comma-separated: pope, mmstar, ..., MathVista, grid")
+    add("--data", type=Path, help="folder with the tasks' files, instead of the hub")
+    arm = made.add_mutually_exclusive_group(required=True)
+    arm.add_argument("--vrga", action="store_const", dest="arms", const=("vrga",), help="steered")
+    arm.add_argument("--no-vrga", action="store_const", dest="arms", const=("base",),
+                     help="the unpatched model")  # fmt: skip
+    arm.add_argument("--compare", action="store_const", dest="arms", const=("base", "vrga"),
+                     help="both, paired")  # fmt: skip
+    add("--preset", choices=PRESETS, help="configuration of the steered arm")
+    add("--gain", type=float, help="factor on attention to the region, over the preset's")
+    add("--config", type=Path, help="a config as JSON, such as vrga tune writes")
+    add("--prompt", default="task", help="task (its own), direct, cot, back, solution, or a text "
+        "with {question}")  # fmt: skip
+    add("--split", default="clean", help="of the grid task: clean, noise, similar, crowded")
+    add("--limit", type=_positive, help="samples of each task")
+    add("--batch-size", type=_positive, default=1)
+    add("--max-new-tokens", type=_positive, help="over the tasks' own")
+    add("--min-pixels", type=_positive)
+    add("--max-pixels", type=_positive)
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add("--attn-implementation", help="sdpa, flash_attention_2, ...; the same for both arms")
+    add("--device-map", help="auto: a model larger than one GPU")
+    add("--seed", type=int, default=0, help="of sampling")
+    add("--output", type=Path, required=True, help="folder of the run")
+    add("--resume", action="store_true", help="go on with the run in --output")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run `vrga eval`; returns the exit status.
+
+    Raises:
+        ValueError: options that do not fit together, or not the run that is resumed.
+    """
+    from vrga.evaluation.run import Evaluation, evaluate
+
+    given = parser(prog).parse_args(arguments)
+    console = Console()
+    chosen = Evaluation(
+        model=given.model,
+        tasks=tuple(name for name in given.tasks.split(",") if name),
+        arms=given.arms,
+        config=_config(given),
+        data=given.data,
+        prompt=given.prompt,
+        split=given.split,
+        limit=given.limit,
+        max_new_tokens=given.max_new_tokens,
+        min_pixels=given.min_pixels,
+        max_pixels=given.max_pixels,
+        seed=given.seed,
+        dtype=given.dtype,
+        attn_implementation=given.attn_implementation,
+        batch=given.batch_size,
+        device_map=given.device_map,
+    )
+    try:
+        results = evaluate(chosen, given.output, resume=given.resume, console=console)
+    except KeyboardInterrupt:
+        return _stopped(console, "interrupted", given.output, INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _stopped(console, str(error), given.output, STOPPED)
+    if results and results["failed"]:
+        told = f"{results['failed']} samples failed and count as wrong: see {given.output}"
+        console.print(told, style="yellow", soft_wrap=True)
+        return FAILED
+    return 0
+
+
+def _stopped(console: Console, why: str, output: Path, status: int) -> int:
+    console.print(
+        f"stopped ({why}): what is finished is in {output}; go on with --resume",
+        style="red",
+        soft_wrap=True,
+    )
+    return status
+
+
+def _config(given: argparse.Namespace) -> VRGAConfig:
+    named = [f"--{n}" for n in ("preset", "gain", "config") if getattr(given, n) is not None]
+    if "vrga" not in given.arms and named:
+        raise ValueError(f"{', '.join(named)}: about steering, and --no-vrga does not steer")
+    if given.config is not None:
+        if len(named) > 1:
+            raise ValueError("--config is a whole configuration: leave out --preset and --gain")
+        return read_config(given.config)
+    from vrga.evaluation.lmms import named_config
+
+    return named_config(given.preset or "default", given.gain)
+
+
+def read_config(path: Path) -> VRGAConfig:
+    """A config from JSON.
+
+    Raises:
+        OSError: no such file.
+        ValueError: no JSON, or fields that a config does not have.
+    """
+    try:
+        return VRGAConfig(**json.loads(Path(path).read_text("utf-8")))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no configuration: {error}") from error
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value

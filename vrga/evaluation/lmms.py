@@ -1,0 +1,264 @@
+"""The model that lmms-eval knows as `--model vrga`: its tasks, asked with or without VRGA."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+
+from vrga import lookback
+from vrga.config import VRGAConfig
+from vrga.demo.data import PROMPTS
+from vrga.evaluation import scoring
+from vrga.evaluation.asking import Answer, Asker, Request
+from vrga.evaluation.questions import question_of
+from vrga.evaluation.store import Store
+from vrga.models import embedded, load
+
+JUDGED = ("vrga_haloquest", "vrga_mmhal", "vrga_rhbench")
+OURS = "vrga_"  # beginning of the names of this package's tasks, which score raw texts
+TASK_PROMPT = "task"  # the prompt that a task brings itself
+GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "until")
+
+
+def sample_score(metrics: dict) -> float | None:
+    """One number for a sample: the first of its task's metrics that is one, or holds a "score".
+
+    None where there is none, as for answers that only a judge can score.
+    """
+    for value in metrics.values():
+        if isinstance(value, dict):
+            value = value.get("score")
+        if isinstance(value, (bool, int, float)) and not math.isnan(value):
+            return float(value)
+    return None
+
+
+class VRGAModel(lmms):
+    """A model under lmms-eval, patched or not.
+
+    Args:
+        pretrained: checkpoint, as of `vrga.load`; None is the embedded model. Or a loaded (model,
+            processor).
+        vrga: steer or not. There is no default: an arm must be named.
+        config: how to steer: a `VRGAConfig`, or a preset's name; only with vrga=True.
+        gain: overrides the preset's.
+        prompt: "task" (the task's own), a style of `lookback.prompt`, or a text with {question}.
+        batch_size: rows per call of generate.
+        max_new_tokens: overrides the task's own.
+        min_pixels, max_pixels: bounds of the images' size.
+        device_map, dtype, attn_implementation: of `vrga.load`.
+        seed: of sampling.
+        device, max_batch_size: given by lmms-eval; a device other than the model's is refused.
+
+    Attributes:
+        store: keeps finished samples and answers those it has, or None.
+        arm: name of this arm in the store's keys.
+        begin, advance: called with the number of samples there are, and of those finished.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained=None,
+        vrga: bool | None = None,
+        config: VRGAConfig | str = "default",
+        gain: float | None = None,
+        prompt: str = TASK_PROMPT,
+        batch_size: int = 1,
+        max_new_tokens: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        device_map: str | dict | None = None,
+        dtype: str | torch.dtype = "auto",
+        attn_implementation: str | None = None,
+        seed: int = 0,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+    ):
+        super().__init__()
+        if not isinstance(vrga, bool):
+            raise ValueError(f"vrga={vrga!r}: say vrga=True or vrga=False, which arm this is")
+        if not vrga and (gain is not None or config != "default"):
+            raise ValueError("config and gain are about steering: leave them out with vrga=False")
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self._rank = self.accelerator.process_index
+        self._world_size = self.accelerator.num_processes
+        if isinstance(pretrained, tuple):
+            model, processor = pretrained
+        else:
+            if device_map is None and self._world_size > 1 and torch.cuda.is_available():
+                device_map = {"": self.accelerator.device}
+            if pretrained is None and dtype == "auto":
+                dtype = torch.float32
+            model, processor = load(
+                pretrained,
+                dtype=dtype,
+                device_map=device_map,
+                attn_implementation=attn_implementation,
+            )
+        self.prompt, self.template = prompt, None if prompt == TASK_PROMPT else prompt
+        if prompt != TASK_PROMPT:
+            if model.name_or_path == str(embedded()):
+                self.template = PROMPTS.get(prompt, prompt)  # the words it was trained with
+            elif prompt == "back":
+                self.template = "semantic"
+            lookback.prompt("?", self.template)  # refuses what is no prompt
+            # The scorers of this package's tasks are given no prompt, and must know the rule.
+            os.environ[scoring.BOX] = str(int(scoring.asks_for_box(prompt)))
+        self.device = model.device
+        if device is not None and torch.device(device).type != self.device.type:
+            raise ValueError(
+                f"device={device!r}, and the model is on {self.device}: see device_map"
+            )
+        self.vrga, self.max_new_tokens = vrga, max_new_tokens
+        self.asker = Asker(
+            model,
+            processor,
+            named_config(config, gain) if vrga else None,
+            batch=int(batch_size),
+            pixels=(min_pixels, max_pixels),
+            seed=seed,
+        )
+        self.arm = "vrga" if vrga else "base"
+        self.store: Store | None = None
+        self.begin: Callable[[int], None] = lambda count: None
+        self.advance: Callable[[int], None] = lambda count: None
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers in the order of the requests; a sample that failed answers nothing."""
+        keys, asked = [], {}
+        for instance in requests:
+            key = f"{self.arm}/{instance.args[4]}/{instance.args[3]}"
+            if (instance.metadata or {}).get("__padding_only__"):
+                key = None  # stands in where another process has more samples
+            while key in asked:
+                key += "+"  # the same sample once more
+            keys.append(key)
+            if key is not None:
+                asked[key] = instance
+        done = {} if self.store is None else self.store.done
+        found = {key: done[key] for key in asked if key in done}
+        self.begin(len(asked))
+        self.advance(len(found))
+        left = {key: instance for key, instance in asked.items() if key not in found}
+        for answer in self.asker.ask(self._requests(left)):
+            found[answer.id] = self._kept(answer, left[answer.id])
+            if self.store is not None:
+                self.store.add([found[answer.id]])
+            self.advance(1)
+        return [self._result(found[key]) if key else GenerationResult("") for key in keys]
+
+    def _requests(self, instances: dict[str, Instance]) -> Iterable[Request]:
+        for key, instance in instances.items():
+            options = {k: v for k, v in instance.args[2].items() if k in GENERATION}
+            if not options.get("temperature"):  # 0 stands for greedy
+                options = {
+                    k: v for k, v in options.items() if k not in ("temperature", "top_p", "top_k")
+                }
+            if self.max_new_tokens is not None:
+                options["max_new_tokens"] = self.max_new_tokens
+            if isinstance(options.get("until"), str):
+                options["until"] = [options["until"]]
+            yield Request(
+                key,
+                lambda instance=instance: self._chat(instance),
+                options={**options, "do_sample": bool(options.get("temperature"))},
+            )
+
+    def _chat(self, instance: Instance) -> tuple[list[dict], str]:
+        _, doc_to_messages, _, doc_id, task, split = instance.args
+        doc = self.task_dict[task][split][doc_id]
+        instruction = ""
+        if self.template is not None:  # takes the place of the task's own
+            own = doc_to_messages.__self__.lmms_eval_specific_kwargs or {}
+            instruction = own.get("post_prompt") or ""
+        messages, question = [], None
+        for message in doc_to_messages(doc):
+            parts = []
+            for part in message["content"]:
+                if part["type"] == "image":
+                    parts.append({"type": "image", "image": part["url"]})
+                    continue
+                if part["type"] == "text" and message["role"] == "user":
+                    text = part["text"].removesuffix(instruction)
+                    question = question_of(task, doc, text)
+                    part = {"type": "text", "text": self._worded(text)}
+                parts.append(part)
+            messages.append({"role": message["role"], "content": parts})
+        if question is None:
+            raise ValueError(f"the chat of {task} has no text of the user")
+        return messages, question
+
+    def _worded(self, text: str) -> str:
+        """A task's text in the form of the prompt."""
+        if self.template is None:
+            return text
+        return lookback.prompt(text, self.template)[0]["content"][-1]["text"]
+
+    def _kept(self, answer: Answer, instance: Instance) -> dict:
+        _, _, _, doc_id, task, split = instance.args
+        score = None
+        # Other tasks may ask a judge, who is to be asked once, when all samples are there.
+        if task.startswith(OURS) and task not in JUDGED and answer.error is None:
+            doc = self.task_dict[task][split][doc_id]
+            scores = instance.args[1].__self__.process_results(doc, [answer.text])
+            score = sample_score(scores)
+        return {
+            "key": answer.id,
+            "arm": self.arm,
+            "task": task,
+            "id": doc_id,
+            "prompt": answer.prompt,
+            "text": answer.text,
+            "tokens": answer.tokens,
+            "seconds": round(answer.seconds, 4),
+            "steered": answer.steered,
+            "region": answer.region,
+            "score": score,
+            "error": answer.error,
+        }
+
+    def _result(self, sample: dict) -> GenerationResult:
+        text = "" if sample["error"] else self.scored(sample["task"], sample["text"])
+        return GenerationResult(text, TokenCounts(output_tokens=sample["tokens"]))
+
+    def scored(self, task: str, text: str) -> str:
+        """What the task's own scorer reads.
+
+        With a prompt that asks for a box, the tasks of lmms-eval read its content alone, and
+        nothing where there is none; what stands in <think> or <back> is read by no scorer.
+        """
+        if task.startswith(OURS):
+            return text
+        if self.prompt == TASK_PROMPT:
+            return scoring.answer(text) or ""
+        return scoring.answer(text, box=scoring.asks_for_box(self.prompt)) or ""
+
+    def generate_until_multi_round(self, requests):
+        raise ValueError("tasks of several rounds are not supported; choose others")
+
+    def loglikelihood(self, requests):
+        raise ValueError("tasks scored by likelihood are not supported; choose generative ones")
+
+
+def named_config(config: VRGAConfig | str, gain: float | None = None) -> VRGAConfig:
+    """A config by its preset's name.
+
+    Raises:
+        ValueError: a name that is none.
+    """
+    if isinstance(config, str):
+        presets = {"default": VRGAConfig} | {
+            name: getattr(VRGAConfig, name) for name in ("paper", "released", "released_mask")
+        }
+        if config not in presets:
+            raise ValueError(f"preset {config!r}: known are {', '.join(presets)}")
+        return presets[config]() if gain is None else presets[config](gain=gain)
+    return config

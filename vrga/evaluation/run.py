@@ -1,0 +1,261 @@
+"""`vrga eval`: benchmarks of lmms-eval with and without VRGA, on the same samples and backend."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tqdm
+from rich.console import Console
+
+from vrga.config import VRGAConfig
+from vrga.demo.data import split_options
+from vrga.evaluation.arms import progress, versions
+from vrga.evaluation.store import Store, write_json
+from vrga.evaluation.tables import markdown, rich_table, summary
+from vrga.models import load
+
+RESULTS, TABLE, TASKS = "results.json", "table.md", "tasks"
+BASE, STEERED = "base", "vrga"
+NOT_SETTINGS = ("batch", "device_map")  # decide how fast, not what
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate.
+
+    Args:
+        model: as of `vrga.load`; None is the embedded model.
+        tasks: of lmms-eval or of this package.
+        arms: "base", "vrga" or both.
+        config: how the arm "vrga" steers.
+        data: folder with the tasks' files; None takes them from the hub.
+        prompt: "task", "direct", "cot", "back", "solution", or a text with {question}.
+        limit: samples of each task; None is all.
+        split: of the grid task's questions, a key of `vrga.demo.data.SPLITS`.
+    """
+
+    model: str | None
+    tasks: tuple[str, ...]
+    arms: tuple[str, ...]
+    config: VRGAConfig
+    data: Path | None = None
+    prompt: str = "task"
+    limit: int | None = None
+    split: str = "clean"
+    max_new_tokens: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    seed: int = 0
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    batch: int = 1
+    device_map: str | None = None
+
+    def settings(self) -> dict:
+        """What a resumed run must have in common, as JSON values."""
+        own = dataclasses.asdict(self)
+        for name in NOT_SETTINGS:
+            own.pop(name)
+        own["data"] = None if self.data is None else str(self.data)
+        own["config"] = own["config"] if STEERED in self.arms else None
+        return {"command": "eval", **own}
+
+
+def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console) -> dict | None:
+    """Run it; write samples.jsonl, results.json and table.md, and print the table.
+
+    Returns:
+        What results.json holds; None in all processes but the first.
+
+    Raises:
+        ImportError: lmms-eval is not installed.
+        ValueError: unknown tasks; settings other than those of the run to resume.
+    """
+    try:
+        import lmms_eval  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'evaluation needs lmms-eval: pip install "vrga[eval]", then pip install --no-deps '
+            "lmms-eval==0.7.3 (its own requirements would replace torch)"
+        ) from error
+    _quiet()
+    from accelerate import Accelerator
+
+    processes = Accelerator(cpu=not torch.cuda.is_available())
+    first = processes.is_main_process
+    settings = chosen.settings()
+    if first:
+        Store(output, settings, resume=resume).close()  # refuses before anything is loaded
+    processes.wait_for_everyone()
+    names, manager = _tasks(chosen, output, first, processes.wait_for_everyone)
+    device_map = chosen.device_map
+    if device_map is None and processes.num_processes > 1 and torch.cuda.is_available():
+        device_map = {"": processes.device}
+    dtype = torch.float32 if chosen.model is None and chosen.dtype == "auto" else chosen.dtype
+    loaded = load(
+        chosen.model,
+        dtype=dtype,
+        device_map=device_map,
+        attn_implementation=chosen.attn_implementation,
+    )
+    rank, ranks = processes.process_index, processes.num_processes
+    store = Store(output, settings, resume=True, rank=rank, ranks=ranks)
+    if first and store.damaged:
+        console.print(f"{store.damaged} damaged lines in {output}: their samples are asked again")
+    found = {}
+    try:
+        with progress(console) if first else contextlib.nullcontext() as bar:
+            for arm in chosen.arms:
+                found[arm] = _arm(chosen, arm, loaded, names, manager, store, bar)
+                processes.wait_for_everyone()
+    finally:
+        store.close()
+    processes.wait_for_everyone()
+    if not first:
+        return None
+    store.gather()
+    for arm, results in found.items():
+        for task, samples in results["samples"].items():
+            for one in samples:
+                _score(store.done.get(f"{arm}/{task}/{one['doc_id']}"), one)
+    samples = store.finish(sorted(store.done, key=_order))
+    results = {
+        "settings": settings,
+        "versions": versions() | {"lmms-eval": lmms_eval_version()},
+        "processes": ranks,
+        "batch": chosen.batch,
+        "tasks": summary(samples, {arm: found[arm]["results"] for arm in found}),
+        "failed": sum(one["error"] is not None for one in samples),
+    }
+    write_json(output / RESULTS, results)
+    (output / TABLE).write_text(markdown(results["tasks"]), "utf-8")
+    console.print(rich_table(results["tasks"]))
+    return results
+
+
+def _tasks(chosen: Evaluation, output: Path, first: bool, wait) -> tuple[list[str], object]:
+    """The tasks' names, and lmms-eval's index of tasks; local files are made into tasks."""
+    from lmms_eval.tasks import TaskManager
+
+    from vrga.evaluation import local
+    from vrga.evaluation.tasks.grid import Grid
+
+    folder, names, own = output / TASKS, [], []
+    for name in chosen.tasks:
+        try:
+            ours = local.task_name(name)
+        except ValueError:
+            ours = None
+        here = ours is not None and (ours == "vrga_grid" or chosen.data is not None)
+        names.append(ours if here else name)
+        own += [ours] if here else []
+    if first:
+        grid = Grid(samples=chosen.limit or 1000, **split_options(chosen.split))
+        local.write_tasks(own, chosen.data or Path(), folder, grid)
+    wait()
+    places = [str(folder.absolute()), str(local.PACKAGED)]
+    # Indexing lmms-eval's own tasks takes seconds, and is left out where none is wanted.
+    theirs = set(names) - set(local.TASKS) != set()
+    manager = TaskManager("ERROR", include_path=places, include_defaults=theirs, model_name="vrga")
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise ValueError(
+            f"no task {', '.join(unknown)} in lmms-eval or in this package, whose own are "
+            f"{', '.join(local.TASKS)} (all but vrga_grid from files: --data)"
+        )
+    return names, manager
+
+
+def _arm(chosen: Evaluation, arm: str, loaded, names, manager, store: Store, bar) -> dict:
+    """One arm: the samples, answered or known already, and lmms-eval's metrics of them."""
+    from lmms_eval.evaluator import simple_evaluate
+
+    from vrga.evaluation.lmms import VRGAModel
+
+    model = VRGAModel(
+        loaded,
+        vrga=arm == STEERED,
+        config=chosen.config if arm == STEERED else "default",
+        prompt=chosen.prompt,
+        batch_size=chosen.batch,
+        max_new_tokens=chosen.max_new_tokens,
+        min_pixels=chosen.min_pixels,
+        max_pixels=chosen.max_pixels,
+        seed=chosen.seed,
+    )
+    model.store = store
+    if bar is not None:
+        line = bar.add_task(arm, total=None)
+        model.begin = lambda total: bar.update(line, total=total)
+        model.advance = lambda count: bar.advance(line, count)
+    with _silent():
+        found = simple_evaluate(
+            model,
+            tasks=list(names),
+            task_manager=manager,
+            limit=chosen.limit,
+            bootstrap_iters=1000,
+            log_samples=True,
+            random_seed=chosen.seed,
+            torch_random_seed=chosen.seed,
+            verbosity="ERROR",
+        )
+    return found or {"results": {}, "samples": {}}
+
+
+def _score(sample: dict | None, logged: dict) -> None:
+    """Give a sample the score that its task's own code found."""
+    from vrga.evaluation.lmms import sample_score
+
+    if sample is None or sample["error"] is not None:
+        return
+    known = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts",
+             "doc_hash", "input_media"}  # fmt: skip
+    sample["score"] = sample_score({k: v for k, v in logged.items() if k not in known})
+
+
+def _order(key: str) -> tuple:
+    arm, task, number = key.split("/")[0], "/".join(key.split("/")[1:-1]), key.rsplit("/", 1)[-1]
+    digits = number.rstrip("+")
+    return arm, task, int(digits) if digits.isdigit() else 0, number
+
+
+def lmms_eval_version() -> str:
+    from importlib.metadata import version
+
+    return version("lmms-eval")
+
+
+def _quiet() -> None:
+    """Let lmms-eval and datasets speak only of what goes wrong."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from loguru import logger
+
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING")
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _silent():
+    """Hold back the bars of lmms-eval, which has no option for it."""
+    from lmms_eval import evaluator
+    from lmms_eval.api import task
+
+    own = tqdm.tqdm
+    for module in (evaluator, task):
+        module.tqdm = functools.partial(own, disable=True)
+    try:
+        yield
+    finally:
+        for module in (evaluator, task):
+            module.tqdm = own

@@ -1,0 +1,193 @@
+"""What a model's text answers, and whether that is right.
+
+**The rule.** The answer is the content of the last closed \\boxed{} outside <think> and <back>
+spans. Without one there is none, unless `box=False` says that the prompt did not ask for a box:
+then it is the plain text outside these spans. A missing answer is wrong; it is never the text
+"None".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+from vrga.evaluation.algebra import CHECKER
+from vrga.lookback import SPAN, last_box
+
+BOX = "VRGA_BOX"  # environment variable: 1, only a box counts; 0, plain text counts too
+_THINK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}")
+_SAID = re.compile(r"\banswer\s*(?:is|:)\s*:?", re.IGNORECASE)
+_LETTER = re.compile(
+    r"\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.):,]|\s*\Z|\s+(?:because|since|as|and|or)\b)"
+)
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen twenty"
+).split()
+_COUNT = re.compile(r"(?<![\w./])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w%/]|\.\d)")
+_PLAIN_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
+
+
+def asks_for_box(prompt: str) -> bool:
+    """Whether only a box counts after this prompt.
+
+    Args:
+        prompt: a style by its name ("direct" does not; "cot", "semantic", "solution", "reason"
+            and "back" do), or a template with {question}, which does if it names \\boxed.
+    """
+    return "\\boxed" in prompt if "{question}" in prompt else prompt != "direct"
+
+
+def only_box(default: bool) -> bool:
+    """Whether only a box counts now: as the environment variable VRGA_BOX says, or by default.
+
+    lmms-eval gives the scoring functions of a task no prompt, so who sets the prompt sets this.
+    """
+    return {"1": True, "0": False}.get(os.environ.get(BOX, ""), default)
+
+
+def final_answer(text: str) -> str | None:
+    """Content of the last \\boxed{} outside <think> and <back> spans, or None for none."""
+    return last_box(_outside(text))
+
+
+def answer(text: str, *, box: bool = False) -> str | None:
+    """The answer by the rule above; None for none, also where it is empty.
+
+    Args:
+        text: the model's output.
+        box: whether only a box counts.
+    """
+    boxed = final_answer(text)
+    found = boxed if boxed is not None or box else _outside(text).strip()
+    return found or None
+
+
+def choice(
+    text: str, options: Sequence[str] | Mapping[str, str], *, box: bool = False
+) -> str | None:
+    """The letter of the option that the answer names, by letter or by its exact text.
+
+    Args:
+        text: the model's output.
+        options: texts of the options A, B, ... in order, or letter to text.
+        box: whether only a box counts.
+
+    Returns:
+        An uppercase letter of `options`, or None; None also for two different letters. A letter
+        wins over an option whose text is that letter.
+    """
+    found = answer(text, box=box)
+    if found is None:
+        return None
+    if not isinstance(options, Mapping):
+        options = {chr(ord("A") + i): text for i, text in enumerate(options)}
+    for said in (_bare(found), _said(found)):
+        letter = _letter(said, options)
+        if letter is not None:
+            return letter
+        named = [key for key, option in options.items() if option and _same(said, option)]
+        if len(named) == 1:
+            return named[0]
+    # "I choose (B).": letters in brackets stand for options wherever they are.
+    bracketed = set(re.findall(r"\(([A-Z])\)", found)) & set(options)
+    return bracketed.pop() if len(bracketed) == 1 else None
+
+
+def yes_no(text: str, *, box: bool = False) -> bool | None:
+    """Whether the answer is yes; None for neither and for both.
+
+    A text that starts with yes or no is read up to the end of its first sentence.
+    """
+    found = answer(text, box=box)
+    if found is None:
+        return None
+    said = _said(found)
+    if re.match(r"(?:yes|no)\b", said, re.IGNORECASE):
+        said = re.split(r"[.!?\n]", said)[0]
+    words = set(re.findall(r"\b(?:yes|no)\b", said.lower()))
+    return words == {"yes"} if len(words) == 1 else None
+
+
+def number(text: str, *, box: bool = False) -> float | None:
+    """The one number in the answer, in digits or as a word from zero to twenty.
+
+    None for no number and for several different ones. Digits win over words: "the one on the
+    left has 3" is 3.
+    """
+    found = answer(text, box=box)
+    if found is None:
+        return None
+    said = _said(found)
+    values = {float(digits.replace(",", "")) for digits in _COUNT.findall(said)}
+    if not re.search(r"\d", said):
+        values = {
+            float(_WORDS.index(w)) for w in re.findall(r"[a-z]+", said.lower()) if w in _WORDS
+        }
+    return values.pop() if len(values) == 1 else None
+
+
+def same_math(answer: str | None, target: str) -> bool:
+    """Whether an answer equals the target: as text, else as mathematics by math-verify.
+
+    Fractions, decimals, units, intervals and sets count; plain words are compared as text alone,
+    for math-verify would read "red" as a product of three symbols.
+
+    Args:
+        answer: what `answer` returned; None is wrong.
+        target: the expected value, plain or LaTeX.
+    """
+    if not answer:
+        return False
+    answer, target = _bare(answer), _bare(target)
+    if _same(answer, target):
+        return True
+    if _PLAIN_WORDS.fullmatch(target) or _PLAIN_WORDS.fullmatch(answer):
+        return False
+    return CHECKER.equal(answer, target)
+
+
+def _outside(text: str) -> str:
+    """What is neither in <back> nor in <think>; spans that never close go to the end."""
+    text = _THINK.sub(" ", SPAN.sub(" ", text))
+    # A prompt may end in <think>, so that the text holds the closing tag alone.
+    return text.rpartition("</think>")[2]
+
+
+def _bare(text: str) -> str:
+    """Without what dresses an answer: \\text{}, $, **, quotes, outer spaces, a full stop."""
+    text, before = re.sub(r"\\[()\[\]]|\$|\*\*|`", "", text), None
+    while text != before:
+        text, before = _WRAP.sub(r"\1", text), text
+    text = text.strip().strip("\"'*_").strip()
+    return text[:-1].rstrip() if text.endswith(".") else text
+
+
+def _said(text: str) -> str:
+    """The line behind the last "the answer is", else the whole text; bare."""
+    rest = _SAID.split(text)[-1].strip()
+    return _bare(rest.split("\n")[0] if rest and rest != text.strip() else text)
+
+
+def _same(a: str, b: str) -> bool:
+    a, b = (" ".join(_bare(text).casefold().split()) for text in (a, b))
+    return a == b
+
+
+def _letter(said: str, options: Mapping[str, str]) -> str | None:
+    """The letter that a bare text starts with as an option's name, not as a word's first."""
+    if re.fullmatch(r"\(?[a-z]\)?", said):
+        said = said.upper()
+    said = re.sub(r"\A(?:option|choice)\s+", "", said, flags=re.IGNORECASE)
+    found = _LETTER.match(said)
+    if found is None:
+        for letter, option in options.items():  # "B red"
+            if option and said.startswith(letter + " ") and _same(said[1:], option):
+                return letter
+        return None
+    letter, rest = found[found.lastindex], said[found.end() :]
+    # "(A) and (B)", "A) or C)": no choice
+    others = re.match(r"[\s.,):]*(?:and|or|&|/|,)\s*\(?([A-Z])\b(?!\w)", rest)
+    return letter if letter in options and not others else None

@@ -1,0 +1,172 @@
+"""A run's folder: what was asked for, and every finished sample, on disk as soon as it is known.
+
+    run.json                what decides the samples' contents, and its hash
+    samples.jsonl           one finished sample per line
+    samples.RANK.jsonl      the same while several processes write
+
+Killing a run at any time loses at most the line that is being written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+SETTINGS, SAMPLES = "run.json", "samples.jsonl"
+
+
+class Store:
+    """The samples of one run.
+
+    Args:
+        folder: made if missing.
+        settings: what decides the samples' contents: model, tasks, prompt, config, lengths. JSON
+            values.
+        resume: go on with a run whose settings are the same.
+        rank: of this process, where several write; only the first writes the settings.
+        ranks: processes of this run.
+
+    Attributes:
+        hash: of the settings, hexadecimal; it is part of every sample.
+        done: finished samples by key.
+        damaged: lines that could not be read; their samples count as not finished.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is False, or one with other settings; or
+            `resume` is True and there is none.
+    """
+
+    def __init__(
+        self, folder: Path, settings: dict, *, resume: bool = False, rank: int = 0, ranks: int = 1
+    ):
+        self.folder, self.rank, self.damaged = Path(folder), rank, 0
+        settings = json.loads(json.dumps(settings, sort_keys=True))
+        self.hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            self._check(settings, resume)
+        self.done: dict[str, dict] = {}
+        if resume:  # what failed is asked again: its image may have been mended
+            for path in self._parts():
+                self._read(path)
+        name = SAMPLES if ranks == 1 else f"samples.{rank}.jsonl"
+        # Unbuffered: after a failed write nothing waits to fail again.
+        self._file = open(self.folder / name, "ab", buffering=0)
+        if self._file.tell() and not (self.folder / name).read_bytes().endswith(b"\n"):
+            self._write(b"\n")  # a line that was cut off must not swallow the next one
+
+    def _check(self, settings: dict, resume: bool) -> None:
+        path = self.folder / SETTINGS
+        if not path.exists():
+            if resume:
+                raise ValueError(
+                    f"nothing to resume: {self.folder} has no {SETTINGS}; leave out --resume"
+                )
+            if self._parts():
+                raise ValueError(f"{self.folder} holds samples of a run without a {SETTINGS}")
+            write_json(path, {"hash": self.hash, "settings": settings})
+            return
+        if not resume:
+            raise ValueError(
+                f"{self.folder} holds a run already: go on with it (--resume), or give another "
+                "--output"
+            )
+        held = json.loads(path.read_text("utf-8"))["settings"]
+        other = sorted(name for name in held | settings if held.get(name) != settings.get(name))
+        if other:
+            told = "; ".join(f"{n}: {held.get(n)!r}, now {settings.get(n)!r}" for n in other)
+            raise ValueError(
+                f"the run in {self.folder} has other settings ({told}): give the same ones, or "
+                "another --output"
+            )
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("samples*.jsonl"))
+
+    def _read(self, path: Path, failed: bool = False) -> None:
+        """Take the samples of a file into `done`; those that failed only if asked for."""
+        samples, damaged = read_samples(path, self.hash)
+        self.damaged += damaged
+        self.done |= {one["key"]: one for one in samples if failed or one.get("error") is None}
+
+    def add(self, samples: Iterable[dict]) -> None:
+        """Write finished samples, each a dict with a "key"; they are on disk on return.
+
+        Raises:
+            OSError: the disk is full, for one; what was written before stays readable.
+        """
+        samples = [{"config": self.hash, **sample} for sample in samples]
+        self._write(b"".join(map(_line, samples)))
+        os.fsync(self._file.fileno())
+        self.done |= {sample["key"]: sample for sample in samples}
+
+    def _write(self, content: bytes) -> None:
+        while content:
+            content = content[self._file.write(content) :]
+
+    def finish(self, order: Iterable[str] | None = None) -> list[dict]:
+        """Put all samples into one file, each once, and return them.
+
+        Args:
+            order: keys in the order wanted; None is that of the keys themselves.
+        """
+        self._file.close()
+        keys = sorted(self.done) if order is None else [key for key in order if key in self.done]
+        samples = [self.done[key] for key in keys]
+        whole = self.folder / (SAMPLES + ".new")
+        whole.write_bytes(b"".join(map(_line, samples)))
+        parts = [path for path in self._parts() if path.name != SAMPLES]
+        whole.replace(self.folder / SAMPLES)
+        for path in parts:
+            path.unlink()
+        return samples
+
+    def gather(self) -> None:
+        """Read what the other processes wrote, once they are through."""
+        held, self.done = self.done, {}
+        for path in self._parts():
+            self._read(path, failed=True)
+        self.done |= held
+
+    def close(self) -> None:
+        """Close the file; what was added stays."""
+        self._file.close()
+
+
+def read_samples(path: Path, hash: str) -> tuple[list[dict], int]:
+    """The samples of one file that belong to settings of this hash, and the damaged lines."""
+    samples, damaged = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            one = json.loads(line)
+            if one["config"] == hash and isinstance(one["key"], str):
+                samples.append(one)
+        except (ValueError, KeyError, TypeError):
+            damaged += 1
+    return samples, damaged
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON so that the file is whole at any time."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(clean(content), indent=1, sort_keys=True) + "\n", "utf-8")
+    new.replace(path)
+
+
+def clean(value: object) -> object:
+    """JSON has no NaN: None stands for it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): clean(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(one) for one in value]
+    return value
+
+
+def _line(sample: dict) -> bytes:
+    return json.dumps(clean(sample), ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,154 @@
+"""What a run found, as figures with intervals and as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from rich.table import Table
+
+from vrga.evaluation.wording import percent
+from vrga.intervals import Z, mcnemar, mean_interval, paired_difference, wilson
+
+COLUMNS = ("task", "arm", "samples", "score", "difference", "p", "samples/s", "failed")
+
+
+def summary(samples: list[dict], metrics: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """Figures of every task and arm.
+
+    Args:
+        samples: of all arms.
+        metrics: arm -> task -> lmms-eval's metrics ("name,filter" -> value).
+
+    Returns:
+        task -> {arms: {arm: {...}}, difference: {...} or None}. Scores are means of the samples'
+        own scores, a sample that failed counting 0; intervals are [value, low, high].
+    """
+    tasks = dict.fromkeys(one["task"] for one in samples)
+    return {task: _task([s for s in samples if s["task"] == task], metrics) for task in tasks}
+
+
+def _task(samples: list[dict], metrics: dict[str, dict[str, dict]]) -> dict:
+    task, arms = samples[0]["task"], {}
+    for arm in dict.fromkeys(one["arm"] for one in samples):
+        own = [one for one in samples if one["arm"] == arm]
+        seconds = sum(one["seconds"] for one in own)
+        arms[arm] = {
+            "samples": len(own),
+            "failed": sum(one["error"] is not None for one in own),
+            "score": _interval(_scores(own)),
+            "tokens": float(np.mean([one["tokens"] for one in own])),
+            "samples_per_second": len(own) / seconds if seconds else None,
+            "metrics": _metrics(metrics.get(arm, {}).get(task, {})),
+        }
+    pair = [[s for s in samples if s["arm"] == arm] for arm in ("vrga", "base")]
+    return {"arms": arms, "difference": difference(*pair) if all(pair) else None}
+
+
+def difference(steered: Iterable[dict], base: Iterable[dict]) -> dict:
+    """The paired difference of two arms over the samples that both answered.
+
+    Args:
+        steered, base: samples, told apart by their "id".
+
+    Returns:
+        pairs, score (mean difference with its bootstrap interval), p (exact McNemar; None where
+        scores are not right or wrong), gained and lost samples.
+    """
+    by_id = {one["id"]: one for one in base}
+    pairs = [(one, by_id[one["id"]]) for one in steered if one["id"] in by_id]
+    ours, theirs = (_scores(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+    ours, theirs = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
+    known = ~(np.isnan(ours) | np.isnan(theirs))
+    ours, theirs = ours[known], theirs[known]
+    binary = bool(len(ours)) and set(np.unique([ours, theirs])) <= {0.0, 1.0}
+    return {
+        "pairs": int(known.sum()),
+        "score": paired_difference(ours, theirs),
+        "p": mcnemar(ours, theirs) if binary else None,
+        "gained": int((ours > theirs).sum()),
+        "lost": int((ours < theirs).sum()),
+    }
+
+
+def _scores(samples: Iterable[dict]) -> np.ndarray:
+    """Score of each sample: 0 where it failed, NaN where nobody could score it."""
+    return np.array(
+        [
+            0.0 if one["error"] is not None else math.nan if one["score"] is None else one["score"]
+            for one in samples
+        ],
+        dtype=float,
+    )
+
+
+def _interval(scores: np.ndarray) -> tuple[float, float, float]:
+    known = scores[~np.isnan(scores)]
+    return wilson(known) if set(np.unique(known)) <= {0.0, 1.0} else mean_interval(known)
+
+
+def _metrics(found: dict) -> dict[str, object]:
+    """lmms-eval's metrics by name, with a 95 % interval where it gives a standard error."""
+    metrics = {}
+    for key, value in found.items():
+        name, _, kind = key.partition(",")
+        if not kind or "_stderr" in name or value in ("", None, "N/A"):
+            continue
+        error = found.get(f"{name}_stderr,{kind}")
+        if isinstance(value, (int, float)) and isinstance(error, (int, float)):
+            value = (value, value - Z * error, value + Z * error)
+        metrics[name] = value
+    return metrics
+
+
+def _rows(tasks: dict[str, dict]) -> list[tuple[str, ...]]:
+    rows = []
+    for task, found in tasks.items():
+        for arm, one in found["arms"].items():
+            change = found["difference"] if arm == "vrga" else None
+            speed = one["samples_per_second"]
+            rows.append(
+                (
+                    task,
+                    arm,
+                    str(one["samples"]),
+                    percent(one["score"]) if one["score"][0] <= 1 else f"{one['score'][0]:.2f}",
+                    "" if change is None else percent(change["score"], "+"),
+                    "" if change is None or change["p"] is None else f"{change['p']:.2g}",
+                    "" if speed is None else f"{speed:.2f}",
+                    str(one["failed"]),
+                )
+            )
+    return rows
+
+
+def rich_table(tasks: dict[str, dict]) -> Table:
+    """For a terminal."""
+    table = Table(title="mean scores of the samples; brackets: 95 % intervals")
+    for column in COLUMNS:
+        table.add_column(column)
+    for row in _rows(tasks):
+        table.add_row(*row)
+    return table
+
+
+def markdown(tasks: dict[str, dict]) -> str:
+    """For a paper: the same table, and every metric of the tasks' own code."""
+    lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, _rows(tasks)), ""]
+    lines += [_line(("task", "metric", "arm", "value")), _line(["---"] * 4)]
+    for task, found in tasks.items():
+        for arm, one in found["arms"].items():
+            for name, value in one["metrics"].items():
+                lines.append(_line((task, name, arm, _worded(value))))
+    return "\n".join(lines) + "\n"
+
+
+def _worded(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"{value[0]:.4g} ({value[1]:.4g}, {value[2]:.4g})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"

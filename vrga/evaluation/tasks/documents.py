@@ -1,0 +1,133 @@
+"""What the rows of a benchmark hold, whatever their fields are called.
+
+The functions that YAML files name take a row ("doc") and are called by lmms-eval.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+
+from PIL import Image
+
+from vrga.lookback import last_box
+
+QUESTION = ("question", "problem", "text", "query")
+TARGET = ("answer", "gt_answer", "label", "solution", "groundtruth responses", "ground_truth")
+IMAGE = (
+    "images",
+    "image",
+    "decoded_image",
+    "image_path",
+    "img_path",
+    "image_name",
+    "filename",
+    "image_src",
+    "url",
+)
+_ENDING = " Please answer yes or no."  # part of MME's questions, but an instruction
+_OPTION = re.compile(r"^\s*\(?([A-Z])[.:)]\s*(.+?)\s*;?\s*$", re.MULTILINE)
+
+
+def question(doc: dict) -> str:
+    """The question alone, without image placeholders and instructions.
+
+    Raises:
+        KeyError: no field that holds questions.
+    """
+    text = re.sub(r"<image\s*\d*>", "", str(_field(doc, QUESTION))).strip()
+    return text.removesuffix(_ENDING)
+
+
+def target(doc: dict) -> str:
+    """The expected answer: of a solution, what it boxes or tags as the answer.
+
+    Raises:
+        KeyError: no field that holds answers.
+    """
+    text = str(_field(doc, TARGET)).strip()
+    tagged = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    text = tagged[1].strip() if tagged else text
+    boxed = last_box(text)
+    return text if boxed is None else boxed
+
+
+def options(doc: dict) -> dict[str, str]:
+    """Letter to text of the options; empty for an open question.
+
+    Read from `choices` or `options` (a list, or the text of one), from `option` ("A. 5; B. 6"),
+    or from the question's lines after "Choices:" or "Options:".
+    """
+    listed = doc.get("choices")
+    listed = doc.get("options") if listed is None else listed
+    if isinstance(listed, str):
+        listed = _list(listed)
+    if listed is not None and len(listed):
+        return {chr(ord("A") + i): str(text) for i, text in enumerate(listed)}
+    if doc.get("option"):
+        return dict(_OPTION.findall(re.sub(r";\s*(?=[A-Z]\.)", "\n", doc["option"])))
+    asked = re.split(r"\b(?:Choices|Options):", question(doc), maxsplit=1)
+    return dict(_OPTION.findall(asked[1])) if len(asked) == 2 else {}
+
+
+def text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
+    """The prompt: pre_prompt, the question, its options on lines of their own, post_prompt."""
+    words = lmms_eval_specific_kwargs or {}
+    asked = question(doc)
+    # Options that the question itself lists are not repeated.
+    if not re.search(r"\b(?:Choices|Options):", asked):
+        asked = "\n".join(
+            [asked, *(f"{letter}. {named}" for letter, named in options(doc).items())]
+        )
+    return f"{words.get('pre_prompt', '')}{asked}{words.get('post_prompt', '')}"
+
+
+def images(doc: dict) -> list[Image.Image]:
+    """The images in RGB.
+
+    Raises:
+        OSError: an image that is missing or cannot be read; names its file.
+    """
+    values = next((doc[name] for name in IMAGE if doc.get(name) is not None), [])
+    values = values if isinstance(values, list) else [values]
+    return [_open(value) for value in values]
+
+
+def mean(items: list[dict]) -> float:
+    """Mean of the scores; those that are NaN are left out, and NaN for none."""
+    scores = [item["score"] for item in items if not math.isnan(item["score"])]
+    return sum(scores) / len(scores) if scores else math.nan
+
+
+def _field(doc: dict, names: Sequence[str]):
+    for name in names:
+        if doc.get(name) is not None and str(doc[name]).strip():
+            return doc[name]
+    raise KeyError(f"none of {', '.join(names)} among the fields {', '.join(map(str, doc))}")
+
+
+def _list(text: str) -> list:
+    """A list written as JSON or as Python writes it; empty where it is neither."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError):
+            continue
+        return found if isinstance(found, list) else []
+    return []
+
+
+def _open(value) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value.convert("RGB")
+    name = value.get("path") if isinstance(value, dict) else value
+    stored = value.get("bytes") if isinstance(value, dict) else None
+    try:
+        with Image.open(io.BytesIO(stored) if stored else name) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise OSError(f"image {name} cannot be read: {error}") from error
