@@ -1,5 +1,7 @@
 """Pictures show what they say: brightness, outlines, lines, marks, shading."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,8 @@ def drawn(figure, path):
 
 
 def test_the_map_of_a_region_is_bright_where_it_is_high(trace, tmp_path):
-    region = trace.regions[1]
+    scattered = torch.rand(len(trace.regions[1].mask), generator=torch.Generator().manual_seed(0))
+    region = replace(trace.regions[1], mask=scattered < 0.5)
     figure = region_figure(trace.images[1], region, title="costs $5 or $6?", answers={"a": "b"})
     marked = panels(figure)[1::2]
     assert len(marked) == 2
@@ -57,11 +60,15 @@ def test_the_map_of_a_region_is_bright_where_it_is_high(trace, tmp_path):
         heat = heat.numpy()
         np.testing.assert_allclose(darkness(axis), 0.65 * (1 - heat / heat.max()), atol=1e-6)
         mask = region.mask[grid.index].view(grid.h, grid.w)
-        # A cell's upper edge is drawn where one of the cells that it parts is in T.
+        # An edge is drawn where one of the two cells that it parts is in T.
         for r in range(1, grid.h):
             for c in range(grid.w):
                 edge = ((c, r), (c + 1, r))
                 assert (edge in outline(axis)) == bool(mask[r, c] != mask[r - 1, c])
+        for r in range(grid.h):
+            for c in range(1, grid.w):
+                edge = ((c, r), (c, r + 1))
+                assert (edge in outline(axis)) == bool(mask[r, c] != mask[r, c - 1])
     drawn(figure, tmp_path / "region.png")
 
 

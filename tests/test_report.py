@@ -92,6 +92,8 @@ def test_both_runs_share_their_images(hostile):
     page = embedded(render(hostile))
     assert len(page["images"]) == 1 and [run["images"] for run in page["runs"]] == [[0], [0]]
     assert [run["name"] for run in page["runs"]] == ["not steered", "steered, gain 3.0"]
+    names = [run["name"] for run in embedded(render([hostile[1]] * 2))["runs"]]
+    assert names == ["first: steered, gain 3.0", "second: steered, gain 3.0"]
 
 
 def long_trace(steps=2000):
@@ -381,8 +383,12 @@ def test_two_thousand_tokens(open_page):
 
 
 def test_several_images_have_a_picture_each(open_page):
-    driver = open_page([filled_trace(counts=(2, 1))])
-    assert len(pictures(driver)) == 2 and len(set(pictures(driver))) == 2
+    driver = open_page([filled_trace(counts=(2, 1))] * 2, PHONE)
+    assert len(pictures(driver)) == 4 and len(set(pictures(driver))) == 2
+    for canvas in driver.find_elements("css selector", "canvas"):  # none is squeezed
+        shown = canvas.size["width"] / canvas.size["height"]
+        own = int(canvas.get_attribute("width")) / int(canvas.get_attribute("height"))
+        assert abs(shown / own - 1) < 0.03
     assert driver.get_log("browser") == []
 
 

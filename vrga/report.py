@@ -84,6 +84,9 @@ def render(traces: Sequence[Trace], *, row: int = 0, megabytes: float = 16.0) ->
             raise ValueError(f"row={row}: the trace has rows 0 to {trace.image.shape[2] - 1}")
     images: list[str] = []
     runs = [_run(trace, row, images, 1e6 * megabytes / len(traces)) for trace in traces]
+    if len({run["name"] for run in runs}) < len(runs):
+        for run, which in zip(runs, ("first", "second"), strict=True):
+            run["name"] = f"{which}: {run['name']}"
     asked = traces[0].asked[row] if traces[0].asked is not None else ""
     environment = Environment(loader=PackageLoader("vrga", ""), autoescape=True)
     template = environment.get_template("report.html.jinja")
