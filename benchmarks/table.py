@@ -140,6 +140,18 @@ def compiled() -> str:
     return "\n".join(lines)
 
 
+def trace() -> str:
+    """Time per token, recorded over not recorded."""
+    run = json.loads((RESULTS / "trace.json").read_text())
+    lines = [
+        f"{where(run['environment'])}; {run['case']}, {run['keys']} keys:",
+        "",
+        "| recorded | time per token over that of the same run not recorded |",
+        "| --- | --- |",
+    ]
+    return "\n".join(lines + [row([k, spread(v)]) for k, v in run["ratio_per_token"].items()])
+
+
 def demo() -> str:
     """What steering did on the embedded model."""
     run = json.loads((RESULTS / "demo.json").read_text())
@@ -220,6 +232,7 @@ TABLES = {
     "contenders": contenders,
     "host": host,
     "compiled": compiled,
+    "trace": trace,
 }
 
 

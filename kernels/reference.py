@@ -18,6 +18,7 @@ A row whose weights leave no key stays unsteered.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class KeySets:
         image: 1 on image keys, float [B, 1, 1, S].
         group: group of each key, [B, 1, 1, S].
         shut, change: weight under a shut gate, and what an open gate adds, float [B, 1, 1, S].
+        groups: how many groups there are.
     """
 
     hidden: Tensor
@@ -44,6 +46,13 @@ class KeySets:
     group: Tensor
     shut: Tensor
     change: Tensor
+    groups: int
+
+    @cached_property
+    def members(self) -> Tensor:
+        """1 where a key is of the image, and of each group, float [B, S, 1 + groups]."""
+        group = self.group[:, 0, 0, :, None] == torch.arange(self.groups, device=self.group.device)
+        return torch.cat([self.image[:, 0, 0, :, None], group.to(self.image.dtype)], -1)
 
 
 def key_sets(
@@ -75,6 +84,7 @@ def key_sets(
         group=group,
         shut=shut,
         change=_weights(group, opened, dtype) - shut,
+        groups=len(opened),
     )
 
 
@@ -141,8 +151,8 @@ def decode_attention_reference(
         is_open = gate.bool()[:, :, None].expand(mass.shape)
     if stats is not None:
         stats[..., MASS], stats[..., ENTROPY], stats[..., GATE] = mass, mass_entropy, is_open
-        for g in range(len(opened)):
-            stats[..., GROUP + g] = (e * (sets.group == g)).sum(-1) / total
+        sums = (e.flatten(1, 2) @ sets.members).view(batch, heads, rows, -1)
+        stats[..., GROUP:] = sums[..., 1:] / total[..., None]
 
     weight = sets.shut + is_open[..., None] * sets.change
     if 0 in opened or 0 in closed:
@@ -155,6 +165,39 @@ def decode_attention_reference(
     probs = probs * probs.sum(-1, keepdim=True).clamp_min(torch.finfo(accurate).tiny).reciprocal()
     out = probs.to(q.dtype).reshape(batch, kv_heads, -1, keys) @ v
     return out.view(batch, heads, rows, size).transpose(1, 2)
+
+
+def attention_statistics(
+    q: Tensor,
+    k: Tensor,
+    images: Tensor,
+    sets: KeySets,
+    stats: Tensor,
+    *,
+    scale: float,
+    focus: float,
+    entropy: float,
+    gate: Tensor | None = None,
+) -> None:
+    """Write the `stats` of `decode_attention_reference` without computing its output."""
+    batch, heads, rows, size = q.shape
+    accurate = sets.image.dtype
+    packed = q.reshape(batch, k.shape[1], -1, size)
+    scores = (packed @ k.transpose(2, 3)).view(batch, heads, rows, -1).to(accurate) * scale
+    shifted, e = _exponentials(scores.masked_fill(sets.hidden, -torch.inf))
+    total = e.sum(-1, keepdim=True).clamp_min(torch.finfo(accurate).tiny)
+    shares = (e.flatten(1, 2) @ sets.members).view(batch, heads, rows, -1) / total
+    mass = shares[..., 0]
+    weighed = e * shifted.clamp_min(torch.finfo(accurate).min)
+    inner = (weighed.flatten(1, 2) @ sets.members[..., :1]).view(mass.shape) / total[..., 0]
+    mass_entropy = mass * total[..., 0].log() - inner
+    if gate is None:
+        ratio = mass * sets.visible[:, None] / images[:, None, None]
+        is_open = (ratio > focus) & (ratio > entropy * mass_entropy)
+    else:
+        is_open = gate.bool()[:, :, None].expand(mass.shape)
+    stats[..., MASS], stats[..., ENTROPY], stats[..., GATE] = mass, mass_entropy, is_open
+    stats[..., GROUP:] = shares[..., 1:]
 
 
 def probe_scores_reference(

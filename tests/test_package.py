@@ -88,6 +88,7 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
         "vrga/evaluation/tasks/common.yaml",
         "vrga/evaluation/tasks/documents.py",
         "vrga/patching.py",
+        "vrga/report.html.jinja",
     ):
         assert name in shipped and name in installed
     assert not [name for name in installed if name.startswith("kernels/")]

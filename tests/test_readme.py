@@ -13,4 +13,5 @@ def test_the_snippets_run(tmp_path, monkeypatch):
     names = {}
     for snippet in SNIPPETS:
         exec(compile(snippet, "README.md", "exec"), names)
-    assert (tmp_path / "region.png").stat().st_size > 0
+    for made in ("region.png", "tokens.png", "compare.png", "report.html"):
+        assert (tmp_path / made).stat().st_size > 0

@@ -65,6 +65,10 @@ def generate(
     vrga: Annotated[bool, typer.Option("--vrga/--no-vrga", help="Steer, or not.")] = True,
     map: Annotated[Path | None, typer.Option(help="Write a picture of the region here.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write traces to base/ and steered/ in this folder, for `vrga report`."),
+    ] = None,
 ) -> None:
     """Answer one question about one or several images."""
     from vrga.generation import answer
@@ -77,6 +81,7 @@ def generate(
         question,
         _config(preset, gain) if vrga else None,
         max_new_tokens=max_new_tokens,
+        trace=trace,
     )
     console.print(text, markup=False, highlight=False)
     if map is not None:
@@ -84,6 +89,29 @@ def generate(
 
         path = save(region_figure(images, region, title=question), map)
         console.print(f"region: {path}", style="dim", soft_wrap=True)
+    if trace is not None:
+        runs = [str(trace / run) for run in ("base", "steered") if vrga or run == "base"]
+        console.print(f"traces: {' '.join(runs)}", style="dim", soft_wrap=True)
+
+
+@app.command()
+def report(
+    traces: Annotated[
+        list[Path], typer.Argument(help="One or two trace folders; of two, the base comes first.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    row: Annotated[int, typer.Option(min=0, help="Row of the batch.")] = 0,
+    size: Annotated[
+        float, typer.Option(min=0.1, help="Most megabytes of maps; heads are left out beyond.")
+    ] = 16.0,
+) -> None:
+    """Make a page of one or two traces: where the model looked, token by token."""
+    from vrga.report import write_report
+
+    path = write_report(traces, output, row=row, megabytes=size)
+    console.print(f"report: {path}", style="dim", soft_wrap=True)
 
 
 @app.command(

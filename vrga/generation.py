@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from vrga.config import VRGAConfig
 from vrga.models import load
 from vrga.patching import patch
 from vrga.region import Region
+from vrga.trace import Trace
 
 
 def answer(
@@ -21,6 +23,7 @@ def answer(
     config: VRGAConfig | None,
     *,
     max_new_tokens: int = 256,
+    trace: Path | None = None,
 ) -> tuple[str, Region | None, list[Image.Image]]:
     """Load a checkpoint and let it answer greedily.
 
@@ -28,6 +31,8 @@ def answer(
         model: checkpoint folder or hub id; None is the embedded model.
         paths: image files.
         config: how to steer; None does not.
+        trace: a folder for traces with maps, `base` without and `steered` with steering; the
+            model answers twice then.
 
     Returns:
         (answer, region or None, images).
@@ -43,11 +48,44 @@ def answer(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
     inputs = processor(text=[chat], images=images, return_tensors="pt").to(loaded.device)
+    if trace is not None:
+        base = _recorded(loaded, processor, inputs, images, _off(config), max_new_tokens)
+        base[2].save(trace / "base")
+        if config is None:
+            return base[0], None, images
+        text, region, found = _recorded(loaded, processor, inputs, images, config, max_new_tokens)
+        found.save(trace / "steered")
+        return text, region, images
     if config is None:
         return _generate(loaded, processor, inputs, max_new_tokens), None, images
     with patch(loaded, config) as steered:
         text = _generate(loaded, processor, inputs, max_new_tokens)
         return text, steered.region[0], images
+
+
+def _off(config: VRGAConfig | None) -> VRGAConfig:
+    """The same region as with `config`, and no steering to it."""
+    if config is None or config.method not in ("vrga", "released"):
+        return VRGAConfig(gain=1)
+    return replace(config, gain=1)
+
+
+def _recorded(
+    model: nn.Module,
+    processor,
+    inputs,
+    images: list[Image.Image],
+    config: VRGAConfig,
+    max_new_tokens: int,
+) -> tuple[str, Region, Trace]:
+    """The answer, its region, and its trace with texts, images and the visual heads' maps."""
+    with patch(model, config, tokenizer=processor.tokenizer) as steered:
+        with steered.record(maps="visual", layer_maps=True) as trace:
+            text = _generate(model, processor, inputs, max_new_tokens)
+        region = steered.region[0]
+    # Models that cut an image into tiles have more grids than there are images to show.
+    shown = [images] if len(images) == len(region.grids) else None
+    return text, region, trace.attach(images=shown)
 
 
 def _generate(model: nn.Module, processor, inputs, max_new_tokens: int) -> str:

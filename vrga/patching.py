@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -28,11 +28,12 @@ from vrga.inputs import (
 from vrga.models import family_of, unwrapped
 from vrga.phase import Phase, tag_table
 from vrga.reading import Announcement, PromptReader
+from vrga.recorder import Heads, Recorder
 from vrga.region import Region, empty_region, find_region
 from vrga.released import released_region
 from vrga.steering import Steering, check_implementation
 from vrga.tokens import Grid, Prompt, Query, cells_mask, check_query, visible_keys
-from vrga.trace import Recorder, Trace
+from vrga.trace import Trace
 
 
 def patch(
@@ -225,7 +226,15 @@ class Patch:
         return list(self._episodes)
 
     @contextmanager
-    def record(self, watch: Cells | None = None) -> Iterator[Trace]:
+    def record(
+        self,
+        watch: Cells | None = None,
+        *,
+        layers: Iterable[int] | None = None,
+        steps: Container[int] | None = None,
+        maps: Heads | None = None,
+        layer_maps: bool = False,
+    ) -> Iterator[Trace]:
         """Measure where every head looks at each decode step, without output_attentions.
 
         The block holds one call of generate, prefill included.
@@ -234,11 +243,20 @@ class Patch:
             watch: cells whose share of attention is measured beside the region's: for each row,
                 for each of its images, bool [h, w] on the image's token grid. Or a callable
                 that makes them from each row's list of `Grid`.
+            layers: those to measure, counted from 0; None is all.
+            steps: those to measure, counted from 0, e.g. `range(0, 1000, 10)`; None is all.
+            maps: heads of which every measured step's attention on each image token is kept:
+                "visual" (H_v of any row), "all", bool [L, H], or pairs (layer, head). 2 bytes for
+                each step, head and image token.
+            layer_maps: whether to keep the mean over each measured layer's heads likewise.
 
         Yields:
             The trace; it can be read when the block is left.
+
+        Raises:
+            ValueError: layers or heads that the model does not have.
         """
-        recorder, trace = Recorder(), Trace()
+        recorder, trace = Recorder(self._shape(), layers, steps, maps, layer_maps), Trace()
         self._recording = (recorder, watch)
         try:
             yield trace
@@ -248,6 +266,7 @@ class Patch:
                 self._step.recorder = None
                 self._step = self._step if self._step.applied else None
         trace.fill(recorder)
+        trace.describe(recorder, self.config, self.model, self._reader)
 
     def announce(self, inputs: dict) -> None:
         """Tell of a prompt whose forward passes are made by hand, in more than one piece.
@@ -279,7 +298,10 @@ class Patch:
             criteria = [*(kwargs.get("stopping_criteria") or ()), self._look_ahead]
             kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
         try:
-            return own(*args, **kwargs)
+            output = own(*args, **kwargs)
+            if self._recording is not None:
+                self._recording[0].hear(inputs, output)
+            return output
         finally:
             self._announced = self._end = self._head = None
             self._beams = False
@@ -617,6 +639,7 @@ class Patch:
             elif self.config.method in ("vrga", "released"):
                 question = self._reader.question(self._prompt, self._query)
                 recorder.question = True
+            recorder.aim(regions)
         phase = None
         told = self._recording is not None and self._reader.knows_words
         if told or "back" in (self.config.when, self.config.relocate):

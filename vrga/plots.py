@@ -1,21 +1,34 @@
-"""Pictures of where the model looked (extra `plot`: matplotlib)."""
+"""Pictures of where the model looked (extra `plot`: matplotlib).
+
+Every function returns a matplotlib figure; `save` writes it. They are readable in grey and for
+colour-blind eyes: lines differ in style, maps in lightness, and marks have an outline.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from vrga.intervals import pearson
+from vrga.pictures import (
+    COLORS,
+    OUTLINE,
+    images_of,
+    legend,
+    mask_of,
+    picture,
+    plain,
+    trend,
+    word,
+)
 from vrga.region import Region
-from vrga.trace import Trace
-
-# Okabe and Ito's colours, which differ for colour-blind eyes; the line styles differ in grey.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "black")
-# Black outline over white: it stands out on any image, in grey and for colour-blind eyes.
-_OUTLINE = (("white", 3.5), ("black", 1.5))
+from vrga.trace import Trace, fitted
 
 
 def region_figure(
@@ -24,7 +37,7 @@ def region_figure(
     """The relevance map over each image of a row, and the outline of its region T.
 
     Args:
-        images: the row's images in order, of any size.
+        images: the row's images in order, of any size; of a video its frames.
         region: the row's region, from `patch.region[row]`.
         title: a line above, e.g. the question.
         answers: lines below, by name.
@@ -33,33 +46,76 @@ def region_figure(
         A matplotlib figure with the image beside the image with the map, per image.
 
     Raises:
-        ValueError: not as many images as the region has.
+        ValueError: neither as many images as the region has grids, nor a multiple.
     """
-    if len(images) != len(region.map) or not images:
-        raise ValueError(f"{len(images)} images given; the region has {len(region.map)}")
+    images = fitted(images, region)
+    if not images:
+        raise ValueError("the region is of a row without an image")
     figure = Figure(figsize=(7, 3.6 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 2, squeeze=False)
-    for (plain, marked), image, relevance, grid in zip(
-        axes, images, region.map, region.grids, strict=True
-    ):
-        mask = region.mask[grid.index].view(grid.h, grid.w).numpy()
-        for axis in (plain, marked):
-            axis.imshow(image, extent=(0, grid.w, grid.h, 0))
-            axis.set(xticks=[], yticks=[], aspect="equal" if _square(image, grid) else "auto")
-        heat = relevance.float().numpy()
-        # The map darkens what was not looked at, so that the image's colours stay true.
-        shade = np.zeros((*heat.shape, 4))
-        shade[..., 3] = 0.65 * (1 - heat / max(heat.max(), 1e-12))
-        marked.imshow(shade, extent=(0, grid.w, grid.h, 0), interpolation="nearest")
-        for color, width in _OUTLINE:
-            for (x0, y0), (x1, y1) in _edges(mask):
-                marked.plot((x0, x1), (y0, y1), color=color, linewidth=width)
-        plain.set_title("image", fontsize=9)
+    heats = [relevance.float().numpy() for relevance in region.map]
+    for (bare, marked), image, grid, heat in zip(axes, images, region.grids, heats, strict=True):
+        picture(bare, image, grid)
+        picture(marked, image, grid, heat, mask_of(region, grid))
+        bare.set_title("image", fontsize=9)
         marked.set_title("relevance (bright) and region T (outline)", fontsize=9)
     lines = [title] if title else []
     lines += [f"{name}: {text}" for name, text in (answers or {}).items()]
     if lines:
-        figure.suptitle("\n".join(lines).replace("$", r"\$"), fontsize=10)
+        figure.suptitle("\n".join(map(plain, lines)), fontsize=10)
+    return figure
+
+
+def token_figure(
+    trace: Trace,
+    tokens: Sequence[int] | None = None,
+    row: int = 0,
+    *,
+    heads: Tensor | None = None,
+    columns: int = 6,
+) -> Figure:
+    """Where some heads look from each of some tokens, over the image.
+
+    Args:
+        trace: recorded with `maps`; its images, see `Trace.attach`, are drawn below the maps.
+        tokens: generated tokens, counted from 0; None is up to twelve, evenly spread.
+        row: of the batch.
+        heads: bool [L, H]; None is the row's visual heads.
+        columns: panels side by side.
+
+    Returns:
+        A matplotlib figure with one panel per token and image; each is as bright as it can be.
+
+    Raises:
+        ValueError: tokens that were not recorded, or heads without maps.
+    """
+    maps, steps = trace.map_of(row, heads), trace.steps.tolist()
+    region, grids = trace.regions[row], trace.regions[row].grids
+    if tokens is None:
+        tokens = [steps[i] for i in sorted({int(x) for x in np.linspace(0, len(steps) - 1, 12)})]
+    missing = [token for token in tokens if token not in steps]
+    if missing or not tokens:
+        raise ValueError(f"tokens {missing} were not recorded; there are {steps[0]} to {steps[-1]}")
+    images = images_of(trace, row)
+    columns = min(columns, len(tokens))
+    lines = -(-len(tokens) // columns)
+    height = 1.6 * max(grid.h / grid.w for grid in grids) + 0.35
+    size = 1.6 * columns, height * lines * len(grids)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines * len(grids), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for place, token in enumerate(tokens):
+        parts = maps[steps.index(token)].split([grid.h * grid.w for grid in grids])
+        top = float(maps[steps.index(token)].max())
+        for i, (part, grid, image) in enumerate(zip(parts, grids, images, strict=True)):
+            axis = axes[place // columns * len(grids) + i, place % columns]
+            axis.set_axis_on()
+            picture(
+                axis, image, grid, part.view(grid.h, grid.w).numpy(), mask_of(region, grid), top
+            )
+            if i == 0:
+                axis.set_title(plain(word(trace, row, token)), fontsize=8)
     return figure
 
 
@@ -77,26 +133,115 @@ def trend_figure(trace: Trace, row: int = 0, *, heads: Tensor | None = None) -> 
     Raises:
         ValueError: an empty trace, or one that measured watched cells instead.
     """
-    if trace.question is None:
-        raise ValueError(
-            "the trace has no attention on question and generated text: record it with "
-            "patch.record(), without watch, around a call of generate"
-        )
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axis = figure.subplots()
-    styles = {"image": "-", "region": "--", "question": "-.", "generated": ":"}
-    for (name, style), color in zip(styles.items(), _COLORS, strict=True):
-        shares = getattr(trace, name)[:, :, row]  # [steps, L, H]
-        mean = shares.mean((1, 2)) if heads is None else shares[:, heads].mean(1)
-        axis.plot(range(1, len(mean) + 1), mean.numpy(), style, color=color, label=name)
-    inside = [] if trace.inside is None else trace.inside[:, row].int().tolist()
-    edges = np.diff([0, *inside, 0])
-    for start, end in zip(np.nonzero(edges > 0)[0], np.nonzero(edges < 0)[0], strict=True):
-        axis.axvspan(start + 0.5, end + 0.5, color="0.85", zorder=0, label="<back>")
-    handles, labels = axis.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), fontsize=8, loc="outside upper center", ncols=5)
-    axis.set(xlabel="generated token", ylabel="share of attention", ylim=(0, None))
+    trend(axis, trace, row, heads)
+    legend(figure, axis)
+    return figure
+
+
+def compare_figure(
+    base: Trace,
+    steered: Trace,
+    token: int | None = None,
+    row: int = 0,
+    *,
+    heads: Tensor | None = None,
+) -> Figure:
+    """Two runs side by side: where they look on the image, and how attention goes on.
+
+    Args:
+        base, steered: recorded with `maps` and without `watch`.
+        token: the generated token to look from; None is the mean over all.
+        row: of the batch.
+        heads: bool [L, H]; None is the visual heads.
+
+    Raises:
+        ValueError: as of `token_figure` and `trend_figure`.
+    """
+    count = max(len(trace.regions[row].grids) for trace in (base, steered))
+    figure = Figure(figsize=(8, 3.2 * count + 2.6), layout="constrained")
+    ratios = [3.2] * count + [2.2]
+    axes = figure.subplots(count + 1, 2, squeeze=False, height_ratios=ratios)
+    for column, (name, trace) in enumerate({"base": base, "steered": steered}.items()):
+        steps, region = trace.steps.tolist(), trace.regions[row]
+        if token is not None and token not in steps:
+            raise ValueError(f"token {token} was not recorded in the {name} run")
+        maps = trace.map_of(row, heads)
+        shown = maps.mean(0) if token is None else maps[steps.index(token)]
+        parts = shown.split([grid.h * grid.w for grid in region.grids])
+        for axis in axes[:count, column]:
+            axis.set_axis_off()
+        for axis, part, grid, image in zip(
+            axes[:, column], parts, region.grids, images_of(trace, row), strict=False
+        ):
+            axis.set_axis_on()
+            heat = part.view(grid.h, grid.w).numpy()
+            picture(axis, image, grid, heat, mask_of(region, grid), float(shown.max()))
+        said = "mean over all tokens" if token is None else word(trace, row, token)
+        axes[0, column].set_title(plain(f"{name}, {said}"), fontsize=10)
+        trend(axes[count, column], trace, row, region.visual if heads is None else heads)
+    top = max(axis.get_ylim()[1] for axis in axes[count])
+    for axis in axes[count]:
+        axis.set_ylim(0, top)
+    axes[count, 1].set_ylabel("")
+    legend(figure, axes[count, 0])
+    return figure
+
+
+def atlas_figure(region: Region, *, title: str = "") -> Figure:
+    """R, H_img and EFR of every head at the question: layers down, heads across.
+
+    Visual heads are outlined, background heads crossed. The scales end at the 2nd and 98th
+    percentile.
+
+    Raises:
+        ValueError: a row without an image.
+    """
+    _check_heads(region)
+    layers, heads = region.visual.shape
+    figure = Figure(figsize=(9.5, max(2.2, min(6.0, 2.6 * layers / heads + 0.9))))
+    figure.set_layout_engine("constrained")
+    panels = {"R, image focus": "focus", "H_img, nats": "entropy", "EFR = H_img / R": "efr"}
+    for axis, (name, field) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        values = getattr(region.heads, field).numpy()
+        low, high = np.percentile(values, (2, 98))
+        drawn = axis.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        figure.colorbar(drawn, ax=axis, extend="both", shrink=0.9)
+        for layer, head in region.visual.nonzero().tolist():
+            for color, width in OUTLINE:
+                corner = (head - 0.5, layer - 0.5)
+                axis.add_patch(Rectangle(corner, 1, 1, fill=False, color=color, linewidth=width))
+        crossed = region.background.nonzero()
+        axis.plot(crossed[:, 1], crossed[:, 0], "x", color="white", markersize=4)
+        axis.set_title(name, fontsize=10)
+        axis.set(xlabel="head", ylabel="layer" if field == "focus" else "")
+    if title:
+        figure.suptitle(plain(title), fontsize=10)
+    return figure
+
+
+def scatter_figure(region: Region, *, title: str = "") -> Figure:
+    """H_img against R of every head, and how they correlate (Pearson's r, 95 % interval).
+
+    Raises:
+        ValueError: a row without an image.
+    """
+    _check_heads(region)
+    focus, entropy = (x.flatten().numpy() for x in (region.heads.focus, region.heads.entropy))
+    r, low, high = pearson(focus, entropy)
+    figure = Figure(figsize=(4.6, 3.8), layout="constrained")
+    axis = figure.subplots()
+    visual = region.visual.flatten().numpy()
+    axis.plot(focus[~visual], entropy[~visual], "o", color=COLORS[0], markersize=4, alpha=0.6,
+              label="other heads")  # fmt: skip
+    axis.plot(focus[visual], entropy[visual], "^", color=COLORS[1], markersize=8,
+              markeredgecolor="black", label="visual heads")  # fmt: skip
+    axis.set(xlabel="R, image focus", ylabel="H_img, nats")
+    axis.legend(fontsize=8)
+    lines = [plain(title)] if title else []
+    lines.append(f"Pearson r = {r:.2f} (95 %: {low:.2f} to {high:.2f}), {len(focus)} heads")
+    axis.set_title("\n".join(lines), fontsize=10)
     return figure
 
 
@@ -108,17 +253,6 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def _square(image: Image.Image, grid) -> bool:
-    """Whether the image's own proportions are those of its token grid."""
-    return abs(image.width * grid.h - image.height * grid.w) < max(image.width, image.height)
-
-
-def _edges(mask: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The outline of True cells: segments ((x0, y0), (x1, y1)) on the grid lines."""
-    padded = np.pad(mask, 1)
-    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
-    edges = [((x, y), (x + 1, y)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
-    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
-    return edges + [
-        ((x, y), (x, y + 1)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)
-    ]
+def _check_heads(region: Region) -> None:
+    if not bool(region.heads.focus.isfinite().all()):
+        raise ValueError("the region is of a row without an image, whose heads have no R and H_img")

@@ -15,13 +15,14 @@ from vrga.kernels.reference import (
     GROUP,
     MASS,
     KeySets,
+    attention_statistics,
     decode_attention_reference,
     key_sets,
 )
 from vrga.phase import Phase
+from vrga.recorder import Recorder
 from vrga.region import Region
 from vrga.tokens import visible_keys
-from vrga.trace import Recorder
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
 
@@ -178,6 +179,8 @@ class Steering:
         if past is not None:
             self._past = past
             self._views.clear()
+            if self.recorder is not None:
+                self.recorder.begin()
         if self.config.when == "always" and self.phase is None:
             return
         if ids is None:
@@ -199,7 +202,7 @@ class Steering:
         if self.phase is not None:
             self.phase.advance(ids, past)
             if self.recorder is not None:
-                self.recorder.inside.append(self.phase.inside[:, -1])
+                self.recorder.note(self.phase.inside[:, -1])
         if config.when in ("always", "back"):
             return self._by_phase(self.phase.inside, self.phase.opened)
         if past is None:
@@ -245,10 +248,11 @@ class Steering:
         check_plain(kwargs)
         if self.probe is not None:
             self.probe.collect(module, query, key, kwargs)
-        if self._idle and self.recorder is None:
+        measured = self.recorder is not None and self.recorder.wants(module.layer_idx)
+        if not measured and (self._idle or not self.applied):
             return own(module, query, key, value, attention_mask, **kwargs)
         with exactly(query.device):
-            steered = self._steer(module, query, key, value, attention_mask, kwargs)
+            steered = self._steer(module, query, key, value, attention_mask, kwargs, measured)
         if self.applied and self.every_row and self._now is None:
             return steered, None
         output, weights = own(module, query, key, value, attention_mask, **kwargs)
@@ -260,7 +264,7 @@ class Steering:
             chosen = chosen & self._now.to(query.device)
         return torch.where(chosen[:, :, None, None], steered, output), weights
 
-    def _steer(self, module, query, key, value, attention_mask, kwargs) -> Tensor:
+    def _steer(self, module, query, key, value, attention_mask, kwargs, measured) -> Tensor:
         rows, keys = query.shape[2], key.shape[2]
         window, stats = kwargs.get("sliding_window"), None
         compiling = torch.compiler.is_compiling()
@@ -275,6 +279,7 @@ class Steering:
                     "patch.record() needs decoding that is not compiled: call generate with "
                     "disable_compile=True"
                 )
+        if measured:
             stats = self.recorder.take(module.layer_idx, query)
         # A compiled step must not depend on how many keys there are.
         past = 0 if compiling else self._past
@@ -297,7 +302,31 @@ class Steering:
             out = torch.cat(parts, 1)
         if stats is not None and self._now is not None:
             stats[..., GATE] *= self._now.to(stats.device)[:, None]  # what is not steered is shut
+        if measured and self.recorder.maps_of(module.layer_idx):
+            self._map(module.layer_idx, query, key, attention_mask, kwargs, stats)
         return out
+
+    def _map(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        kwargs: dict,
+        stats: Tensor,
+    ) -> None:
+        """Let the recorder keep where the last query row of chosen heads looks on the image."""
+        past, keys, window = self._past, key.shape[2], kwargs.get("sliding_window")
+        first = max(past + query.shape[2] - keys, 0)
+        if window is not None and query.shape[2] > 1:
+            past += query.shape[2] - 1
+            mask = mask[:, :, -1:] if mask is not None and mask.ndim == 4 else mask
+            query = query[:, :, -1:]
+        view = self._view(mask, query, keys, past, window)
+        sets = view.key_sets(query, keys, self.opened, self.closed)
+        stats = stats if self.applied else None
+        scale = kwargs["scaling"]
+        self.recorder.keep_maps(layer, query, key, sets, stats, scale=scale, first=first)
 
     def _rows(
         self,
@@ -326,7 +355,12 @@ class Steering:
         if self.config.method == "ablation":
             gate = self._ablated(layer, decode, tensors, arguments)
         elif decode is decode_attention_reference and not torch.compiler.is_compiling():
-            arguments["sets"] = view.key_sets(query, key.shape[2], self.opened, self.closed)
+            sets = view.key_sets(query, key.shape[2], self.opened, self.closed)
+            if not self.applied:
+                del arguments["extent"]
+                attention_statistics(query, key, view.images, sets, stats, gate=gate, **arguments)
+                return query.transpose(1, 2)  # of the output's shape; nobody reads it
+            arguments["sets"] = sets
         return decode(
             *tensors, opened=self.opened, closed=self.closed, gate=gate, stats=stats, **arguments
         )

@@ -2,65 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vrga.config import VRGAConfig
 from vrga.kernels.reference import ENTROPY, GATE, GROUP, MASS
+from vrga.recorder import Recorder
+from vrga.region import Region
+from vrga.texts import back_spans, prompt_ids, token_texts, until_end
 
-CHUNK = 64  # steps that a recorder makes room for at a time
+if TYPE_CHECKING:
+    import pandas
+    from PIL import Image
 
-
-class Recorder:
-    """Takes the kernel's statistics during decoding, into memory made for many steps; no sync.
-
-    Attributes:
-        opened, closed: weight of each group of keys under an open and a shut gate, for reading
-            the statistics, which are those of attention before steering.
-        question: whether groups 2 and 3 are the prompt's text, of the question and other.
-        inside: rows inside a <back> span at each step, bool [B], where spans are followed.
-        steps: forward passes recorded so far.
-    """
-
-    def __init__(self):
-        self._slots: list[dict[int, Tensor]] = []  # step -> layer -> [B, H, Q, 3 + groups]
-        self._room: dict[tuple, list[Tensor]] = {}
-        self.opened = self.closed = (1.0, 1.0)
-        self.question = False
-        self.inside: list[Tensor] = []
-
-    @property
-    def steps(self) -> int:
-        return len(self._slots)
-
-    def take(self, layer: int, query: Tensor) -> Tensor:
-        """A buffer for one layer of the current step, float32 [B, H, Q, 3 + groups]."""
-        if not self._slots or layer in self._slots[-1]:
-            self._slots.append({})
-        batch, heads, rows, _ = query.shape
-        shape = (batch, heads, rows, GROUP + len(self.opened))
-        room = self._room.setdefault((layer, shape), [])
-        if not room:
-            chunk = torch.empty(CHUNK, *shape, dtype=torch.float32, device=query.device)
-            room.extend(reversed(chunk.unbind()))
-        self._slots[-1][layer] = room.pop()
-        return self._slots[-1][layer]
-
-    def stacked(self) -> Tensor:
-        """All steps, float32 [steps, L, B, H, 3 + groups], on the CPU; last query rows."""
-        layers = range(len(self._slots[0]))
-        # One copy from each device, not one for each step and layer.
-        found = [torch.stack([step[i][:, :, -1] for step in self._slots]).cpu() for i in layers]
-        return torch.stack(found, 1)
+SHARES = ("image", "region", "watched", "question", "prompt", "generated")
+MEASURES = (*SHARES, "entropy", "gate")
 
 
 @dataclass
 class Trace:
     """Attention of each decode step as it was after steering, on the CPU; empty until filled.
 
-    Every tensor is float32 [steps, L, B, H]. Step 0 is the forward pass whose query is the first
-    generated token; of a pass with several query rows the last one counts.
+    Every tensor is float32 [steps, L, B, H] unless said otherwise. Step 0 is the forward pass
+    whose query is the first generated token; of a pass with several query rows the last one
+    counts. Steps and layers are those that were asked for.
 
     Args:
         image: mass on the image tokens.
@@ -74,6 +47,20 @@ class Trace:
         gate: 1 where the gate was open.
         inside: whether each row was inside a <back> span, bool [steps, B]; None where the patch
             has no tokenizer, or was given no token ids.
+        steps: number of each step, int64 [steps]; layers: of each layer, int64 [L].
+        maps: attention on every image token, float16 [steps, heads, B, n], in the order of the
+            row's grids, zero where a row has fewer; None without `maps`.
+        heads: (layer, head) of `maps`, int64 [heads, 2].
+        layer_maps: the mean over each layer's heads, float16 [steps, L, B, n]; None without
+            `layer_maps`.
+        regions: what was steered to, one per row.
+        ids: generated token ids, int64 [B, tokens]; None without generate().
+        texts: the text that each generated token adds, per row up to its end of sequence; see
+            `attach`.
+        asked: each row's prompt as text, likewise.
+        images: each row's images, one per grid, see `attach`.
+        config: the config's fields.
+        versions: of the packages, and the model's name.
     """
 
     image: Tensor | None = None
@@ -85,12 +72,30 @@ class Trace:
     entropy: Tensor | None = None
     gate: Tensor | None = None
     inside: Tensor | None = None
+    steps: Tensor | None = None
+    layers: Tensor | None = None
+    maps: Tensor | None = None
+    heads: Tensor | None = None
+    layer_maps: Tensor | None = None
+    regions: list[Region] = field(default_factory=list)
+    ids: Tensor | None = None
+    texts: list[list[str]] | None = None
+    asked: list[str] | None = None
+    images: list[list[Image.Image]] | None = None
+    config: dict = field(default_factory=dict)
+    versions: dict = field(default_factory=dict)
+    _source: tuple | None = field(default=None, repr=False)  # what texts are made of
 
     def fill(self, recorder: Recorder) -> None:
         """Read what a recorder took; nothing when no step was steered or measured."""
+        self.regions = recorder.regions
         if not recorder.steps:
             return
         stats = recorder.stacked()
+        self.steps, self.layers = torch.tensor(recorder.taken), torch.tensor(recorder.layers)
+        self.maps, self.layer_maps = recorder.stacked_maps()
+        if self.maps is not None:
+            self.heads = recorder.mapped.nonzero()
         self.entropy, self.gate = stats[..., ENTROPY], stats[..., GATE]
         opened, closed = torch.tensor(recorder.opened), torch.tensor(recorder.closed)
         weight = torch.where(self.gate[..., None] > 0, opened, closed)
@@ -110,6 +115,193 @@ class Trace:
             self.image = outside + self.region
             self.generated = (after[..., 0] - outside).clamp_min(0)
             return
+        if len(recorder.opened) < 4:
+            rest = 0.0  # hard mask and ablations: no image token is in group 0
         self.image = rest + after[..., 1:].sum(-1)
         self.region = after[..., 1::2].sum(-1)
         self.watched = after[..., 2:].sum(-1) if after.shape[-1] == 4 else None
+
+    def describe(self, recorder: Recorder, config: VRGAConfig, model: object, reader) -> None:
+        """Note what was asked, answered and set; `reader` is the patch's PromptReader."""
+        self.config = asdict(config)
+        if callable(self.config["when"]):
+            self.config["when"] = getattr(config.when, "__name__", "callable")
+        self.versions = {"model": str(getattr(model, "name_or_path", "")) or type(model).__name__}
+        self.versions |= _versions()
+        said = recorder.said
+        if said is not None and (self.image is None or len(said) == self.image.shape[2]):
+            self.ids, self._source = said, (recorder.prompt, recorder.padding, reader)
+
+    def attach(
+        self,
+        tokenizer: object | None = None,
+        images: Sequence[Sequence[Image.Image]] | None = None,
+    ) -> Trace:
+        """Add what a report shows and the model does not know: texts and images.
+
+        Args:
+            tokenizer: the processor's; None is the one that the patch knows or the model's own,
+                and without any the texts stay unknown.
+            images: for each row, its images, one for each of the region's grids; of a video
+                frames, as many or a multiple.
+
+        Returns:
+            The trace itself.
+
+        Raises:
+            ValueError: not as many images as the rows have grids.
+        """
+        if images is not None:
+            if len(images) != len(self.regions):
+                raise ValueError(
+                    f"images of {len(images)} rows given; the trace has {len(self.regions)}"
+                )
+            self.images = [
+                fitted(row, region) for row, region in zip(images, self.regions, strict=True)
+            ]
+        if self.ids is None or self._source is None:
+            return self
+        prompt, padding, reader = self._source
+        try:
+            tokenizer = reader.tokenizer if tokenizer is None else tokenizer
+        except ValueError:
+            return self  # a model without a tokenizer: a report shows the tokens' numbers
+        # Cleaning up would move spaces from one token to another.
+        decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+        ends = reader.end_tokens()
+        self.texts = [token_texts(until_end(row, ends), decode) for row in self.ids.tolist()]
+        if prompt is not None:
+            asked = [prompt_ids(prompt, padding, self.regions, row) for row in range(len(prompt))]
+            self.asked = [decode(ids, skip_special_tokens=True).strip() for ids in asked]
+        return self
+
+    def save(self, path: str | Path) -> Path:
+        """Write the trace to a folder: trace.json, trace.safetensors, and its images as PNG.
+
+        Texts are added first, see `attach`, where a tokenizer is known.
+
+        Raises:
+            ValueError: an empty trace, or a folder with other files in it.
+        """
+        from vrga.folder import write
+
+        if self.texts is None:
+            self.attach()
+        return write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a folder that `save` wrote.
+
+        Raises:
+            FileNotFoundError: no trace there.
+            ValueError: a damaged one, or one of another format.
+        """
+        from vrga.folder import read
+
+        return read(Path(path))
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line for each step, layer, head and row of the batch.
+
+        Columns: step, layer, head, row, the measures that were taken, `inside` where spans were
+        followed, and `text`, the token that was the query, where texts are known.
+
+        Raises:
+            ImportError: pandas is missing.
+            ValueError: an empty trace.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install 'vrga[plot]'") from error
+        self.check_filled()
+        t, n, b, h = self.image.shape
+        shape = (t, n, b, h)
+        step, layer, row, head = torch.meshgrid(
+            self.steps, self.layers, torch.arange(b), torch.arange(h), indexing="ij"
+        )
+        columns = {"step": step, "layer": layer, "head": head, "row": row}
+        columns |= {k: getattr(self, k) for k in MEASURES if getattr(self, k) is not None}
+        if self.inside is not None:
+            columns["inside"] = self.inside[:, None, :, None].expand(shape)
+        frame = pandas.DataFrame({name: x.flatten().numpy() for name, x in columns.items()})
+        if self.texts is not None:
+            frame["text"] = [
+                self.texts[r][s] if s < len(self.texts[r]) else ""
+                for s, r in zip(frame["step"], frame["row"], strict=True)
+            ]
+        return frame
+
+    def check_filled(self) -> None:
+        """Raise ValueError for a trace of no step."""
+        if self.image is None:
+            raise ValueError(
+                "the trace is empty: record it around a call of generate with an image, of more "
+                "than one token"
+            )
+
+    def map_of(self, row: int, heads: Tensor | None = None) -> Tensor:
+        """Mean attention of some heads on the row's image tokens, float32 [steps, n].
+
+        Args:
+            heads: bool [L, H] over all of the model's layers; None is the row's visual heads.
+
+        Raises:
+            ValueError: no head, or heads whose maps were not recorded.
+        """
+        self.check_filled()
+        region = self.regions[row]
+        heads = region.visual if heads is None else heads
+        wanted = [tuple(pair) for pair in heads.nonzero().tolist()]
+        known = [] if self.heads is None else [tuple(pair) for pair in self.heads.tolist()]
+        missing = [pair for pair in wanted if pair not in known]
+        if missing or not wanted:
+            raise ValueError(
+                f"no maps of {len(missing) or 'any'} heads (layer, head) {missing[:3]}: record "
+                "them, patch.record(maps='visual')"
+            )
+        n = sum(grid.h * grid.w for grid in region.grids)
+        return self.maps[:, [known.index(pair) for pair in wanted], row, :n].float().mean(1)
+
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """The row's <back> spans as [first, end) in recorded steps, by `inside` or the texts."""
+        self.check_filled()
+        if self.inside is not None:
+            inside = self.inside[:, row].tolist()
+        elif self.texts is not None:
+            said = back_spans(self.texts[row])
+            inside = [s < len(said) and said[s] for s in self.steps.tolist()]
+        else:
+            return []
+        padded = [False, *inside, False]
+        turns = [i for i in range(len(inside) + 1) if padded[i] != padded[i + 1]]
+        return list(zip(turns[::2], turns[1::2], strict=True))
+
+
+def fitted(images: Sequence[Image.Image], region: Region) -> list[Image.Image]:
+    """One image for each of a region's grids.
+
+    Of a video's frames, which the model merges in time, the first of each group.
+
+    Raises:
+        ValueError: neither as many images as grids, nor a multiple.
+    """
+    images, grids = list(images), len(region.grids)
+    if len(images) == grids:
+        return images
+    if not grids or not images or len(images) % grids:
+        raise ValueError(
+            f"{len(images)} images given; the region has {grids} grids: give one for each, in order"
+        )
+    return images[:: len(images) // grids]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("vrga", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

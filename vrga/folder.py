@@ -1,0 +1,157 @@
+"""A trace as a folder: trace.json, trace.safetensors, and images as PNG."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vrga.heads import HeadStatistics
+from vrga.region import Region
+from vrga.tokens import Grid
+from vrga.trace import MEASURES, Trace
+
+FORMAT, VERSION = "vrga-trace", 1
+WORDS, TENSORS = "trace.json", "trace.safetensors"
+_WHOLE = (*MEASURES, "inside", "steps", "layers", "maps", "heads", "layer_maps", "ids")
+_REGION = ("focus", "mask", "image", "visual", "background")
+_HEADS = ("focus", "entropy", "efr")
+
+
+def write(trace: Trace, path: Path) -> Path:
+    """Write a trace; see `Trace.save`."""
+    trace.check_filled()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: give a folder for the trace")
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()) and not (path / WORDS).exists():
+        raise ValueError(f"the folder {path} holds other files: give an empty or a new one")
+    for old in (*path.glob("image-*-*.png"), path / WORDS):
+        old.unlink(missing_ok=True)  # the words come last: a folder cut short has none
+    tensors = {name: getattr(trace, name) for name in _WHOLE if getattr(trace, name) is not None}
+    regions = []
+    for row, region in enumerate(trace.regions):
+        tensors |= _region_tensors(region, f"region.{row}.")
+        grids = [[grid.h, grid.w] for grid in region.grids]
+        regions.append({"query": region.query, "grids": grids})
+    save_file({name: x.contiguous().clone() for name, x in tensors.items()}, path / TENSORS)
+    for row, images in enumerate(trace.images or []):
+        for number, image in enumerate(images):
+            image.convert("RGB").save(path / _png(row, number))
+    words = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": trace.config,
+        "versions": trace.versions,
+        "texts": trace.texts,
+        "asked": trace.asked,
+        "regions": regions,
+        "images": None if trace.images is None else [len(images) for images in trace.images],
+    }
+    text = json.dumps(words, ensure_ascii=False, indent=1)
+    # Half a surrogate pair, which a tokenizer may give, is no UTF-8.
+    (path / WORDS).write_bytes(text.encode("utf-8", "replace"))
+    return path
+
+
+def read(path: Path) -> Trace:
+    """Read a trace; see `Trace.load`."""
+    words = _words(path)
+    try:
+        tensors = load_file(path / TENSORS)
+    except FileNotFoundError:
+        raise ValueError(f"the trace {path} is not complete: it has no {TENSORS}") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path / TENSORS} is damaged or cut short: {error}") from error
+    try:
+        trace = Trace(**{name: tensors[name] for name in _WHOLE if name in tensors})
+        for name in ("config", "versions", "texts", "asked"):
+            setattr(trace, name, words[name])
+        trace.regions = [
+            _region(entry, tensors, f"region.{row}.") for row, entry in enumerate(words["regions"])
+        ]
+        counts = words["images"]
+        _check(trace, counts)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"the trace {path} is damaged: {WORDS} and {TENSORS} do not fit together "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if counts is not None:
+        trace.images = [
+            [_image(path / _png(row, number)) for number in range(count)]
+            for row, count in enumerate(counts)
+        ]
+    return trace
+
+
+def _words(path: Path) -> dict:
+    """trace.json of a folder, checked to be of this format."""
+    file = path / WORDS
+    if not file.is_file():
+        raise FileNotFoundError(f"no trace at {path}: trace.save writes a folder with {WORDS}")
+    try:
+        words = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(words, dict) or words.get("format") != FORMAT:
+        raise ValueError(f"{file} is not of a trace: its format is not {FORMAT!r}")
+    if words.get("version") != VERSION:
+        raise ValueError(
+            f"{file} has format version {words.get('version')!r}; this vrga reads {VERSION}"
+        )
+    return words
+
+
+def _check(trace: Trace, counts: list[int] | None) -> None:
+    """Raise ValueError unless the parts fit together."""
+    shape = trace.image.shape
+    for name in MEASURES:
+        found = getattr(trace, name)
+        if found is not None and found.shape != shape:
+            raise ValueError(f"{name} has shape {list(found.shape)}, image {list(shape)}")
+    if len(trace.steps) != shape[0] or len(trace.layers) != shape[1]:
+        raise ValueError(f"{len(trace.steps)} steps and {len(trace.layers)} layers are named")
+    if trace.maps is not None and trace.maps.shape[:2] != (shape[0], len(trace.heads)):
+        raise ValueError(f"maps have shape {list(trace.maps.shape)}")
+    rows = [len(x) for x in (trace.regions, trace.texts, trace.asked, counts) if x is not None]
+    if any(n != shape[2] for n in rows):
+        raise ValueError(f"{shape[2]} rows were measured, {rows} are described")
+
+
+def _region_tensors(region: Region, prefix: str) -> dict[str, Tensor]:
+    tensors = {prefix + name: getattr(region, name) for name in _REGION}
+    tensors |= {f"{prefix}heads.{name}": getattr(region.heads, name) for name in _HEADS}
+    for i, (relevance, grid) in enumerate(zip(region.map, region.grids, strict=True)):
+        tensors |= {f"{prefix}map.{i}": relevance.float(), f"{prefix}index.{i}": grid.index}
+    return tensors
+
+
+def _region(entry: dict, tensors: dict[str, Tensor], prefix: str) -> Region:
+    sizes = entry["grids"]
+    grids = [Grid(tensors[f"{prefix}index.{i}"], h, w) for i, (h, w) in enumerate(sizes)]
+    return Region(
+        query=entry["query"],
+        map=[tensors[f"{prefix}map.{i}"].view(h, w) for i, (h, w) in enumerate(sizes)],
+        grids=grids,
+        heads=HeadStatistics(*(tensors[f"{prefix}heads.{name}"] for name in _HEADS)),
+        **{name: tensors[prefix + name] for name in _REGION},
+    )
+
+
+def _png(row: int, number: int) -> str:
+    return f"image-{row}-{number}.png"
+
+
+def _image(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"the trace lacks its image {path}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"the trace's image {path} cannot be read: {error}") from error

@@ -1,0 +1,61 @@
+"""Tokens as text: what each of them adds, where an answer ends, where it looks back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from vrga.region import Region
+
+
+def token_texts(ids: Iterable[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """The text that each token adds; joined, they are the text of all.
+
+    A character of several tokens is added by the last of them.
+    """
+    ids, texts = list(ids), []
+    start, done, shown = 0, 0, ""  # ids[start:done] is the context, whose text is `shown`
+    for end in range(1, len(ids) + 1):
+        whole = decode(ids[start:end])
+        if whole.endswith("\ufffd") and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(whole[len(shown) :])
+        start, done = done, end
+        shown = decode(ids[start:done])
+    return texts
+
+
+def back_spans(texts: list[str]) -> list[bool]:
+    """Whether the text is inside <back> ... </back> after each token."""
+    inside, now, tail = [], False, ""
+    for text in texts:
+        tail = (tail + text)[-len(text) - 8 :]
+        opens, shuts = tail.rfind("<back>"), tail.rfind("</back>")
+        if opens != shuts:
+            now = opens > shuts
+        inside.append(now)
+    return inside
+
+
+def until_end(ids: list[int], ends: set[int]) -> list[int]:
+    """The ids up to the first one that ends the sequence, included."""
+    for place, token in enumerate(ids):
+        if token in ends:
+            return ids[: place + 1]
+    return ids
+
+
+def prompt_ids(
+    prompt: Tensor, padding: Tensor | None, regions: list[Region], row: int
+) -> list[int]:
+    """A row's prompt without padding; every run of image tokens as one."""
+    kept = torch.ones(prompt.shape[1], dtype=torch.bool)
+    if padding is not None:
+        kept = padding[row] != 0
+    if row < len(regions) and len(regions[row].image) == len(kept):
+        image = regions[row].image
+        kept[1:] &= ~(image[1:] & image[:-1])
+    return prompt[row, kept].tolist()
