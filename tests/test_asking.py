@@ -204,6 +204,18 @@ def test_looks_are_those_of_the_trace(embedded):
         assert looks.peak == (int(region.map[0].argmax()) == int(truth.flatten().int().argmax()))
 
 
+@pytest.mark.parametrize("config", [None, VRGAConfig(gain=3.0)], ids=["off", "on"])
+def test_looks_do_not_depend_on_rows_that_speak_longer(embedded, config):
+    asked = requests(max_new_tokens=64)
+    alone = ask(embedded, config, asked=asked, measure=True, batch=1)
+    together = ask(embedded, config, asked=asked, measure=True, batch=9)
+    assert len({answer.tokens for answer in alone.values()}) > 1
+    for id, answer in alone.items():
+        found = together[id].looks
+        assert found.rrar == pytest.approx(answer.looks.rrar, rel=1e-3)
+        assert found.image == pytest.approx(answer.looks.image, rel=1e-4)
+
+
 def test_a_box_meets_the_cells_it_covers():
     assert cells_in((0, 0, 56, 28), (112, 56), (2, 4)).tolist() == [[1, 1, 0, 0], [0] * 4]
     assert cells_in((27, 27, 29, 29), (112, 56), (2, 4)).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]

@@ -114,12 +114,12 @@ def courses(samples: Sequence[dict], name: str, bins: int) -> np.ndarray:
 
 
 def figures(samples: dict[str, list[dict]], bins: int) -> dict:
-    """Each figure by heads and arm: its course, and its change from the first part to the last.
+    """Each figure by heads and arm: its course, and its trend over all parts.
 
     Raises:
         ValueError: all answers are shorter than `bins` tokens.
     """
-    found, changes, steering = {}, [], []
+    found, trends, steering = {}, [], []
     for heads in HEADS:
         for name, sign in FIGURES.items():
             own = {
@@ -129,13 +129,19 @@ def figures(samples: dict[str, list[dict]], bins: int) -> dict:
                 arm: [mean_interval(part) for part in values.T] for arm, values in own.items()
             }
             for arm, values in own.items():
-                change = paired_difference(values[:, -1], values[:, 0])
-                changes.append(
-                    {"figure": name, "heads": heads, "arm": arm,
-                     "first": mean_interval(values[:, 0]), "last": mean_interval(values[:, -1]),
-                     "change": change, "expected": "falls" if sign < 0 else "rises",
-                     "verdict": verdict(_signed(change, sign))}
-                )  # fmt: skip
+                slope = mean_interval(slopes(values))
+                trends.append(
+                    {
+                        "figure": name,
+                        "heads": heads,
+                        "arm": arm,
+                        "first": mean_interval(values[:, 0]),
+                        "last": mean_interval(values[:, -1]),
+                        "slope": slope,
+                        "expected": "falls" if sign < 0 else "rises",
+                        "verdict": verdict(_signed(slope, sign)),
+                    }
+                )
             # A mean over the parts, which are all there or none.
             steering.append(
                 {"figure": name, "heads": heads,
@@ -155,9 +161,20 @@ def figures(samples: dict[str, list[dict]], bins: int) -> dict:
         "accuracy": {arm: accuracy(own) for arm, own in samples.items()},
         "left_out": short,
         "courses": found,
-        "changes": changes,
+        "trends": trends,
         "steering": steering,
     }
+
+
+def slopes(values: np.ndarray) -> np.ndarray:
+    """The trend of each row: the change along a straight line fitted to all parts, float [N].
+
+    Args:
+        values: float [N, bins].
+    """
+    place = (np.arange(values.shape[1]) + 0.5) / values.shape[1]
+    place = place - place.mean()
+    return values @ place / (place @ place)
 
 
 def _signed(change: Interval, sign: int) -> Interval:
@@ -166,20 +183,21 @@ def _signed(change: Interval, sign: int) -> Interval:
 
 
 def tables(found: dict, questions: int) -> list[Table]:
-    """The first and the last part of the answers, and what steering changes over all parts."""
+    """The course of the answers, and what steering changes over all their parts."""
     course = Table(
-        title=f"{questions} questions, first and last part of an answer; brackets: 95 % intervals"
+        title=f"{questions} questions, first and last part of an answer; brackets: 95 % intervals",
+        caption="trend: from start to end of a straight line fitted to all parts",
     )
-    for column in ("heads", "figure", "VRGA", "first", "last", "change", "expected"):
+    for column in ("heads", "figure", "VRGA", "first", "last", "trend", "expected"):
         course.add_column(column)
-    for one in found["changes"]:
+    for one in found["trends"]:
         course.add_row(
             one["heads"],
             one["figure"],
             one["arm"],
             f"{one['first'][0]:.3f}",
             f"{one['last'][0]:.3f}",
-            share(one["change"], "+"),
+            share(one["slope"], "+"),
             f"{one['expected']}: {one['verdict']}",
         )
     steered = Table(title="with VRGA less without, over the whole answer")

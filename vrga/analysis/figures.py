@@ -33,7 +33,7 @@ def heads_figure(found: dict) -> Figure:
         s=36,
         cmap="Blues",
         vmin=0,
-        vmax=1,
+        vmax=max(chosen.max(), 1e-9),
         edgecolors="black",
         linewidths=0.7,
     )
@@ -64,14 +64,14 @@ def heads_figure(found: dict) -> Figure:
 
 
 def ablate_figure(arms: Mapping[str, dict]) -> Figure:
-    """Accuracy of each arm with its interval; the line is that of the untouched model."""
+    """Accuracy of each arm with its interval; filled: visual heads; line: no head ablated."""
     figure = Figure(figsize=(6.5, 1.0 + 0.32 * len(arms)), layout="constrained")
     axis = figure.subplots()
     for place, (name, one) in enumerate(arms.items()):
         filled = name.endswith("visual") or name == "none"
         _dot(axis, one["accuracy"], place, filled, factor=100, across=True)
     axis.axvline(100 * next(iter(arms.values()))["accuracy"][0], color="0.6", linewidth=1, zorder=0)
-    names = [f"{name} ({one['heads']:.0f} heads)" for name, one in arms.items()]
+    names = [f"{name} ({one['heads']:.3g} heads)" for name, one in arms.items()]
     axis.set(
         xlabel="accuracy, %",
         xlim=(-3, 103),

@@ -304,7 +304,8 @@ class Asker:
             if steered is not None and steered.region[row].grids:
                 region = _summary(steered.region[row])
                 if trace is not None and trace.image is not None:
-                    spoken = min(length, len(trace.image))
+                    # The last token is not a query; in a batch others go on after it.
+                    spoken = min(length - 1, len(trace.image))
                     truth = None if watch is None else watch.cells[row]
                     looks = self.looks(trace, row, spoken, steered.region[row], truth)
             answers.append(
