@@ -301,18 +301,19 @@ class Asker:
             for stop in until:
                 text = text.split(stop)[0] if stop else text
             region = looks = None
-            if steered is not None and steered.region[row].grids:
-                region = _summary(steered.region[row])
+            place = row if steered is None else row * (len(steered.region) // len(batch))  # beams
+            if steered is not None and steered.region[place].grids:
+                region = _summary(steered.region[place])
                 if trace is not None and trace.image is not None:
                     # The last token is not a query; in a batch others go on after it.
                     spoken = min(length - 1, len(trace.image))
                     truth = None if watch is None else watch.cells[row]
-                    looks = self.looks(trace, row, spoken, steered.region[row], truth)
+                    looks = self.looks(trace, place, spoken, steered.region[place], truth)
             answers.append(
                 Answer(
                     one.request.id, one.chat, text.strip(), length, seconds,
                     self.config is not None and self.config.steers, region, looks,
-                    found=steered.region[row] if self.keep and steered is not None else None,
+                    found=steered.region[place] if self.keep and steered is not None else None,
                 )
             )  # fmt: skip
         return answers
