@@ -186,15 +186,20 @@ def test_rrar_splits_right_from_wrong_and_pairs_the_prompts():
 
 
 @pytest.mark.parametrize(
-    "cell, named",
-    [((0, 0), "upper left"), ((5, 5), "lower right"), ((2, 3), "central"), ((0, 3), "upper"),
-     ((3, 0), "left"), ((5, 2), "lower"), ((4, 4), "lower right")],
-)  # fmt: skip
-def test_the_guided_prompt_names_the_place(cell, named):
-    sample = make_samples(1, seed=3)[0]
-    (item,) = drawn_items([sample])
-    row, column = cell
-    box = (28 * column, 28 * row, 28 * column + 28, 28 * row + 28)
+    "box, named",
+    [
+        ((0, 0, 28, 28), "upper left"),
+        ((140, 140, 168, 168), "lower right"),
+        ((84, 56, 112, 84), "central"),
+        ((84, 0, 112, 28), "upper"),
+        ((0, 84, 28, 112), "left"),
+        ((0, 28, 168, 168), "central"),  # its middle counts, not its corner
+        ((56, 100, 57, 168), "lower"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_the_guided_prompt_names_the_place(box, named):
+    (item,) = drawn_items(make_samples(1, seed=3))
     item = rrar.guided(dataclasses.replace(item, box=box))
     assert item.texts["guided"] == f"{item.question} Look at the {named} part of the image."
     assert item.texts["direct"] == item.question
@@ -306,11 +311,12 @@ def test_heads_of_the_prefill_are_as_many_and_others(embedded):
     assert torch.equal(visual, region.visual)
     low = ablate.at_prefill("low_focus", 0)("x", region)
     assert torch.equal(low, lowest([region])[0])
-    random = {seed: ablate.at_prefill("random", seed)("x", region) for seed in range(20)}
-    assert all(one.sum() == visual.sum() and not (one & visual).any() for one in random.values())
-    assert len({tuple(one.flatten().tolist()) for one in random.values()}) > 10
-    assert torch.equal(ablate.at_prefill("random", 3)("x", region), random[3])
-    assert not torch.equal(ablate.at_prefill("random", 3)("y", region), random[3])
+    many = dataclasses.replace(region, visual=torch.arange(48).view(6, 8) % 5 < 2)
+    random = {seed: ablate.at_prefill("random", seed)("x", many) for seed in range(20)}
+    assert all(one.sum() == 20 and not (one & many.visual).any() for one in random.values())
+    assert len({tuple(one.flatten().tolist()) for one in random.values()}) == 20
+    assert torch.equal(ablate.at_prefill("random", 3)("x", many), random[3])
+    assert not torch.equal(ablate.at_prefill("random", 3)("y", many), random[3])
 
 
 @pytest.mark.parametrize(

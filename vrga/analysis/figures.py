@@ -71,7 +71,7 @@ def ablate_figure(arms: Mapping[str, dict]) -> Figure:
         filled = name.endswith("visual") or name == "none"
         _dot(axis, one["accuracy"], place, filled, factor=100, across=True)
     axis.axvline(100 * next(iter(arms.values()))["accuracy"][0], color="0.6", linewidth=1, zorder=0)
-    names = [f"{name} ({one['heads']:.3g} heads)" for name, one in arms.items()]
+    names = [f"{name} ({round(one['heads'], 1):g} heads)" for name, one in arms.items()]
     axis.set(
         xlabel="accuracy, %",
         xlim=(-3, 103),
