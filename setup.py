@@ -14,7 +14,14 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=["vrga", "vrga.kernels", "vrga.demo", "vrga.evaluation", "vrga.evaluation.tasks"],
+    packages=[
+        "vrga",
+        "vrga.kernels",
+        "vrga.demo",
+        "vrga.analysis",
+        "vrga.evaluation",
+        "vrga.evaluation.tasks",
+    ],
     package_data={
         "vrga": ["*.jinja"],
         "vrga.demo": ["weights/*"],

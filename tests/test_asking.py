@@ -204,6 +204,47 @@ def test_looks_are_those_of_the_trace(embedded):
         assert looks.peak == (int(region.map[0].argmax()) == int(truth.flatten().int().argmax()))
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_heads_to_ablate_are_chosen_for_each_request(embedded, beams):
+    calls = []
+
+    def choose(key, region):
+        calls.append((key, region.heads.focus))
+        return region.visual if int(key) % 2 else torch.zeros_like(region.visual)
+
+    text = request("text", "what color is the K?", options={"max_new_tokens": 12})
+    given, asked = VRGAConfig.ablation("given"), [*requests(num_beams=beams), text]
+    found = ask(embedded, given, asked=asked, batch=4, ablated=choose, keep=True)
+    assert sorted(key for key, _ in calls) == sorted([item.id for item in ITEMS] * beams)
+    for key, focus in calls:
+        assert torch.equal(focus, found[key].found.heads.focus)
+    own = ask(embedded, None, asked=asked)
+    for item in ITEMS[::2]:  # whose heads all keep the image
+        assert found[item.id].text == own[item.id].text
+    assert found["text"].text == own["text"].text
+
+
+def test_the_region_is_kept_on_demand(embedded):
+    assert all(answer.found is None for answer in ask(embedded, VRGAConfig()).values())
+    for config in (None, VRGAConfig()):
+        found = ask(embedded, config, keep=True)
+        for answer in found.values():
+            assert answer.region["visual_heads"] == int(answer.found.visual.sum()) > 0
+            assert answer.found.heads.focus.shape == answer.found.visual.shape == (6, 8)
+
+
+@pytest.mark.parametrize("config", [None, VRGAConfig(gain=3.0)], ids=["off", "on"])
+def test_looks_do_not_depend_on_rows_that_speak_longer(embedded, config):
+    asked = requests(max_new_tokens=64)
+    alone = ask(embedded, config, asked=asked, measure=True, batch=1)
+    together = ask(embedded, config, asked=asked, measure=True, batch=9)
+    assert len({answer.tokens for answer in alone.values()}) > 1
+    for id, answer in alone.items():
+        found = together[id].looks
+        assert found.rrar == pytest.approx(answer.looks.rrar, rel=1e-3)
+        assert found.image == pytest.approx(answer.looks.image, rel=1e-4)
+
+
 def test_a_box_meets_the_cells_it_covers():
     assert cells_in((0, 0, 56, 28), (112, 56), (2, 4)).tolist() == [[1, 1, 0, 0], [0] * 4]
     assert cells_in((27, 27, 29, 29), (112, 56), (2, 4)).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]

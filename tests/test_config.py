@@ -61,6 +61,8 @@ def test_ablation_needs_a_known_kind_of_head():
     with pytest.raises(ValueError, match="ablate='all'"):
         VRGAConfig.ablation("all")
     assert VRGAConfig.ablation("random", heads=3, first_layer=0, seed=7).seed == 7
+    with pytest.raises(ValueError, match="heads=3 is not read"):
+        VRGAConfig.ablation("given", heads=3)
 
 
 def test_presets_differ_where_they_say():

@@ -112,8 +112,11 @@ def test_a_row_does_not_depend_on_its_batch(attention, config):
             assert torch.equal(region.visual, together[row].visual)
 
 
-def naive_generate(model, inputs, config, tokens):
-    """One row, step by step, with attention matrices in full and the method in loops."""
+def naive_generate(model, inputs, config, tokens, whole=False):
+    """One row, step by step, with attention matrices in full and the method in loops.
+
+    whole: steer to the whole image instead of T.
+    """
     text, calls = model.model.language_model, []
     grids = [(h // 2, w // 2) for _, h, w in inputs["image_grid_thw"].tolist()]
     places = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0].tolist()
@@ -140,9 +143,9 @@ def naive_generate(model, inputs, config, tokens):
         if config.gate == "static":
             gate = [(module.layer_idx, h) in found["visual"] for h in range(q.shape[1])]
         image = torch.tensor(places)
+        focus = image if whole else torch.tensor(found["mask"])
         out, opened = naive_steered(
-            q[0, :, 0], k[0], v[0], image, torch.tensor(found["mask"]), scale=scaling,
-            gain=config.gain, gate=gate,
+            q[0, :, 0], k[0], v[0], image, focus, scale=scaling, gain=config.gain, gate=gate,
         )  # fmt: skip
         calls.append(len(opened))
         return out.to(q.dtype)[None, None], None
@@ -464,6 +467,64 @@ def test_a_region_can_be_given(model):
         patch.given = [[cell[:5]]]
         with pytest.raises(ValueError, match=r"given has cells of shape \[\[\(5, 6\)\]\]"):
             generate(model, inputs)
+
+
+def visual(regions):
+    return torch.stack([region.visual for region in regions])
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_given_heads_lose_the_image(model, impl):
+    images = [(4, 5), (3, 7)]
+    inputs = batch([images])
+    # A static gain of 0 on the whole image takes it from the visual heads.
+    wanted = naive_generate(model, inputs, VRGAConfig.paper(gain=0.0), 5, whole=True)
+    own, draft = generate(model, inputs, 5)[1], copy.deepcopy(model)
+    with vrga.patch(model, VRGAConfig.ablation("given"), impl=impl) as patch:
+        patch.ablated = visual
+        tokens, logits = generate(model, inputs, 5)
+        chosen = patch.region[0].visual
+        assert set(map(tuple, chosen.nonzero().tolist())) == set(wanted[2]["visual"])
+        torch.testing.assert_close(logits, wanted[1], rtol=1e-3, atol=1e-3)
+        assert torch.equal(tokens, wanted[0])
+        patch.ablated = chosen  # for every row
+        assert torch.equal(generate(model, inputs, 5)[1], logits)
+        # Drafts of another model come in passes of several tokens.
+        drafted = generate(model, inputs, 5, assistant_model=draft)
+        assert torch.equal(drafted[0], tokens)
+        torch.testing.assert_close(drafted[1], logits, rtol=1e-3, atol=1e-3)
+        patch.ablated = ~chosen
+        assert not torch.equal(generate(model, inputs, 5)[1], logits)
+        patch.ablated = torch.zeros_like(chosen)
+        torch.testing.assert_close(generate(model, inputs, 5)[1], own, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(own, logits, atol=1e-2)
+
+
+def test_heads_are_given_to_each_row(model):
+    inputs = batch(MIXED)
+    with vrga.patch(model, VRGAConfig.ablation("given")) as patch:
+        patch.ablated = visual
+        together = generate(model, inputs)[1]
+        for row in range(len(MIXED)):
+            alone = generate(model, single(inputs, row, MIXED))[1]
+            torch.testing.assert_close(alone[0], together[row], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "ablated", "told"),
+    [
+        (VRGAConfig(), torch.ones(3, 8).bool(), "patch.ablated is set, ablate=None"),
+        (VRGAConfig.ablation("given"), None, "patch.ablated is None, ablate='given'"),
+        (VRGAConfig.ablation("given"), torch.ones(3, 8), r"float32 \[3, 8\]; wanted: bool"),
+        (VRGAConfig.ablation("given"), torch.ones(2, 8).bool(), r"wanted: bool \[1, 3, 8\]"),
+    ],
+    ids=["not read", "missing", "not bool", "shape"],
+)
+def test_heads_that_do_not_fit_are_refused(model, config, ablated, told):
+    with vrga.patch(model, config) as patch:
+        patch.ablated = ablated
+        with pytest.raises(ValueError, match=told):
+            generate(model, batch([[(6, 6)]]))
 
 
 @pytest.mark.parametrize("gain", [1.0, 3.0])

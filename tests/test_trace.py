@@ -58,6 +58,7 @@ def test_shares_and_maps_are_those_of_the_attention_matrices(model, impl):
                     "question": a[:, :length][:, question].sum(-1),
                     "prompt": a[:, :length][:, ~image & ~question].sum(-1),
                     "generated": a[:, length:].sum(-1),
+                    "spread": torch.distributions.Categorical(a[:, :length][:, image]).entropy(),
                 }
                 for name, value in wanted.items():
                     found = getattr(trace, name)[step, layer, row]

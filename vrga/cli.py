@@ -11,12 +11,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vrga.analyze_cli import analyze
+
 app = typer.Typer(
     help="Make a vision-language model look at the region its question is about.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.add_typer(analyze, name="analyze")
 console = Console()
 
 _MODEL = "Checkpoint folder or hub id; the embedded model if absent."

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 Method = Literal["vrga", "released", "released_mask", "ablation"]
 Gate = Literal["dynamic", "static"]
-Ablated = Literal["visual", "low_focus", "random"]
+Ablated = Literal["visual", "low_focus", "random", "given"]
 When = Literal["always", "back"]
 Relocate = Literal["question", "back"]
 
@@ -74,7 +74,8 @@ class VRGAConfig:
             position of the first of them) -> bool [B, Q] on the same device: which are steered.
         relocate: ``"question"`` keeps the region that the question looks at, ``"back"`` finds it
             anew at each <back>, from the row of the token that opens the span.
-        ablate: which heads lose their image attention, for ``method="ablation"`` alone.
+        ablate: which heads lose their image attention, for ``method="ablation"`` alone: chosen
+            per layer and step as in the released code, or ``"given"``, those of `Patch.ablated`.
         heads: heads of a layer ablated at each step.
         first_layer: the first layer (from 0) with ablated heads.
         seed: seed of ``ablate="random"``.
@@ -128,6 +129,8 @@ class VRGAConfig:
         read = READ_BY[self.method] | {"method"}
         if self.gate == "static":
             read = read - {"gate_focus", "gate_entropy"}  # thresholds of the dynamic gate
+        if self.ablate == "given":
+            read = read - {"heads", "first_layer", "seed"}  # of a choice per layer and step
         for field in fields(self):
             if field.name in read:
                 continue
@@ -142,6 +145,11 @@ class VRGAConfig:
     def steers(self) -> bool:
         """Whether this config changes anything: a gain of 1 does not."""
         return self.gain != 1 or self.method not in ("vrga", "released")
+
+    @property
+    def reproduces(self) -> bool:
+        """Whether it repeats what the released code computes, off by one where that is."""
+        return self.method != "vrga" and self.ablate != "given"
 
     @classmethod
     def paper(cls, **overrides) -> VRGAConfig:

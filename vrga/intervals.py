@@ -60,6 +60,16 @@ def paired_difference(
     return float(change.mean()), float(low), float(high)
 
 
+def difference(first: np.ndarray, second: np.ndarray) -> Interval:
+    """The difference of two means over unrelated entries, with its normal interval (Welch).
+
+    NaN entries are left out; the ends are NaN where a side has fewer than two entries.
+    """
+    (a, low_a, _), (b, low_b, _) = mean_interval(first), mean_interval(second)
+    half = math.hypot(a - low_a, b - low_b)
+    return a - b, a - b - half, a - b + half
+
+
 def mcnemar(steered: np.ndarray, base: np.ndarray) -> float:
     """Exact two-sided p-value of McNemar's test: do two arms differ in right answers?
 

@@ -119,6 +119,10 @@ class Patch:
             and callables see the new tokens alone.
         given: regions to steer to in place of those found, in the form of `record`'s `watch`, or
             a callable as there; None (default) steers to what was found.
+        ablated: heads that lose the image in every decode step, with
+            `VRGAConfig.ablation("given")`: bool [L, H] for all rows, [B, L, H], or a callable
+            that makes such from the rows' regions, e.g. `lambda regions:
+            torch.stack([region.visual for region in regions])`.
     """
 
     def __init__(
@@ -144,6 +148,7 @@ class Patch:
         self.model, self.config, self.query, self.impl = model, config, query, impl
         self.enabled = True
         self.given: Cells | None = None
+        self.ablated: Tensor | Callable[[list[Region]], Tensor] | None = None
         self._family = family
         self._reader = PromptReader(model, family, tokenizer)
         self._outer, self._text = family.modules(model)
@@ -508,7 +513,7 @@ class Patch:
 
     def _query_shift(self) -> int:
         # The released code probes the token before the question's last.
-        return 0 if self.config.method == "vrga" else 1
+        return 1 if self.config.reproduces else 0
 
     def _inject(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Before the text model: hand this step to its attention layers."""
@@ -540,7 +545,7 @@ class Patch:
     def _locate(self, probe: Probe | None) -> None:
         """Turn probed attention rows into regions and the steering; None: no row has an image."""
         config, prompt = self.config, self._prompt
-        if probe is not None and probe.windowed and config.method != "vrga":
+        if probe is not None and probe.windowed and config.reproduces:
             raise ValueError(
                 f"method={config.method!r} reproduces code without sliding windows, which "
                 f"{type(self._text).__name__} has: use VRGAConfig() or VRGAConfig.paper()"
@@ -567,7 +572,7 @@ class Patch:
         """The region of a row from its probed attention."""
         rows, seen = probe.attention_rows(row, self._shape()[0]), probe.seen(row)
         find = find_region
-        if self.config.method != "vrga":
+        if self.config.reproduces:
             # The released code averages over the whole row, keys after the query included.
             find, seen = released_region, self._prompt.visible[row].expand_as(seen)
         return find(rows, self._prompt.grids[row], query, seen, self.config)
@@ -626,6 +631,7 @@ class Patch:
                 raise ValueError("patch.given is not read by method='ablation': set it to None")
             masks = self._cells(self.given, "given")
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
+        ablated = self._ablated_heads(regions)
         off = not self.config.steers
         if off and self._recording is None:
             return None
@@ -650,7 +656,25 @@ class Patch:
             phase = Phase(table, len(regions), self._device, self._reached)
         steering = Steering(
             regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder,
-            capacity=capacity, phase=phase, question=question,
+            capacity=capacity, phase=phase, question=question, ablated=ablated,
         )  # fmt: skip
         steering.place(devices)
         return steering
+
+    def _ablated_heads(self, regions: list[Region]) -> Tensor | None:
+        """The heads given to be ablated, bool [B, L, H]; None where the config asks for none."""
+        if (self.config.ablate == "given") != (self.ablated is not None):
+            raise ValueError(
+                "patch.ablated and VRGAConfig.ablation('given') go together: patch.ablated is "
+                f"{'None' if self.ablated is None else 'set'}, ablate={self.config.ablate!r}"
+            )
+        if self.ablated is None:
+            return None
+        heads = torch.as_tensor(self.ablated(regions) if callable(self.ablated) else self.ablated)
+        wanted = (len(regions), *self._shape())
+        if heads.dtype != torch.bool or tuple(heads.shape) not in (wanted, wanted[1:]):
+            raise ValueError(
+                f"ablated is {heads.dtype} {list(heads.shape)}; wanted: bool {list(wanted)}, or "
+                f"{list(wanted[1:])} for all rows"
+            )
+        return heads.cpu().expand(wanted)

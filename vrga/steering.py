@@ -101,6 +101,7 @@ class Steering:
         recorder: takes the statistics of every step, or None.
         capacity: keys that the cache has room for.
         phase: follows the rows' <back> spans, where the config asks for them, or None.
+        ablated: heads that lose the image, bool [B, L, H], with ``ablate="given"``.
 
     Attributes:
         probe: measures the query rows of this pass as well, or None.
@@ -118,6 +119,7 @@ class Steering:
         recorder: Recorder | None = None,
         capacity: int = 0,
         phase: Phase | None = None,
+        ablated: Tensor | None = None,
     ):
         self.config, self.impl, self.applied = config, impl, applied
         self.recorder, self.phase = recorder, phase
@@ -131,6 +133,7 @@ class Steering:
         elif recorder is not None:
             recorder.opened = recorder.closed = (1.0,) * self.groups
         self._watch, self._question, self._capacity = watch, question, capacity
+        self._ablated_heads = ablated
         self._random = torch.Generator().manual_seed(config.seed)
         self._views: dict[tuple, tuple[Tensor | None, View]] = {}
         self._workspace = None
@@ -157,6 +160,8 @@ class Steering:
         self._gate = None  # bool [L, B, H]
         if config.method == "vrga" and config.gate == "static":
             self._gate = torch.stack([region.visual for region in regions], 1)
+        elif self._ablated_heads is not None:
+            self._gate = self._ablated_heads.transpose(0, 1)
         devices = set(self._placed)
         self._placed.clear()
         self.place(devices)
@@ -242,7 +247,7 @@ class Steering:
                 f"attention dropout of {kwargs['dropout']} is not part of steered attention: call "
                 "model.eval(), or set attention_dropout=0"
             )
-        if rows > 1 and self.config.method != "vrga":
+        if rows > 1 and self.config.reproduces:
             # The released code steers forward passes of exactly one query token.
             return own(module, query, key, value, attention_mask, **kwargs)
         check_plain(kwargs)
@@ -352,7 +357,7 @@ class Steering:
         )
         tensors = (query, key, value, view.flags, view.images)
         gate = None if state["gate"] is None else state["gate"][layer]
-        if self.config.method == "ablation":
+        if self.config.method == "ablation" and gate is None:
             gate = self._ablated(layer, decode, tensors, arguments)
         elif decode is decode_attention_reference and not torch.compiler.is_compiling():
             sets = view.key_sets(query, key.shape[2], self.opened, self.closed)

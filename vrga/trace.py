@@ -44,6 +44,7 @@ class Trace:
         prompt: mass on the prompt's other text, likewise.
         generated: mass on generated tokens, likewise.
         entropy: H_mass in nats, before steering.
+        spread: H_img in nats, before steering: the entropy of attention over the image's tokens.
         gate: 1 where the gate was open.
         inside: whether each row was inside a <back> span, bool [steps, B]; None where the patch
             has no tokenizer, or was given no token ids.
@@ -70,6 +71,7 @@ class Trace:
     prompt: Tensor | None = None
     generated: Tensor | None = None
     entropy: Tensor | None = None
+    spread: Tensor | None = None
     gate: Tensor | None = None
     inside: Tensor | None = None
     steps: Tensor | None = None
@@ -97,6 +99,9 @@ class Trace:
         if self.maps is not None:
             self.heads = recorder.mapped.nonzero()
         self.entropy, self.gate = stats[..., ENTROPY], stats[..., GATE]
+        # a = mass * share, so H_mass = mass (H_img - log mass).
+        mass = stats[..., MASS].clamp_min(1e-12)
+        self.spread = self.entropy / mass + mass.log()
         opened, closed = torch.tensor(recorder.opened), torch.tensor(recorder.closed)
         weight = torch.where(self.gate[..., None] > 0, opened, closed)
         before = stats[..., GROUP:]

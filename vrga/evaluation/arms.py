@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,10 @@ from rich.progress import (
 from vrga.config import VRGAConfig
 from vrga.evaluation.asking import Answer, Asker
 from vrga.evaluation.items import Item
+from vrga.evaluation.looking import looks_of
 from vrga.evaluation.store import Store
 from vrga.intervals import Interval, mcnemar, mean_interval, paired_difference, wilson
+from vrga.region import Region
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,16 @@ class Arm:
 
     Args:
         steering: its name; config: what it means, None for the unpatched model.
-        prompt: one of `items.PROMPTS`.
+        prompt: one of `items.PROMPTS`, or another that the items have a text for.
         given: steer to the items' boxes in place of the regions found.
+        ablated: with `VRGAConfig.ablation("given")`, see `Asker`.
     """
 
     steering: str
     config: VRGAConfig | None
     prompt: str
     given: bool = False
+    ablated: Callable[[str, Region], torch.Tensor] | None = None
 
     @property
     def name(self) -> str:
@@ -57,12 +61,13 @@ def run_arms(
     max_new_tokens: int,
     pixels: tuple[int | None, int | None] = (None, None),
     measure: bool = True,
+    looks: Callable[..., object] = looks_of,
     console: Console,
 ) -> dict[str, list[dict]]:
     """Ask every item in every arm; what the store holds already is not asked again.
 
     Args:
-        measure: record where the heads look.
+        measure: record where the heads look; looks: what of it is kept, see `Asker`.
 
     Returns:
         The samples of each arm by its name, in the items' order.
@@ -84,6 +89,8 @@ def run_arms(
                 measure=measure,
                 given=arm.given,
                 pixels=pixels,
+                looks=looks,
+                ablated=arm.ablated,
             )
             requests = (
                 item.request(arm.prompt, key, max_new_tokens=max_new_tokens)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vrga.config import VRGAConfig
-from vrga.evaluation.looking import Looks, cells_in, looks_of
+from vrga.evaluation.looking import cells_in, looks_of
 from vrga.generation import read_image
 from vrga.models import FAMILIES
 from vrga.patching import Patch, patch
@@ -77,7 +78,9 @@ class Answer:
         steered: whether the model was patched with a gain that changes something.
         region: what was found for its question: image tokens, those of T, visual heads and the
             query's position; None where the model was not patched or there is no image.
-        looks: where the heads looked while it spoke, if it was measured.
+        looks: where the heads looked while it spoke, if it was measured: a `Looks`, or what the
+            asker's `looks` makes instead.
+        found: the whole region, if the asker keeps it.
         error: what went wrong, or None.
     """
 
@@ -88,8 +91,9 @@ class Answer:
     seconds: float = 0.0
     steered: bool = False
     region: dict[str, int] | None = None
-    looks: Looks | None = None
+    looks: object | None = None
     error: str | None = None
+    found: Region | None = None
 
 
 @dataclass
@@ -121,6 +125,11 @@ class Asker:
             a better localisation could do.
         pixels: (fewest, most) pixels that images are resized to; None is the processor's own.
         seed: of sampling, if a request asks for any.
+        looks: makes `Answer.looks` of a trace; arguments as of `looks_of`, which it is by default.
+        keep: keep the whole region of each answer (`Answer.found`), with H_v and all heads'
+            statistics: [L, H] each.
+        ablated: (request's id, its region) -> heads that lose the image, bool [L, H]; with
+            `VRGAConfig.ablation("given")`.
     """
 
     def __init__(
@@ -134,6 +143,9 @@ class Asker:
         given: bool = False,
         pixels: tuple[int | None, int | None] = (None, None),
         seed: int = 0,
+        looks: Callable[..., object] = looks_of,
+        keep: bool = False,
+        ablated: Callable[[str, Region], Tensor] | None = None,
     ):
         if given and config is None:
             raise ValueError("given=True steers to the boxes: it needs a config")
@@ -141,6 +153,7 @@ class Asker:
             raise ValueError(f"batch={batch}; at least 1")
         self.model, self.processor, self.config = model, processor, config
         self.batch, self.measure, self.given, self.seed = batch, measure, given, seed
+        self.looks, self.keep, self.ablated = looks, keep, ablated
         self._images = _sized(processor.image_processor, pixels)
         processor.tokenizer.padding_side = "left"
 
@@ -169,7 +182,7 @@ class Asker:
                         yield from self._answer(chosen, steered)
 
     def _patched(self):
-        if self.config is None and not self.measure:
+        if self.config is None and not (self.measure or self.keep):
             return contextlib.nullcontext()
         config = VRGAConfig(gain=1.0) if self.config is None else self.config
         return patch(self.model, config, tokenizer=self.processor.tokenizer)
@@ -278,6 +291,8 @@ class Asker:
             steered.query = [one.question for one in batch]
             cells = _Boxes(batch)
             steered.given = cells if self.given else None
+            if self.ablated is not None:
+                steered.ablated = partial(_each, self.ablated, [one.request.id for one in batch])
             if not self.measure:
                 sequences = self.model.generate(**inputs, **options)
             else:
@@ -293,16 +308,19 @@ class Asker:
             for stop in until:
                 text = text.split(stop)[0] if stop else text
             region = looks = None
-            if steered is not None and steered.region[row].grids:
-                region = _summary(steered.region[row])
+            place = row if steered is None else row * (len(steered.region) // len(batch))  # beams
+            if steered is not None and steered.region[place].grids:
+                region = _summary(steered.region[place])
                 if trace is not None and trace.image is not None:
-                    spoken = min(length, len(trace.image))
+                    # The last token is not a query; in a batch others go on after it.
+                    spoken = min(length - 1, len(trace.image))
                     truth = None if watch is None else watch.cells[row]
-                    looks = looks_of(trace, row, spoken, steered.region[row], truth)
+                    looks = self.looks(trace, place, spoken, steered.region[place], truth)
             answers.append(
                 Answer(
                     one.request.id, one.chat, text.strip(), length, seconds,
                     self.config is not None and self.config.steers, region, looks,
+                    found=steered.region[place] if self.keep and steered is not None else None,
                 )
             )  # fmt: skip
         return answers
@@ -351,6 +369,16 @@ def _sized(image_processor, pixels: tuple[int | None, int | None]) -> dict[str, 
     if fewest > most:
         raise ValueError(f"pixels: at least {fewest} and at most {most}")
     return {"size": {"shortest_edge": fewest, "longest_edge": most}}
+
+
+def _each(choose: Callable[[str, Region], Tensor], ids: list[str], regions: list[Region]) -> Tensor:
+    """What is chosen for each row of a batch, which `generate` may repeat."""
+    times = len(regions) // len(ids)
+    chosen = [
+        choose(ids[i // times], region) if region.grids else region.visual
+        for i, region in enumerate(regions)
+    ]
+    return torch.stack(chosen)
 
 
 def _summary(region: Region) -> dict[str, int]:

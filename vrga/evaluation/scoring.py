@@ -34,10 +34,10 @@ def asks_for_box(prompt: str) -> bool:
     """Whether only a box counts after this prompt.
 
     Args:
-        prompt: a style by its name ("direct" does not; "cot", "semantic", "solution", "reason"
-            and "back" do), or a template with {question}, which does if it names \\boxed.
+        prompt: a style by its name ("direct" and "guided" do not; "cot", "semantic", "solution",
+            "reason" and "back" do), or a template with {question}, which does if it names \\boxed.
     """
-    return "\\boxed" in prompt if "{question}" in prompt else prompt != "direct"
+    return "\\boxed" in prompt if "{question}" in prompt else prompt not in ("direct", "guided")
 
 
 def only_box(default: bool) -> bool:

@@ -1,0 +1,174 @@
+"""What an analysis asks, of which model, and where its results go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+
+from vrga.demo.data import TEST_SEEDS, make_samples, split_options
+from vrga.evaluation.arms import Arm, run_arms, versions
+from vrga.evaluation.items import Item, drawn_items, read_items
+from vrga.evaluation.store import Store, write_json
+from vrga.generation import read_image
+from vrga.intervals import Interval
+from vrga.models import load
+from vrga.plots import save
+
+FIRST = TEST_SEEDS.start + 100_000  # seed of the first drawn question; those before are others'
+APART = 10_000  # questions drawn with another --seed start this much later
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """The options that all analyses share.
+
+    Args:
+        output: folder of results.json, the figure and, where answers are kept, samples.jsonl.
+        data: questions, see `read_items`; None draws them for the embedded model.
+        model: checkpoint folder or hub id; None is the embedded model.
+        limit: questions; None is all of the file's, or the analysis' own number of drawn ones.
+        split: of the drawn questions, a key of `SPLITS`.
+        style: of the back prompt, for a file's questions.
+        batch: rows per call of generate.
+        max_new_tokens: longest answer; None is 128 for the embedded model, else 2048.
+        seed: of the drawn questions, and of random heads.
+        resume: go on with the run in `output`.
+        command: what the user typed, for results.json.
+
+    Raises:
+        ValueError: a split with a data file, or a seed out of range.
+    """
+
+    output: Path
+    data: Path | None = None
+    model: str | None = None
+    limit: int | None = None
+    split: str = "clean"
+    style: str = "semantic"
+    batch: int = 32
+    max_new_tokens: int | None = None
+    seed: int = 0
+    resume: bool = False
+    command: str = ""
+    console: Console = field(default_factory=Console)
+
+    def __post_init__(self):
+        if self.data is not None and self.split != "clean":
+            raise ValueError("--split is for drawn questions: leave it out with a data file")
+        seeds = (len(TEST_SEEDS) - (FIRST - TEST_SEEDS.start)) // APART
+        if not 0 <= self.seed < seeds:
+            raise ValueError(f"--seed {self.seed}: 0 to {seeds - 1}")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of an answer at most."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        return 128 if self.model is None else 2048
+
+    def items(self, drawn: int, *, boxes: bool = False) -> list[Item]:
+        """The questions, their boxes checked.
+
+        Args:
+            drawn: how many to draw without a limit.
+            boxes: every question must have one.
+
+        Raises:
+            ValueError: a question without a box that needs one, or a box outside its image.
+            OSError: an image that cannot be read.
+        """
+        if self.data is None:
+            seed = FIRST + APART * self.seed
+            samples = make_samples(self.limit or drawn, seed=seed, **split_options(self.split))
+            return drawn_items(samples)
+        items = read_items(self.data, self.style)[: self.limit]
+        for item in items:
+            if item.box is not None:
+                check_box(item)
+            elif boxes:
+                raise ValueError(
+                    f"{self.data}: question {item.id!r} has no box, and this analysis is about "
+                    "attention on the box: add box: [left, top, right, bottom] in pixels"
+                )
+        return items
+
+    def load(self) -> tuple[torch.nn.Module, object]:
+        """The model and its processor; the embedded model in float32."""
+        return load(self.model, **({"dtype": torch.float32} if self.model is None else {}))
+
+    def settings(self, analysis: str, items: Sequence[Item], **own) -> dict:
+        """What decides the samples' contents; `own` are the analysis' options."""
+        return {
+            "analysis": analysis,
+            "data": None if self.data is None else str(self.data),
+            "model": self.model,
+            "questions": len(items),
+            "split": self.split if self.data is None else None,
+            "style": self.style,
+            "max_new_tokens": self.longest,
+            "seed": self.seed,
+            **own,
+        }
+
+    def run(
+        self, loaded: tuple, items: Sequence[Item], arms: Sequence[Arm], settings: dict, **more
+    ) -> dict[str, list[dict]]:
+        """The samples of each arm by its name; see `run_arms` for `more`."""
+        store = Store(self.output, settings, resume=self.resume)
+        return run_arms(
+            *loaded, items, arms, store, batch=self.batch, max_new_tokens=self.longest,
+            console=self.console, **more,
+        )  # fmt: skip
+
+    def finish(self, settings: dict, found: Mapping, figure: Figure) -> dict:
+        """Write results.json and the figure; what results.json holds."""
+        results = {
+            "command": self.command,
+            "settings": settings,
+            "versions": versions(),
+            **found,
+        }
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_json(self.output / RESULTS, results)
+        path = save(figure, self.output / f"{settings['analysis']}.png")
+        self.console.print(f"figure: {path}", style="dim", soft_wrap=True)
+        return results
+
+
+def image_size(item: Item) -> tuple[int, int]:
+    """Width and height of a question's first image, in pixels."""
+    image = item.images[0]
+    return (image if isinstance(image, Image.Image) else read_image(image)).size
+
+
+def check_box(item: Item) -> None:
+    """Raise ValueError unless a question's box is a part of its first image."""
+    if not item.images:
+        raise ValueError(f"question {item.id!r} has a box and no image")
+    (left, top, right, bottom), (width, height) = item.box, image_size(item)
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(
+            f"question {item.id!r}: box {item.box} is not inside an image of {width} x {height} "
+            "pixels"
+        )
+
+
+def failures(samples: Mapping[str, Sequence[dict]]) -> int:
+    """How many samples of all arms failed."""
+    return sum(one["error"] is not None for own in samples.values() for one in own)
+
+
+def verdict(change: Interval) -> str:
+    """Whether a difference that the paper finds positive is: by its interval."""
+    _, low, high = change
+    if math.isnan(low):
+        return "cannot tell"
+    return "holds" if low > 0 else "reversed" if high < 0 else "not clear"

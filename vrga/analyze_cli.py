@@ -1,0 +1,159 @@
+"""`vrga analyze`: the paper's analyses, each a command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+analyze = typer.Typer(
+    help="Measure on a model what the paper measured: heads, ablation, RRAR, dispersion.",
+    no_args_is_help=True,
+)
+
+Data = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Questions as JSON lines (image, question, answer, choices, box); drawn ones if "
+        "absent."
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint folder or hub id; the embedded model if absent."),
+]
+Output = Annotated[Path, typer.Option(help="Folder for results.json and the figure.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")]
+Split = Annotated[str, typer.Option(help="Of drawn questions: clean, noise, similar, crowded.")]
+Style = Annotated[
+    str, typer.Option(help="The back prompt: semantic, solution, or a text with {question}.")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Rows per call of generate.")]
+Longest = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest answer; 128 tokens of the embedded model, else 2048."),
+]
+Prompt = Annotated[str, typer.Option(help="direct, cot or back.")]
+Seed = Annotated[int, typer.Option(help="Of drawn questions and of random heads.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run there.")]
+
+
+@analyze.command()
+def heads(
+    data: Data = None,
+    model: Model = None,
+    output: Output = Path("out/analyze/heads"),
+    limit: Limit = None,
+    split: Split = "clean",
+    batch_size: Batch = 32,
+    seed: Seed = 0,
+) -> None:
+    """R against H_img over heads, and how stable the visual heads are; prefill alone."""
+    from vrga.analysis.heads import analyze
+
+    analyze(_study(output, data, model, limit, split, batch=batch_size, seed=seed))
+
+
+@analyze.command()
+def ablate(
+    data: Data = None,
+    model: Model = None,
+    output: Output = Path("out/analyze/ablate"),
+    prompt: Prompt = "cot",
+    selection: Annotated[
+        str, typer.Option(help="step: anew per layer and step; prefill: H_v of phase 1.")
+    ] = "step,prefill",
+    heads: Annotated[
+        int | None, typer.Option(help="Of a layer, for step; 5 of 16 or more.")
+    ] = None,
+    first_layer: Annotated[
+        int | None, typer.Option(help="For step; 6, or a quarter of the layers.")
+    ] = None,
+    style: Style = "semantic",
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions; 300 drawn ones.")] = None,
+    split: Split = "clean",
+    batch_size: Batch = 32,
+    max_new_tokens: Longest = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Accuracy without the image in visual, random and low-focus heads."""
+    from vrga.analysis.ablate import analyze
+
+    _check_prompt(prompt)
+    study = _study(
+        output, data, model, limit, split, style=style, batch=batch_size,
+        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+    )  # fmt: skip
+    selections = selection.split(",")
+    analyze(study, prompt=prompt, selections=selections, heads=heads, first_layer=first_layer)
+
+
+@analyze.command()
+def rrar(
+    data: Data = None,
+    model: Model = None,
+    output: Output = Path("out/analyze/rrar"),
+    prompts: Annotated[
+        str, typer.Option(help="Of direct, cot, guided (the prompt names the place), back.")
+    ] = "cot,direct,guided,back",
+    style: Style = "semantic",
+    limit: Limit = None,
+    split: Split = "clean",
+    batch_size: Batch = 32,
+    max_new_tokens: Longest = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Attention on the box over attention on the image, by prompt and by right and wrong."""
+    from vrga.analysis.rrar import analyze
+
+    study = _study(
+        output, data, model, limit, split, style=style, batch=batch_size,
+        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+    )  # fmt: skip
+    analyze(study, prompts=prompts.split(","))
+
+
+@analyze.command()
+def dispersion(
+    data: Data = None,
+    model: Model = None,
+    output: Output = Path("out/analyze/dispersion"),
+    prompt: Prompt = "cot",
+    gain: Annotated[float, typer.Option(help="Factor on attention to the region.")] = 1.5,
+    bins: Annotated[int, typer.Option(help="Equal parts of an answer.")] = 10,
+    style: Style = "semantic",
+    limit: Limit = None,
+    split: Split = "clean",
+    batch_size: Batch = 32,
+    max_new_tokens: Longest = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Attention on image and box, and its spread, over the answer; without VRGA and with it."""
+    from vrga.analysis.dispersion import analyze
+
+    _check_prompt(prompt)
+    study = _study(
+        output, data, model, limit, split, style=style, batch=batch_size,
+        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+    )  # fmt: skip
+    analyze(study, prompt=prompt, gain=gain, bins=bins)
+
+
+def _study(output, data, model, limit, split, **more):
+    from vrga.analysis.study import Study
+
+    typed = shlex.join(["vrga", *sys.argv[1:]])
+    return Study(output, data, model, limit, split, command=typed, **more)
+
+
+def _check_prompt(prompt: str) -> None:
+    from vrga.evaluation.items import PROMPTS
+
+    if prompt not in PROMPTS:
+        raise ValueError(f"--prompt {prompt}: known are {', '.join(PROMPTS)}")
