@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import vrga
 from vrga import VRGAConfig
-from vrga.analysis import ablate, dispersion, heads, rrar, study
+from vrga.analysis import ablate, dispersion, heads, recovery, rrar, study
 from vrga.analysis.study import Study, verdict
 from vrga.cli import app, main
 from vrga.demo.data import TEST_SEEDS, make_samples
@@ -431,3 +431,36 @@ def test_questions_that_fail_are_counted_and_left_out(questions, tmp_path):
     assert found["failed"] == 1 and found["questions"] == 2
     with pytest.raises(ValueError, match="no question could be asked; question '1': no image"):
         heads.analyze(Study(tmp_path, write(questions.with_name("none.jsonl"), [rows[1]])))
+
+
+def test_recovery_pairs_every_config_with_the_true_region(tmp_path):
+    configs = {"wide": VRGAConfig(gain=30.0), "off by gain": VRGAConfig(gain=1.0)}
+    found = recovery.analyze(
+        asked(tmp_path, limit=6, split="similar"), prompt="direct", configs=configs
+    )
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    by_arm = {}
+    for one in map(json.loads, lines):
+        by_arm.setdefault(one["arm"], []).append(one)
+    assert list(by_arm) == [
+        "off", "wide", "wide (true region)", "off by gain", "off by gain (true region)"
+    ]  # fmt: skip
+    right = {name: np.array([one["score"] for one in own]) for name, own in by_arm.items()}
+    wide = found["configs"]["wide"]
+    assert wide["change"][0] == pytest.approx((right["wide"] - right["off"]).mean())
+    assert wide["bound"][0] == pytest.approx((right["wide (true region)"] - right["off"]).mean())
+    lost = (right["wide (true region)"] - right["wide"]).mean()
+    assert wide["lost_by_localisation"][0] == pytest.approx(lost)
+    none = found["configs"]["off by gain"]
+    assert none["change"][0] == none["bound"][0] == 0 and none["verdict"] == "not clear"
+    # The true region, looked at thirty times as hard, holds nearly all of the image's attention.
+    rrar = {name: np.mean([one["looks"]["rrar"] for one in own]) for name, own in by_arm.items()}
+    assert rrar["wide (true region)"] > 0.5 > rrar["off"]
+    assert (tmp_path / "recovery.png").stat().st_size > 5_000
+
+
+def test_recovery_needs_boxes(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"question": "?", "answer": "a"}))
+    with pytest.raises(ValueError, match="question '1' has no box"):
+        recovery.analyze(Study(tmp_path / "out", data=path))

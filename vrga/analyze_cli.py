@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 analyze = typer.Typer(
-    help="Measure on a model what the paper measured: heads, ablation, RRAR, dispersion.",
+    help="Measure on a model what the paper measured: heads, ablation, RRAR, dispersion, recovery.",
     no_args_is_help=True,
 )
 
@@ -143,6 +143,31 @@ def dispersion(
         max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
     analyze(study, prompt=prompt, gain=gain, bins=bins)
+
+
+@analyze.command()
+def recovery(
+    data: Data = None,
+    model: Model = None,
+    output: Output = Path("out/analyze/recovery"),
+    prompt: Prompt = "cot",
+    style: Style = "semantic",
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions; 300 drawn ones.")] = None,
+    split: Split = "similar",
+    batch_size: Batch = 100,
+    max_new_tokens: Longest = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Accuracy that steering wins, over gates and gains, beside the true region's upper bound."""
+    from vrga.analysis.recovery import analyze
+
+    _check_prompt(prompt)
+    study = _study(
+        output, data, model, limit, "clean" if data is not None else split, style=style,
+        batch=batch_size, max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+    )  # fmt: skip
+    analyze(study, prompt=prompt)
 
 
 def _study(output, data, model, limit, split, **more):

@@ -149,3 +149,35 @@ def _dot(axis, interval, place, fill, *, shape="o", factor=1, across=False) -> N
         x, y, fmt=shape, color="black", markerfacecolor=fill, capsize=3,
         **{"xerr" if across else "yerr": ends},
     )  # fmt: skip
+
+
+def recovery_figure(configs: Mapping[str, dict]) -> Figure:
+    """Differences of accuracy from the unsteered model: region found (filled) and true (hollow).
+
+    Args:
+        configs: name -> what `recovery.figures` gives of it.
+    """
+    figure = Figure(figsize=(7, 1.0 + 0.45 * len(configs)), layout="constrained")
+    axis = figure.subplots()
+    axis.axvline(0, color="0.6", linewidth=1)
+    kinds = (("change", "region found", BLUE, BLUE), ("bound", "true region", ORANGE, "white"))
+    for shift, (kind, label, color, fill) in zip((-0.14, 0.14), kinds, strict=True):
+        value, low, high = 100 * np.array([one[kind] for one in configs.values()]).T
+        axis.errorbar(
+            value,
+            np.arange(len(configs)) + shift,
+            xerr=[value - low, high - value],
+            fmt="o",
+            color=color,
+            markerfacecolor=fill,
+            capsize=3,
+            label=label,
+        )
+    axis.set(
+        xlabel="accuracy against the unsteered model, percentage points",
+        yticks=range(len(configs)),
+        yticklabels=list(configs),
+    )
+    axis.invert_yaxis()
+    axis.legend(fontsize=8)
+    return figure
