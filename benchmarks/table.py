@@ -10,13 +10,14 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.timing import RESULTS, ROOT
 from vrga.evaluation.wording import percent, share
 
 README = ROOT / "README.md"
+SPLITS = ("clean", "noise", "similar", "crowded")
 VARIANTS = ("Q1 groups 2", "Q1 groups 2 single", "Q8 groups 2", "Q1 groups 3")
 
 
@@ -186,7 +187,7 @@ def lookback() -> str:
         "inside, VRGA there | RRAR, found anew |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for split in ("clean", "noise", "similar", "crowded"):
+    for split in SPLITS:
         arms = json.loads((RESULTS / f"lookback-{split}.json").read_text())["arms"]
         for prompt in ("direct", "cot", "back"):
             off, *others = (
@@ -224,7 +225,67 @@ def evaluation() -> str:
     return "\n".join(lines)
 
 
+def analyses() -> str:
+    """The paper's phenomena, on each split of the embedded model's questions."""
+
+    def cells(analysis: str, pick: Callable[[dict], str], splits: Sequence[str] = SPLITS) -> str:
+        runs = {
+            split: json.loads((RESULTS / "analyze" / f"{analysis}-{split}.json").read_text())
+            for split in splits
+        }
+        return " | ".join(pick(runs[split]) if split in runs else "" for split in SPLITS)
+
+    def ordered(expected: str) -> Callable[[dict], str]:
+        return lambda run: share(
+            next(x for x in run["order"] if x["expected"] == expected)["difference"], "+"
+        )
+
+    def trend(figure: str, heads: str) -> Callable[[dict], str]:
+        wanted = {"figure": figure, "heads": heads, "arm": "off"}
+        return lambda run: share(
+            next(x for x in run["trends"] if wanted.items() <= x.items())["slope"], "+"
+        )
+
+    rows = [
+        ("r of R and H_img over heads", "heads", lambda run: share(run["r_over_means"], "+")),
+        ("accuracy without random heads less without visual heads, chosen per step", "ablate",
+         lambda run: percent(run["arms"]["step visual"]["below_random"], "+")),
+        ("the same, H_v of the prefill", "ablate",
+         lambda run: percent(run["arms"]["prefill visual"]["below_random"], "+")),
+        ("RRAR, direct less reasoning", "rrar", ordered("cot < direct")),
+        ("RRAR, guided less direct", "rrar", ordered("direct < guided")),
+        ("RRAR, right less wrong, direct", "rrar",
+         lambda run: share(run["prompts"]["direct"]["right_minus_wrong"], "+")),
+        ("attention on the image, trend over a chain", "dispersion", trend("image", "all")),
+        ("its spread H_img in nats, trend", "dispersion", trend("spread", "all")),
+        ("attention on the box in visual heads, trend", "dispersion", trend("box", "visual")),
+    ]  # fmt: skip
+    lines = [f"| | {' | '.join(SPLITS)} |", "| --- |" + " --- |" * len(SPLITS)]
+    lines += [f"| {name} | {cells(analysis, pick)} |" for name, analysis, pick in rows]
+    return "\n".join(lines)
+
+
+def recovery() -> str:
+    """What steering wins back, to the region found and to the true one."""
+    lines = [
+        "| questions | config | VRGA | to the true region | true cell in T | T covers | RRAR |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for split in ("noise", "similar"):
+        run = json.loads((RESULTS / "analyze" / f"recovery-{split}.json").read_text())
+        for name, one in run["configs"].items():
+            lines.append(
+                f"| {split}, {100 * run['off'][0]:.1f} % without | {name} | "
+                f"{percent(one['change'], '+')} | {percent(one['bound'], '+')} | "
+                f"{percent(one['hit'])} | {100 * one['coverage']:.0f} % | "
+                f"{share(one['rrar'], '+')} |"
+            )
+    return "\n".join(lines)
+
+
 TABLES = {
+    "analyses": analyses,
+    "recovery": recovery,
     "demo": demo,
     "evaluation": evaluation,
     "lookback": lookback,

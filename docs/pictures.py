@@ -1,0 +1,51 @@
+"""Make the pictures of docs/why.md: `python docs/pictures.py`, on the embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+import vrga
+from vrga import VRGAConfig
+from vrga.analysis.figures import dispersion_figure, recovery_figure
+from vrga.demo.data import SPLITS, TEST_SEEDS, make_samples, prepare
+from vrga.plots import compare_figure, region_figure
+
+HERE = Path(__file__).parent / "pictures"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "analyze"
+
+
+def main(folder: Path = HERE) -> None:
+    """Draw them into a folder."""
+    folder.mkdir(exist_ok=True)
+    model, processor = vrga.load(dtype=torch.float32)
+    (sample,) = make_samples(1, seed=TEST_SEEDS.start + 7, **SPLITS["noise"])
+    inputs = prepare(processor, [sample], "cot")
+    traces = {}
+    tight = {"region_min": 1, "dilation": 0, "sink_fraction": 0.0}
+    for name, gain in (("base", 1.0), ("steered", 3.0)):
+        config = VRGAConfig(gain=gain, **tight)
+        with vrga.patch(model, config, tokenizer=processor.tokenizer) as patch:
+            patch.query = sample.question
+            with patch.record(maps="visual") as trace:
+                model.generate(**inputs, max_new_tokens=96, do_sample=False)
+            region = patch.region[0]
+        traces[name] = trace.attach(images=[[sample.image]])
+    dispersion, recovery = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("dispersion-noise", "recovery-similar")
+    )
+    figures = {
+        "region": region_figure([sample.image], region, title=sample.question),
+        "compare": compare_figure(traces["base"], traces["steered"]),
+        "dispersion": dispersion_figure(dispersion["courses"]),
+        "recovery": recovery_figure(recovery["configs"]),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=80)  # noise in PNG is large
+
+
+if __name__ == "__main__":
+    main()
