@@ -133,6 +133,18 @@ def test_processes_write_apart_and_are_merged(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [SETTINGS, SAMPLES]
 
 
+def test_an_old_failure_does_not_hide_what_another_process_mended(tmp_path):
+    alone = Store(tmp_path, SETTINGS_A)
+    alone.add([{"key": "1", "error": "no image"}, {"key": "2", "error": "no image"}])
+    alone.close()
+    first = Store(tmp_path, SETTINGS_A, resume=True, rank=0, ranks=2)
+    second = Store(tmp_path, SETTINGS_A, resume=True, rank=1, ranks=2)
+    second.add([{"key": "2", "error": None}])
+    second.close()
+    first.gather()
+    assert [one["error"] for one in first.finish(["1", "2"])] == ["no image", None]
+
+
 def test_a_run_of_two_processes_goes_on_with_one(tmp_path):
     for rank in range(2):
         store = Store(tmp_path, SETTINGS_A, rank=rank, ranks=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vrga.evaluation.store import SETTINGS, read_samples
+from vrga.evaluation.store import SETTINGS, merge, read_samples
 from vrga.evaluation.tables import difference
 from vrga.evaluation.wording import percent
 
@@ -51,7 +51,7 @@ def _read(folder: Path) -> tuple[list[dict], dict]:
     samples: dict[str, dict] = {}
     for path in sorted(folder.glob("samples*.jsonl")):
         found, _ = read_samples(path, settings["hash"])  # a line may be cut off, if it was stopped
-        samples |= {one["key"]: one for one in found if "task" in one}
+        merge(samples, [one for one in found if "task" in one])
     return list(samples.values()), settings["settings"]
 
 

@@ -91,7 +91,7 @@ class Store:
         """Take the samples of a file into `done`; those that failed only if asked for."""
         samples, damaged = read_samples(path, self.hash)
         self.damaged += damaged
-        self.done |= {one["key"]: one for one in samples if failed or one.get("error") is None}
+        merge(self.done, [one for one in samples if failed or one.get("error") is None])
 
     def add(self, samples: Iterable[dict]) -> None:
         """Write finished samples, each a dict with a "key"; they are on disk on return.
@@ -148,6 +148,13 @@ def read_samples(path: Path, hash: str) -> tuple[list[dict], int]:
         except (ValueError, KeyError, TypeError):
             damaged += 1
     return samples, damaged
+
+
+def merge(known: dict[str, dict], samples: Iterable[dict]) -> None:
+    """Add samples by their keys; one that failed does not take the place of one that did not."""
+    for one in samples:
+        if one["key"] not in known or one.get("error") is None:
+            known[one["key"]] = one
 
 
 def write_json(path: Path, content: object) -> None:
