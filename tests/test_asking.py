@@ -1,5 +1,6 @@
 """Asking many questions: batches, failures, and what is measured beside."""
 
+import contextlib
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 import vrga
 from vrga import VRGAConfig
 from vrga.demo.data import make_samples
-from vrga.evaluation.asking import Asker, request
+from vrga.evaluation.asking import Asker, Request, request
 from vrga.evaluation.items import drawn_items
 from vrga.evaluation.looking import cells_in
 from vrga.patching import patch_of
@@ -94,6 +95,87 @@ def test_one_bad_sample_leaves_the_others_alone(embedded, tmp_path):
     assert found["silent"].error and found["silent"].text is None
 
 
+class Odd:
+    """A document whose reader fails in a way of its own."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [AttributeError("no convert"), SyntaxError("broken PNG"),
+                                   EOFError(), Image.DecompressionBombError("bomb")])  # fmt: skip
+def test_whatever_reading_a_sample_says_is_the_samples(embedded, error):
+    found = ask(embedded, asked=[Request("odd", Odd(error)), *requests()])
+    assert type(error).__name__ in found["odd"].error
+    assert all(found[item.id].error is None for item in ITEMS)
+
+
+def test_a_box_outside_its_image_is_told(embedded):
+    asked = [request("out", "what color is the K?", [SAMPLES[0].image], box=(0, 0, 9999, 5)),
+             *requests()]  # fmt: skip
+    found = ask(embedded, VRGAConfig(), asked=asked, measure=True, batch=16)
+    assert "is not inside an image of 168 x 168" in found["out"].error
+    assert all(found[item.id].looks is not None for item in ITEMS)
+
+
+def test_a_question_is_found_in_whatever_form_it_is_written(embedded):
+    """Tokenizers compose what they read."""
+    question = "what color is the cafe\u0301?"
+    asked = [request("e", question + " now.", [SAMPLES[0].image], question=question)]
+    found = ask(embedded, VRGAConfig(), asked=asked)
+    assert found["e"].error is None and found["e"].region["query"] > 0
+
+
+def test_an_error_of_one_row_leaves_its_batch_alone(embedded, monkeypatch):
+    model, expected = embedded[0], ask(embedded)
+    own = type(model).generate
+
+    def generate(self, *args, **kwargs):
+        if kwargs["image_grid_thw"][:, 2].eq(14).any():  # the wider images of the last samples
+            raise ValueError("not this one")
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "generate", generate)
+    found = ask(embedded, batch=4)
+    wide = [item.id for item, s in zip(ITEMS, SAMPLES, strict=True) if s.grid == (4, 7)]
+    assert wide and all("not this one" in found[i].error for i in wide)
+    assert all(found[i].text == expected[i].text for i in found if i not in wide)
+
+
+def test_an_arm_on_a_patched_model_is_refused(embedded):
+    with vrga.patch(embedded[0], VRGAConfig(gain=3.0)):
+        with pytest.raises(ValueError, match="the model is patched already"):
+            ask(embedded)
+
+
+def test_a_run_that_is_stopped_leaves_the_model_unpatched(embedded):
+    answers = Asker(*embedded, VRGAConfig(), batch=2).ask(requests())
+    with contextlib.closing(answers):
+        next(answers)
+    assert patch_of(embedded[0]) is None
+
+
+def test_looks_are_measured_with_the_heads_of_the_question(embedded):
+    """A <back> finds other heads, and another query; arms must stay comparable."""
+    asked = requests("back", max_new_tokens=64)
+    off = ask(embedded, None, asked=asked, measure=True, keep=True)
+    config = VRGAConfig(gain=1.0001, when="back", relocate="back")
+    anew = ask(embedded, config, asked=asked, measure=True, keep=True)
+    for item in ITEMS:
+        assert anew[item.id].region == off[item.id].region
+        assert torch.equal(anew[item.id].found.visual, off[item.id].found.visual)
+        assert anew[item.id].looks.rrar == pytest.approx(off[item.id].looks.rrar, rel=1e-2)
+
+
+def test_boxes_follow_beams(embedded):
+    asked = requests(num_beams=2)
+    found = ask(embedded, VRGAConfig(gain=2.0), asked=asked, measure=True, given=True, batch=3)
+    assert all(answer.error is None and answer.looks.rrar > 0 for answer in found.values())
+
+
 def test_what_exceeds_the_context_is_told_and_the_batch_goes_on(embedded):
     large = Image.new("RGB", (28 * 35, 28 * 35))
     long = request("large", "what is this?", [large], options={"max_new_tokens": 4000})
@@ -153,9 +235,12 @@ def test_every_request_has_its_own_options(embedded):
     assert found["cut"].text == whole.split(word)[0].strip()
 
 
-def test_sampling_is_repeatable(embedded):
+def test_sampling_is_repeatable_in_any_batch(embedded):
     asked = requests(do_sample=True, temperature=3.0)
     first = ask(embedded, asked=asked, seed=1)
+    for others in (dict(batch=1), dict(batch=3)):
+        found = ask(embedded, asked=asked[::-1], seed=1, **others)
+        assert {i: a.text for i, a in found.items()} == {i: a.text for i, a in first.items()}
     again, other = ask(embedded, asked=asked, seed=1), ask(embedded, asked=asked, seed=2)
     assert [a.text for a in first.values()] == [a.text for a in again.values()]
     assert [a.text for a in first.values()] != [a.text for a in other.values()]

@@ -222,19 +222,42 @@ def test_a_bad_image_fails_its_sample_alone(tmp_path):
     rows = [{"question": "what color is the K?", "answer": "red", "image": f"{i}.png"}
             for i in range(3)]  # fmt: skip
     (tmp_path / "GeoMath.json").write_text(json.dumps(rows))
-    status = main(["--tasks", "GeoMath", "--data", str(tmp_path), "--vrga", "--output",
-                   str(tmp_path / "run"), "--max-new-tokens", "6"])  # fmt: skip
-    assert status == FAILED
+    arguments = ["--tasks", "GeoMath", "--data", str(tmp_path), "--vrga", "--output",
+                 str(tmp_path / "run"), "--max-new-tokens", "6"]  # fmt: skip
+    assert main(arguments) == FAILED
     found = samples(tmp_path / "run")
     assert [one["error"] is None for one in found] == [True, False, True]
     assert "1.png" in found[1]["error"]
     arm = results(tmp_path / "run")["tasks"]["vrga_geomath"]["arms"]["vrga"]
     assert arm["failed"] == 1 and arm["samples"] == 3
+    # Mended, it is asked again; with other questions the run does not go on.
+    make_samples(1, seed=9)[0].image.save(tmp_path / "1.png")
+    assert main([*arguments, "--resume"]) == 0
+    assert [one["error"] for one in samples(tmp_path / "run")] == [None] * 3
+    (tmp_path / "GeoMath.json").write_text(json.dumps(rows[:2]))
+    with pytest.raises(ValueError, match="data_hash"):
+        main([*arguments, "--resume"])
 
 
 def test_unknown_tasks_are_named(tmp_path):
     with pytest.raises(ValueError, match="no task nothing_such in lmms-eval"):
         main(["--tasks", "nothing_such", "--vrga", "--output", str(tmp_path)])
+    # The folder is not taken by what never ran.
+    assert evaluate(tmp_path, "--no-vrga", "--limit", 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--tasks", " ,"), "--tasks names no task"),
+        (("--tasks", "pope", "--split", "noise"), "--split is for the grid task"),
+    ],
+    ids=["no task", "no grid"],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, options, told):
+    with pytest.raises(ValueError, match=told):
+        main([*options, "--vrga", "--output", str(tmp_path / "x")])
+    assert not (tmp_path / "x").exists()
 
 
 class Row:
@@ -297,6 +320,59 @@ def test_the_tasks_of_others_read_the_answer_alone():
     assert boxed.scored("pope", "<think>yes</think> yes") == ""  # a missing box is no answer
     direct = VRGAModel(loaded, vrga=False, prompt="direct")
     assert direct.scored("pope", "<think>no</think> yes") == "yes"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given", "wanted"),
+    [
+        ("task", {}, {"max_new_tokens": 2048}),
+        (
+            "task",
+            {"max_new_tokens": 16, "until": "\n\n"},
+            {"max_new_tokens": 16, "until": ["\n\n"]},
+        ),
+        ("cot", {"max_new_tokens": 16, "until": ["\n\n"]}, {"max_new_tokens": 2048}),
+        ("cot", {"max_new_tokens": 9000}, {"max_new_tokens": 9000}),
+        ("task", {"temperature": 0, "top_p": 1.0}, {"max_new_tokens": 2048}),
+        ("task", {"temperature": 0.7}, {"temperature": 0.7, "do_sample": True}),
+        ("task", {"temperature": 0.7, "do_sample": False}, {"do_sample": False}),
+    ],
+    ids=["none", "own", "reasoning", "long", "greedy", "sampled", "not sampled"],
+)
+def test_a_reasoning_prompt_has_room_for_its_answer(prompt, given, wanted):
+    from vrga.evaluation.lmms import VRGAModel
+
+    options = VRGAModel(vrga.load(dtype=torch.float32), vrga=False, prompt=prompt)._options(given)
+    expected = {"max_new_tokens": 2048, "do_sample": False} | wanted
+    assert options == expected
+
+
+def test_the_box_rule_does_not_outlive_its_prompt():
+    from vrga.evaluation.lmms import VRGAModel
+
+    loaded = vrga.load(dtype=torch.float32)
+    VRGAModel(loaded, vrga=False, prompt="cot")
+    assert os.environ["VRGA_BOX"] == "1"
+    VRGAModel(loaded, vrga=False)
+    assert "VRGA_BOX" not in os.environ
+
+
+def test_texts_between_images_are_instructed_once(rows):
+    from vrga.evaluation.lmms import VRGAModel
+
+    class Between(Row):
+        def messages(self, doc):
+            parts = [{"type": "text", "text": "First:"}, {"type": "image", "url": doc["image"]},
+                     {"type": "text", "text": doc["question"]}]  # fmt: skip
+            return [{"role": "user", "content": parts}]
+
+    model = VRGAModel(vrga.load(dtype=torch.float32), vrga=False, prompt="cot")
+    model.task_dict, one = rows, instance(0)
+    one.args = ("", Between().messages, *one.args[2:])
+    messages, question = model._chat(one)
+    texts = [part["text"] for part in messages[0]["content"] if part["type"] == "text"]
+    asked = rows["pope"]["test"][0]["question"]
+    assert texts == ["First:", PROMPTS["cot"].format(question=asked)] and question == asked
 
 
 def test_the_plugin_must_be_told_its_arm():

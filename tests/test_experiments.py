@@ -88,7 +88,9 @@ def test_an_interrupted_run_goes_on(whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Store, "add", add)
     stopped = run("lookback", *SMALL, "--output", tmp_path, "--gain", 4)
-    assert stopped.exit_code == 130 and len(samples(tmp_path)) == 20
+    assert (
+        stopped.exit_code == 130 and "--resume" in stopped.output and len(samples(tmp_path)) == 20
+    )
     monkeypatch.setattr(Store, "add", own)
     assert run("lookback", *SMALL, "--output", tmp_path, "--gain", 4).exit_code != 0  # not over it
     again = run("lookback", *SMALL, "--output", tmp_path, "--gain", 4, "--resume")
@@ -127,11 +129,12 @@ def test_questions_come_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
+        ({"question": "?", "answer": "a", "box": [1, 2]}, "is not .left, top, right, bottom."),
         ("{", "line 1: "),
         ({"question": "?", "image": "0.png"}, "line 1: no 'answer'; its fields are id, image"),
         ({"question": "?", "answer": "C", "choices": ["a", "b"]}, "'C' is none of the choices"),
     ],
-    ids=["no json", "no answer", "no such choice"],
+    ids=["half a box", "no json", "no answer", "no such choice"],
 )
 def test_a_bad_line_is_named(tmp_path, row, told):
     path = tmp_path / "q.jsonl"
@@ -158,7 +161,7 @@ def test_a_file_with_a_bad_image_goes_through(tmp_path):
     path = write_data(tmp_path, rows)
     done = run("lookback", path, "--prompts", "cot", "--steering", "off,back", "--max-new-tokens",
                4, "--output", tmp_path / "run")  # fmt: skip
-    assert done.exit_code == 1 and "2 samples failed" in done.output, done.output
+    assert done.exit_code == 4 and "2 samples failed" in done.output, done.output
     found = {(one["arm"], one["id"]): one for one in samples(tmp_path / "run")}
     assert "gone.png does not exist" in found["off", "2"]["error"]
     assert found["off", "1"]["error"] is None and found["off", "1"]["looks"]["rrar"] is not None
@@ -181,10 +184,38 @@ def test_what_is_not_known_is_told(tmp_path, options, told):
 
 def test_the_arms_say_when_and_where():
     named = {arm.name: arm.config for arm in arms(VRGAConfig(gain=2.0), ["cot"], list(STEERINGS))}
-    assert named["cot/off"].gain == 1 and not named["cot/off"].steers
+    assert named["cot/off"] is None
     assert (named["cot/always"].when, named["cot/always"].gain) == ("always", 2.0)
     assert (named["cot/back"].when, named["cot/back"].relocate) == ("back", "question")
     assert named["cot/back+relocate"].relocate == "back"
+
+
+def test_presets_without_spans_are_refused(tmp_path):
+    done = run("lookback", "--preset", "released_mask", "--output", tmp_path / "x")
+    assert "--preset of method 'released_mask' knows nothing of <back>" in str(done.exception)
+
+
+def test_other_questions_do_not_resume(tmp_path):
+    rows = [{"image": "0.png", "question": "what color is the K?", "answer": "red"}]
+    path = write_data(tmp_path, rows)
+    arguments = ("lookback", path, "--prompts", "direct", "--steering", "off", "--max-new-tokens",
+                 4, "--output", tmp_path / "run")  # fmt: skip
+    assert run(*arguments).exit_code == 0
+    write_data(tmp_path, [rows[0] | {"answer": "blue"}])
+    assert "data_hash" in str(run(*arguments, "--resume").exception)
+
+
+def test_a_prompt_of_ones_own_need_not_ask_for_a_box(tmp_path):
+    rows = [{"question": "Which color?", "answer": "red"}]
+    (item,) = read_items(write_data(tmp_path, rows), "{question} Look back, then one word.")
+    assert item.is_right("<back>blue</back> red", "back") and not item.is_right("red", "cot")
+
+
+def test_line_separators_inside_a_text_are_text(tmp_path):
+    path = tmp_path / "q.jsonl"
+    row = {"question": "a\u2028b\x85c?", "answer": "x"}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
+    assert read_items(path)[0].question == row["question"]
 
 
 def test_a_sweep_is_every_combination_once():

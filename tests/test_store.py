@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from vrga.evaluation.store import SAMPLES, SETTINGS, Store, clean
@@ -65,16 +66,28 @@ def test_failed_samples_are_asked_again_and_stand_once(tmp_path):
     assert keys(tmp_path) == ["1", "2"]
 
 
+def begun(folder):
+    store = Store(folder, SETTINGS_A)
+    store.add([{"key": "1"}])
+    store.close()
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
-    Store(tmp_path, SETTINGS_A).close()
+    begun(tmp_path)
     with pytest.raises(ValueError, match=r"other settings \(gain: 1.5, now 2.0\)"):
         Store(tmp_path, SETTINGS_A | {"gain": 2.0}, resume=True)
     with pytest.raises(ValueError, match=r"more: None, now 1"):
         Store(tmp_path, SETTINGS_A | {"more": 1}, resume=True)
 
 
+def test_a_folder_without_answers_is_free(tmp_path):
+    Store(tmp_path, SETTINGS_A).close()  # a run that was refused after this
+    store = Store(tmp_path, SETTINGS_A | {"gain": 2.0})
+    assert json.loads((tmp_path / SETTINGS).read_text())["hash"] == store.hash
+
+
 def test_a_run_is_never_overwritten(tmp_path):
-    Store(tmp_path, SETTINGS_A).close()
+    begun(tmp_path)
     with pytest.raises(ValueError, match="holds a run already: go on with it"):
         Store(tmp_path, SETTINGS_A)
     with pytest.raises(ValueError, match="nothing to resume"):
@@ -192,7 +205,7 @@ def test_killed_at_any_time_nothing_is_lost_and_nothing_double(tmp_path):
 
 def test_nan_is_written_as_null(tmp_path):
     store = Store(tmp_path, SETTINGS_A)
-    store.add([{"key": "1", "x": [math.nan, 1.0], "y": {"z": math.inf}}])
+    store.add([{"key": "1", "x": [math.nan, np.float32(1.0)], "y": {"z": math.inf}}])
     line = json.loads((tmp_path / SAMPLES).read_text())
     assert line["x"] == [None, 1.0] and line["y"] == {"z": None}
-    assert clean((1, "a", None)) == [1, "a", None]
+    assert clean((1, "a", None, np.int64(3), np.nan)) == [1, "a", None, 3, None]

@@ -161,6 +161,7 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
 ) -> None:
     """Choose a configuration on one half of the questions, and report it on the other half."""
+    from vrga.evaluation.command import guarded
     from vrga.evaluation.items import PROMPTS
     from vrga.evaluation.tuning import tune
 
@@ -168,21 +169,27 @@ def tune(
         raise ValueError(f"--prompt {prompt}: known are {', '.join(PROMPTS)}")
     if data is not None and split != "clean":
         raise ValueError("--split is for drawn questions: leave it out with a data file")
-    tune(
-        data,
-        model,
-        output,
-        base=_config(preset, None),
-        sweeps=sweep,
-        prompt=prompt,
-        style=style,
-        split=split,
-        limit=limit,
-        batch=batch_size,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        resume=resume,
-        console=console,
+    raise typer.Exit(
+        guarded(
+            lambda: tune(
+                data,
+                model,
+                output,
+                base=_config(preset, None),
+                sweeps=sweep,
+                prompt=prompt,
+                style=style,
+                split=split,
+                limit=limit,
+                batch=batch_size,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                resume=resume,
+                console=console,
+            ),
+            output,
+            console,
+        )
     )
 
 
@@ -207,28 +214,32 @@ def lookback(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
 ) -> None:
     """Compare direct, cot and back prompts without VRGA, with it, and with it inside <back>."""
+    from vrga.evaluation.command import guarded
     from vrga.evaluation.lookback import experiment
 
     if data is not None and split != "clean":
         raise ValueError("--split is for drawn questions: leave it out with a data file")
-    results = experiment(
-        data,
-        model,
-        output,
-        config=_config(preset, gain),
-        prompts=prompts.split(","),
-        steerings=steering.split(","),
-        limit=limit,
-        split=split,
-        style=style,
-        batch=batch_size,
-        max_new_tokens=max_new_tokens,
-        resume=resume,
-        console=console,
+    raise typer.Exit(
+        guarded(
+            lambda: experiment(
+                data,
+                model,
+                output,
+                config=_config(preset, gain),
+                prompts=prompts.split(","),
+                steerings=steering.split(","),
+                limit=limit,
+                split=split,
+                style=style,
+                batch=batch_size,
+                max_new_tokens=max_new_tokens,
+                resume=resume,
+                console=console,
+            ),
+            output,
+            console,
+        )
     )
-    if results["failed"]:
-        console.print(f"{results['failed']} samples failed: see {output / 'samples.jsonl'}")
-        raise typer.Exit(1)
 
 
 def _config(preset: Preset, gain: float | None):

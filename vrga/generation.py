@@ -106,5 +106,7 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise OSError(f"image {path} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (
+        UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError
+    ) as error:  # fmt: skip
         raise OSError(f"image {path} cannot be read: {error}") from error

@@ -18,6 +18,7 @@ OPEN, CLOSE = b"<back>", b"</back>"
 # How much of a tag has been read: one state per beginning of either tag.
 PREFIXES = sorted({tag[:n] for tag in (OPEN, CLOSE) for n in range(len(tag))}, key=len)
 INSIDE = len(PREFIXES)  # states from here on are inside a span
+DRAFTS = 1024  # tokens after which no draft is rejected any more
 _TABLES: weakref.WeakKeyDictionary[object, dict[int, TagTable]] = weakref.WeakKeyDictionary()
 
 
@@ -155,6 +156,8 @@ class Phase:
             inside.append(state >= INSIDE)
             if past is not None:
                 self._states[past + i] = state
+        while len(self._states) > DRAFTS:
+            del self._states[next(iter(self._states))]
         self.state.copy_(state)
         self.inside, self.opened = torch.stack(inside, 1), torch.stack(opened, 1)
 
@@ -193,4 +196,5 @@ class Phase:
     def reorder(self, beams: Tensor) -> None:
         """Follow beams: row i goes on from row beams[i]."""
         self.state.copy_(self.state[beams])
-        self._states = {place: state[beams] for place, state in self._states.items()}
+        newest = max(self._states)  # beams have no drafts that could be rejected
+        self._states = {newest: self._states[newest][beams]}

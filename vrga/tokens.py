@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -296,7 +297,8 @@ def question_end(prompt: Prompt, questions: Sequence[str], decode: Callable) -> 
         # Image placeholders are left out of the text: they are many and hold no words.
         place = (visible & ~prompt.image[row]).nonzero().flatten()
         tokens = ids[place].tolist()
-        total = decode(tokens).count(question)
+        said = unicodedata.normalize("NFC", question)  # which tokenizers do to what they read
+        total = decode(tokens).count(said)
         if not question or not total:
             raise ValueError(
                 f"query={question!r} does not occur in the prompt of row {row}: give the question "
@@ -308,9 +310,7 @@ def question_end(prompt: Prompt, questions: Sequence[str], decode: Callable) -> 
         while low + 1 < high:
             middle = (low + high) // 2
             low, high = (
-                (low, middle)
-                if decode(tokens[:middle]).count(question) >= total
-                else (middle, high)
+                (low, middle) if decode(tokens[:middle]).count(said) >= total else (middle, high)
             )
         positions.append(int(place[high - 1]))
     return torch.tensor(positions)

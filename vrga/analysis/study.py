@@ -15,7 +15,7 @@ from rich.console import Console
 from vrga.demo.data import TEST_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
-from vrga.evaluation.store import Store, write_json
+from vrga.evaluation.store import Store, fingerprint, write_json
 from vrga.generation import read_image
 from vrga.intervals import Interval
 from vrga.models import load
@@ -109,6 +109,7 @@ class Study:
         return {
             "analysis": analysis,
             "data": None if self.data is None else str(self.data),
+            "data_hash": fingerprint(self.data),
             "model": self.model,
             "questions": len(items),
             "split": self.split if self.data is None else None,

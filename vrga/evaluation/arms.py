@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 from collections.abc import Callable, Sequence
@@ -96,11 +97,12 @@ def run_arms(
                 item.request(arm.prompt, key, max_new_tokens=max_new_tokens)
                 for key, item in left.items()
             )
-            for answer in asker.ask(requests):
-                item = left[answer.id]
-                right = None if answer.error else item.is_right(answer.text, arm.prompt)
-                store.add([sample(answer, arm, item, right)])
-                bar.advance(task)
+            with contextlib.closing(asker.ask(requests)) as answers:  # unpatched whatever happens
+                for answer in answers:
+                    item = left[answer.id]
+                    right = None if answer.error else item.is_right(answer.text, arm.prompt)
+                    store.add([sample(answer, arm, item, right)])
+                    bar.advance(task)
     samples = store.finish(by_key)
     found: dict[str, list[dict]] = {arm.name: [] for arm in arms}
     for one in samples:

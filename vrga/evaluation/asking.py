@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -19,11 +19,12 @@ from vrga.config import VRGAConfig
 from vrga.evaluation.looking import cells_in, looks_of
 from vrga.generation import read_image
 from vrga.models import FAMILIES
-from vrga.patching import Patch, patch
+from vrga.patching import Patch, patch, patch_of
 from vrga.region import Region
 from vrga.tokens import Grid
 
 WINDOW = 16  # batches of requests that are read ahead, to put those of similar length together
+PIXELS = 200_000_000  # of images held at a time, unless one batch alone has more
 # What may go wrong with one sample and leaves the others alone.
 SAMPLE_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError)
 
@@ -165,23 +166,45 @@ class Asker:
         """
         requests = iter(requests)
         with self._patched() as steered:
-            while window := list(islice(requests, WINDOW * self.batch)):
+            while True:
+                window, failed, more = self._window(requests)
+                yield from failed
                 groups: dict[str, list[_Ready]] = {}
-                for one in window:
-                    try:
-                        ready = self._read(one)
-                    except SAMPLE_ERRORS as error:
-                        yield Answer(one.id, error=_told(error))
-                        continue
-                    options = json.dumps(dict(one.options), sort_keys=True, default=str)
+                for ready in window:
+                    options = json.dumps(dict(ready.request.options), sort_keys=True, default=str)
                     groups.setdefault(options, []).append(ready)
                 for group in groups.values():
                     group.sort(key=lambda ready: ready.length)
                     while group:
-                        chosen, group = group[: self.batch], group[self.batch :]
+                        # What is sampled must not depend on its neighbours.
+                        size = 1 if group[0].request.options.get("do_sample") else self.batch
+                        chosen, group = group[:size], group[size:]
                         yield from self._answer(chosen, steered)
+                if not more:
+                    return
+
+    def _window(self, requests: Iterator[Request]) -> tuple[list[_Ready], list[Answer], bool]:
+        """Requests read ahead, those that could not be read, and whether there may be more."""
+        window, failed, pixels = [], [], 0
+        for one in requests:
+            try:
+                ready = self._read(one)
+            except Exception as error:  # whatever a damaged file makes its reader say
+                failed.append(Answer(one.id, error=_told(error)))
+            else:
+                window.append(ready)
+                pixels += sum(image.width * image.height for image in ready.images)
+            count = len(window) + len(failed)
+            if count >= WINDOW * self.batch or (pixels > PIXELS and len(window) >= self.batch):
+                return window, failed, True
+        return window, failed, False
 
     def _patched(self):
+        if patch_of(self.model) is not None:
+            raise ValueError(
+                "the model is patched already, and an arm must know what it measures: call "
+                "vrga.unpatch(model) first"
+            )
         if self.config is None and not (self.measure or self.keep):
             return contextlib.nullcontext()
         config = VRGAConfig(gain=1.0) if self.config is None else self.config
@@ -208,6 +231,8 @@ class Asker:
             messages.append({"role": message["role"], "content": content})
         chat = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         question = question.strip()
+        if request.box is not None and images:
+            cells_in(request.box, images[0].size, (1, 1))  # refuses a box outside its image
         if not question or question not in chat:
             raise ValueError(f"the question {question!r} is not in the chat {chat!r}")
         return _Ready(request, chat, question, images)
@@ -231,14 +256,22 @@ class Asker:
             if rest:
                 yield from self._answer(rest, steered)
             return
+        told = None
         try:
             found = self._generate(batch, inputs, steered)
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+        except (RuntimeError, MemoryError, ValueError) as error:
+            if not isinstance(error, ValueError) and not _out_of_memory(error):
                 raise
-            found = None
+            found, told = None, _told(error) if isinstance(error, ValueError) else None
         if found is not None:
             yield from found
+            return
+        if told is not None:
+            if len(batch) == 1:
+                yield self._failed(batch[0], told)
+                return
+            for one in batch:  # which of them it was, each finds out alone
+                yield from self._answer([one], steered)
             return
         # Outside the except clause, whose traceback holds the tensors that were too many.
         del inputs
@@ -268,7 +301,7 @@ class Asker:
         limit = self.model.config.get_text_config().max_position_embeddings
         new = int(batch[0].request.options.get("max_new_tokens", 0))
         lengths = inputs["attention_mask"].sum(1).tolist()
-        return inputs.to(self.model.device), [
+        return inputs, [
             (one, f"{length} tokens and {new} new ones exceed the context of {limit}")
             for one, length in zip(batch, lengths, strict=True)
             if length + new > limit
@@ -283,7 +316,9 @@ class Asker:
         until = options.pop("until", None) or []
         options.setdefault("do_sample", False)
         if options["do_sample"]:
-            torch.manual_seed(self.seed)
+            name = f"{self.seed}/{batch[0].request.id}".encode()
+            torch.manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:6], "big"))
+        inputs = inputs.to(self.model.device)
         started, trace, watch = time.perf_counter(), None, None
         if steered is None:
             sequences = self.model.generate(**inputs, **options)
@@ -308,19 +343,20 @@ class Asker:
             for stop in until:
                 text = text.split(stop)[0] if stop else text
             region = looks = None
-            place = row if steered is None else row * (len(steered.region) // len(batch))  # beams
-            if steered is not None and steered.region[place].grids:
-                region = _summary(steered.region[place])
+            place = 0 if steered is None else row * (len(steered.region) // len(batch))  # beams
+            asked = None if steered is None else _asked(steered, place)
+            if asked is not None and asked.grids:
+                region = _summary(asked)
                 if trace is not None and trace.image is not None:
                     # The last token is not a query; in a batch others go on after it.
                     spoken = min(length - 1, len(trace.image))
-                    truth = None if watch is None else watch.cells[row]
-                    looks = self.looks(trace, place, spoken, steered.region[place], truth)
+                    truth = None if watch is None else watch.cells[place]
+                    looks = self.looks(trace, place, spoken, asked, truth)
             answers.append(
                 Answer(
                     one.request.id, one.chat, text.strip(), length, seconds,
                     self.config is not None and self.config.steers, region, looks,
-                    found=steered.region[place] if self.keep and steered is not None else None,
+                    found=asked if self.keep else None,
                 )
             )  # fmt: skip
         return answers
@@ -342,7 +378,9 @@ class _Boxes:
 
     def __call__(self, grids: list[list[Grid]]) -> list[list[Tensor]]:
         self.cells = []
-        for one, row in zip(self.batch, grids, strict=True):
+        times = len(grids) // len(self.batch)  # beams
+        requests = [one for one in self.batch for _ in range(times)]
+        for one, row in zip(requests, grids, strict=True):
             cells = [torch.zeros(grid.h, grid.w, dtype=torch.bool) for grid in row]
             if one.request.box is not None and row:
                 cells[0] = cells_in(one.request.box, one.images[0].size, tuple(cells[0].shape))
@@ -381,6 +419,12 @@ def _each(choose: Callable[[str, Region], Tensor], ids: list[str], regions: list
     return torch.stack(chosen)
 
 
+def _asked(steered: Patch, row: int) -> Region:
+    """The region that a row's question looks at, also where a <back> has found another since."""
+    before = [episode.before for episode in steered.episodes if episode.row == row]
+    return before[0] if before else steered.region[row]
+
+
 def _summary(region: Region) -> dict[str, int]:
     return {
         "image_tokens": int(region.image.sum()),
@@ -401,4 +445,5 @@ def _out_of_memory(error: Exception) -> bool:
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
         or "out of memory" in told
         or "can't allocate memory" in told
+        or "CUBLAS_STATUS_ALLOC_FAILED" in told
     )

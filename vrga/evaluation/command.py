@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from vrga.config import VRGAConfig
 
-FAILED, WRONG, STOPPED, INTERRUPTED = 1, 2, 3, 130  # exit statuses; 0 is a whole run
+WRONG, STOPPED, FAILED, INTERRUPTED = 2, 3, 4, 130  # exit statuses; 0 is a whole run
 PRESETS = ("default", "paper", "released", "released_mask")
 EPILOG = """\
-exit status: 0 all samples answered; 1 some samples failed (they count as wrong; see
-samples.jsonl); 2 wrong options; 3 stopped by a full disk; 130 interrupted. After 1, 3 and 130 the
-same command with --resume goes on where it was.
+exit status: 0 all samples answered; 2 wrong options; 3 stopped by a full disk; 4 some samples
+failed (they count as wrong; see samples.jsonl); 130 interrupted; 1 anything else. After all but 2
+the same command with --resume goes on where it was.
 """
 
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     console = Console()
     chosen = Evaluation(
         model=given.model,
-        tasks=tuple(name for name in given.tasks.split(",") if name),
+        tasks=tuple(name.strip() for name in given.tasks.split(",") if name.strip()),
         arms=given.arms,
         config=_config(given),
         data=given.data,
@@ -88,16 +88,29 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         batch=given.batch_size,
         device_map=given.device_map,
     )
+    return guarded(
+        lambda: evaluate(chosen, given.output, resume=given.resume, console=console),
+        given.output,
+        console,
+    )
+
+
+def guarded(run: Callable[[], dict | None], output: Path, console: Console) -> int:
+    """Run something that keeps its samples in a folder; returns the exit status.
+
+    Args:
+        run: returns its results, in which "failed" counts samples; None in other processes.
+    """
     try:
-        results = evaluate(chosen, given.output, resume=given.resume, console=console)
+        results = run()
     except KeyboardInterrupt:
-        return _stopped(console, "interrupted", given.output, INTERRUPTED)
+        return _stopped(console, "interrupted", output, INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return _stopped(console, str(error), given.output, STOPPED)
+        return _stopped(console, str(error), output, STOPPED)
     if results and results["failed"]:
-        told = f"{results['failed']} samples failed and count as wrong: see {given.output}"
+        told = f"{results['failed']} samples failed and count as wrong: see {output}"
         console.print(told, style="yellow", soft_wrap=True)
         return FAILED
     return 0

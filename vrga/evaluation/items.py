@@ -29,6 +29,7 @@ class Item:
         choices: for multiple choice, the options in order: A, B, ...
         box: what the question is about, in pixels of the first image (left, top, right, bottom),
             or None.
+        boxed: prompts after which the answer must stand in \\boxed{}.
         texts: the user's text for each of `PROMPTS`; the question stands in all of them.
     """
 
@@ -39,6 +40,7 @@ class Item:
     texts: dict[str, str] = field(repr=False)
     choices: tuple[str, ...] = ()
     box: tuple[float, float, float, float] | None = None
+    boxed: tuple[str, ...] = ("cot", "back")
 
     def request(self, prompt: str, key: str, **options) -> Request:
         """The request that asks it."""
@@ -48,7 +50,7 @@ class Item:
 
     def is_right(self, text: str, prompt: str) -> bool:
         """Whether a text gives the answer; prompts that ask for a box count the box alone."""
-        box = scoring.asks_for_box(prompt)
+        box = prompt in self.boxed
         if self.choices:
             letters = dict(zip(ascii_uppercase, self.choices, strict=False))
             target = scoring.choice(self.answer, letters)
@@ -69,7 +71,7 @@ def read_items(path: Path, style: str = "semantic") -> list[Item]:
         OSError: no such file.
     """
     items: dict[str, Item] = {}
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text("utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -97,18 +99,22 @@ def _item(row: dict, number: str, folder: Path, style: str) -> Item:
     if choices and scoring.choice(str(row["answer"]), choices) is None:
         raise ValueError(f"the answer {row['answer']!r} is none of the choices {choices}")
     box = row.get("box")
+    if box is not None and (not isinstance(box, (list, tuple)) or len(box) != 4):
+        raise ValueError(f"box {box!r} is not [left, top, right, bottom]")
+    texts = {
+        prompt: lookback.prompt(asked, style if prompt == "back" else prompt)[0]["content"][-1][
+            "text"
+        ]
+        for prompt in PROMPTS
+    }
     return Item(
         id=str(row.get("id", number)),
         question=question,
         answer=str(row["answer"]),
         images=tuple(folder / image for image in images),
-        texts={
-            prompt: lookback.prompt(asked, style if prompt == "back" else prompt)[0]["content"][-1][
-                "text"
-            ]
-            for prompt in PROMPTS
-        },
+        texts=texts,
         choices=choices,
+        boxed=tuple(p for p, text in texts.items() if p != "direct" and "\\boxed" in text),
         box=None if box is None else tuple(map(float, box)),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -23,6 +24,8 @@ from vrga.models import embedded, load
 JUDGED = ("vrga_haloquest", "vrga_mmhal", "vrga_rhbench")
 OURS = "vrga_"  # beginning of the names of this package's tasks, which score raw texts
 TASK_PROMPT = "task"  # the prompt that a task brings itself
+LONGEST = 2048  # new tokens where neither the task nor the user says
+SAMPLING = ("temperature", "top_p", "top_k")
 GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "until")
 
 
@@ -112,6 +115,8 @@ class VRGAModel(lmms):
             lookback.prompt("?", self.template)  # refuses what is no prompt
             # The scorers of this package's tasks are given no prompt, and must know the rule.
             os.environ[scoring.BOX] = str(int(scoring.asks_for_box(prompt)))
+        else:
+            os.environ.pop(scoring.BOX, None)
         self.device = model.device
         if device is not None and torch.device(device).type != self.device.type:
             raise ValueError(
@@ -148,29 +153,40 @@ class VRGAModel(lmms):
         self.begin(len(asked))
         self.advance(len(found))
         left = {key: instance for key, instance in asked.items() if key not in found}
-        for answer in self.asker.ask(self._requests(left)):
-            found[answer.id] = self._kept(answer, left[answer.id])
-            if self.store is not None:
-                self.store.add([found[answer.id]])
-            self.advance(1)
+        with contextlib.closing(self.asker.ask(self._requests(left))) as answers:
+            for answer in answers:
+                found[answer.id] = self._kept(answer, left[answer.id])
+                if self.store is not None:
+                    self.store.add([found[answer.id]])
+                self.advance(1)
         return [self._result(found[key]) if key else GenerationResult("") for key in keys]
 
     def _requests(self, instances: dict[str, Instance]) -> Iterable[Request]:
         for key, instance in instances.items():
-            options = {k: v for k, v in instance.args[2].items() if k in GENERATION}
-            if not options.get("temperature"):  # 0 stands for greedy
-                options = {
-                    k: v for k, v in options.items() if k not in ("temperature", "top_p", "top_k")
-                }
-            if self.max_new_tokens is not None:
-                options["max_new_tokens"] = self.max_new_tokens
-            if isinstance(options.get("until"), str):
-                options["until"] = [options["until"]]
             yield Request(
                 key,
                 lambda instance=instance: self._chat(instance),
-                options={**options, "do_sample": bool(options.get("temperature"))},
+                options=self._options(instance.args[2]),
             )
+
+    def _options(self, given: dict) -> dict[str, object]:
+        """Options of `generate` from those of a task.
+
+        A prompt other than the task's own needs room for its answer, and no early end: the task's
+        lengths and stops are those of its short answers.
+        """
+        options = {k: v for k, v in given.items() if k in GENERATION and v is not None}
+        sampled = options.get("do_sample", True) and bool(options.get("temperature"))
+        if not sampled:  # a temperature of 0 stands for greedy
+            options = {k: v for k, v in options.items() if k not in SAMPLING}
+        length = options.get("max_new_tokens")
+        if self.template is not None:
+            options.pop("until", None)
+            length = max(length or 0, LONGEST)
+        options["max_new_tokens"] = self.max_new_tokens or length or LONGEST
+        if isinstance(options.get("until"), str):
+            options["until"] = [options["until"]]
+        return {**options, "do_sample": sampled}
 
     def _chat(self, instance: Instance) -> tuple[list[dict], str]:
         _, doc_to_messages, _, doc_id, task, split = instance.args
@@ -179,22 +195,23 @@ class VRGAModel(lmms):
         if self.template is not None:  # takes the place of the task's own
             own = doc_to_messages.__self__.lmms_eval_specific_kwargs or {}
             instruction = own.get("post_prompt") or ""
-        messages, question = [], None
+        messages, texts = [], []
         for message in doc_to_messages(doc):
             parts = []
             for part in message["content"]:
+                part = dict(part)
                 if part["type"] == "image":
-                    parts.append({"type": "image", "image": part["url"]})
-                    continue
-                if part["type"] == "text" and message["role"] == "user":
-                    text = part["text"].removesuffix(instruction)
-                    question = question_of(task, doc, text)
-                    part = {"type": "text", "text": self._worded(text)}
+                    part = {"type": "image", "image": part["url"]}
+                elif part["type"] == "text" and message["role"] == "user":
+                    texts.append(part)
                 parts.append(part)
             messages.append({"role": message["role"], "content": parts})
-        if question is None:
+        if not texts:
             raise ValueError(f"the chat of {task} has no text of the user")
-        return messages, question
+        # Texts may stand between images; the last one ends the question.
+        text = texts[-1]["text"].removesuffix(instruction)
+        texts[-1]["text"] = self._worded(text)
+        return messages, question_of(task, doc, text)
 
     def _worded(self, text: str) -> str:
         """A task's text in the form of the prompt."""

@@ -21,14 +21,14 @@ from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, accuracy, compared, mean_look, right, run_arms, versions
 from vrga.evaluation.items import PROMPTS, drawn_items, read_items
-from vrga.evaluation.store import Store, write_json
+from vrga.evaluation.store import Store, fingerprint, write_json
 from vrga.evaluation.wording import percent, share
 from vrga.models import load
 
 FIRST = TEST_SEEDS.start + 10_000  # seed of the first drawn question
 STEERINGS = {
-    "off": {"gain": 1.0},
-    "always": {},
+    "off": None,  # the unpatched model
+    "always": {"when": "always"},
     "back": {"when": "back"},
     "back+relocate": {"when": "back", "relocate": "back"},
 }
@@ -40,6 +40,10 @@ def arms(config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]) -
     Raises:
         ValueError: a prompt or steering that is not known, or none.
     """
+    if config.method != "vrga":
+        raise ValueError(
+            f"--preset of method {config.method!r} knows nothing of <back>: default or paper"
+        )
     for kind, given, known in (("prompts", prompts, PROMPTS), ("steering", steerings, STEERINGS)):
         other = [name for name in given if name not in known]
         if other or not given:
@@ -47,7 +51,7 @@ def arms(config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]) -
                 f"--{kind} {', '.join(other) or '(none)'}: known are {', '.join(known)}"
             )
     return [
-        Arm(name, dataclasses.replace(config, **STEERINGS[name]), prompt)
+        Arm(name, STEERINGS[name] and dataclasses.replace(config, **STEERINGS[name]), prompt)
         for prompt in prompts
         for name in steerings
     ]
@@ -87,12 +91,13 @@ def experiment(
     settings = {
         "command": "lookback",
         "data": None if data is None else str(data),
+        "data_hash": fingerprint(data),
         "model": model,
         "questions": len(items),
         "split": split if data is None else None,
         "style": style,
         "max_new_tokens": max_new_tokens,
-        "arms": {arm.name: dataclasses.asdict(arm.config) for arm in chosen},
+        "arms": {arm.name: arm.config and dataclasses.asdict(arm.config) for arm in chosen},
     }
     store = Store(output, settings, resume=resume)
     loaded, processor = load(model, **({"dtype": torch.float32} if model is None else {}))

@@ -18,7 +18,7 @@ from rich.console import Console
 from vrga.config import VRGAConfig
 from vrga.demo.data import split_options
 from vrga.evaluation.arms import progress, versions
-from vrga.evaluation.store import Store, write_json
+from vrga.evaluation.store import Store, fingerprint, write_json
 from vrga.evaluation.tables import markdown, rich_table, summary
 from vrga.models import load
 
@@ -59,12 +59,26 @@ class Evaluation:
     batch: int = 1
     device_map: str | None = None
 
+    def __post_init__(self):
+        if not self.tasks:
+            raise ValueError("--tasks names no task")
+        if self.split != "clean" and "vrga_grid" not in map(own_task, self.tasks):
+            raise ValueError("--split is for the grid task: leave it out with others")
+
+    def files(self) -> dict[str, Path]:
+        """The files that tasks are read from, by the tasks' names."""
+        from vrga.evaluation import local
+
+        names = [own_task(name) for name in self.tasks] if self.data is not None else []
+        return {n: local.find(n, self.data) for n in names if n not in (None, "vrga_grid")}
+
     def settings(self) -> dict:
         """What a resumed run must have in common, as JSON values."""
         own = dataclasses.asdict(self)
         for name in NOT_SETTINGS:
             own.pop(name)
         own["data"] = None if self.data is None else str(self.data)
+        own["data_hash"] = {task: fingerprint(path) for task, path in self.files().items()}
         own["config"] = own["config"] if STEERED in self.arms else None
         return {"command": "eval", **own}
 
@@ -141,6 +155,16 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
     return results
 
 
+def own_task(name: str) -> str | None:
+    """This package's task of a name such as "MathVista" or "grid", or None."""
+    from vrga.evaluation import local
+
+    try:
+        return local.task_name(name)
+    except ValueError:
+        return None
+
+
 def _tasks(chosen: Evaluation, output: Path, first: bool, wait) -> tuple[list[str], object]:
     """The tasks' names, and lmms-eval's index of tasks; local files are made into tasks."""
     from lmms_eval.tasks import TaskManager
@@ -150,10 +174,7 @@ def _tasks(chosen: Evaluation, output: Path, first: bool, wait) -> tuple[list[st
 
     folder, names, own = output / TASKS, [], []
     for name in chosen.tasks:
-        try:
-            ours = local.task_name(name)
-        except ValueError:
-            ours = None
+        ours = own_task(name)
         here = ours is not None and (ours == "vrga_grid" or chosen.data is not None)
         names.append(ours if here else name)
         own += [ours] if here else []

@@ -70,6 +70,9 @@ class Store:
                 raise ValueError(f"{self.folder} holds samples of a run without a {SETTINGS}")
             write_json(path, {"hash": self.hash, "settings": settings})
             return
+        if not any(part.stat().st_size for part in self._parts()):
+            write_json(path, {"hash": self.hash, "settings": settings})
+            return  # a run that was refused, or stopped before its first answer
         if not resume:
             raise ValueError(
                 f"{self.folder} holds a run already: go on with it (--resume), or give another "
@@ -150,6 +153,11 @@ def read_samples(path: Path, hash: str) -> tuple[list[dict], int]:
     return samples, damaged
 
 
+def fingerprint(path: Path | None) -> str | None:
+    """What a file holds, hexadecimal, so that a run does not go on with another's questions."""
+    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
 def merge(known: dict[str, dict], samples: Iterable[dict]) -> None:
     """Add samples by their keys; one that failed does not take the place of one that did not."""
     for one in samples:
@@ -160,12 +168,16 @@ def merge(known: dict[str, dict], samples: Iterable[dict]) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write JSON so that the file is whole at any time."""
     new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(clean(content), indent=1, sort_keys=True) + "\n", "utf-8")
+    new.write_text(
+        json.dumps(clean(content), indent=1, sort_keys=True, default=str) + "\n", "utf-8"
+    )
     new.replace(path)
 
 
 def clean(value: object) -> object:
     """JSON has no NaN: None stands for it."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()  # a scalar of numpy or torch
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -176,4 +188,4 @@ def clean(value: object) -> object:
 
 
 def _line(sample: dict) -> bytes:
-    return json.dumps(clean(sample), ensure_ascii=False).encode() + b"\n"
+    return json.dumps(clean(sample), ensure_ascii=False, default=str).encode() + b"\n"

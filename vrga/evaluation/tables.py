@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from rich.table import Table
 
-from vrga.evaluation.wording import percent
+from vrga.evaluation.wording import percent, share
 from vrga.intervals import Z, mcnemar, mean_interval, paired_difference, wilson
 
 COLUMNS = ("task", "arm", "samples", "score", "difference", "p", "samples/s", "failed")
@@ -25,6 +25,8 @@ def summary(samples: list[dict], metrics: dict[str, dict[str, dict]]) -> dict[st
         task -> {arms: {arm: {...}}, difference: {...} or None}. Scores are means of the samples'
         own scores, a sample that failed counting 0; intervals are [value, low, high].
     """
+    # A sample that a task asks repeatedly counts once; its copies stay in samples.jsonl.
+    samples = [one for one in samples if not one["key"].endswith("+")]
     tasks = dict.fromkeys(one["task"] for one in samples)
     return {task: _task([s for s in samples if s["task"] == task], metrics) for task in tasks}
 
@@ -36,6 +38,7 @@ def _task(samples: list[dict], metrics: dict[str, dict[str, dict]]) -> dict:
         seconds = sum(one["seconds"] for one in own)
         arms[arm] = {
             "samples": len(own),
+            "fractions": _are_fractions(_scores(own)),
             "failed": sum(one["error"] is not None for one in own),
             "score": _interval(_scores(own)),
             "tokens": float(np.mean([one["tokens"] for one in own])),
@@ -47,7 +50,9 @@ def _task(samples: list[dict], metrics: dict[str, dict[str, dict]]) -> dict:
 
 
 def difference(steered: Iterable[dict], base: Iterable[dict]) -> dict:
-    """The paired difference of two arms over the samples that both answered.
+    """The paired difference of two arms over the samples that both were asked and scored.
+
+    A sample that failed counts as wrong, as it does in the arm's own score.
 
     Args:
         steered, base: samples, told apart by their "id".
@@ -83,6 +88,12 @@ def _scores(samples: Iterable[dict]) -> np.ndarray:
     )
 
 
+def _are_fractions(scores: np.ndarray) -> bool:
+    """Whether scores are shares, which are told in percent, and not points of a judge."""
+    known = scores[~np.isnan(scores)]
+    return bool(len(known)) and 0 <= known.min() and known.max() <= 1
+
+
 def _interval(scores: np.ndarray) -> tuple[float, float, float]:
     known = scores[~np.isnan(scores)]
     return wilson(known) if set(np.unique(known)) <= {0.0, 1.0} else mean_interval(known)
@@ -108,13 +119,14 @@ def _rows(tasks: dict[str, dict]) -> list[tuple[str, ...]]:
         for arm, one in found["arms"].items():
             change = found["difference"] if arm == "vrga" else None
             speed = one["samples_per_second"]
+            told = percent if one["fractions"] else share
             rows.append(
                 (
                     task,
                     arm,
                     str(one["samples"]),
-                    percent(one["score"]) if one["score"][0] <= 1 else f"{one['score'][0]:.2f}",
-                    "" if change is None else percent(change["score"], "+"),
+                    told(one["score"]),
+                    "" if change is None else told(change["score"], "+"),
                     "" if change is None or change["p"] is None else f"{change['p']:.2g}",
                     "" if speed is None else f"{speed:.2f}",
                     str(one["failed"]),

@@ -17,7 +17,7 @@ from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS, VALIDATION_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, accuracy, compared, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
-from vrga.evaluation.store import Store, write_json
+from vrga.evaluation.store import Store, fingerprint, write_json
 from vrga.evaluation.wording import percent, share
 from vrga.models import load
 
@@ -123,7 +123,8 @@ def tune(
     configs = swept(base, sweeps)
     tuning, held_out = halves(data, limit, split, style, seed)
     settings = {
-        "command": "tune", "data": None if data is None else str(data), "model": model,
+        "command": "tune", "data": None if data is None else str(data),
+        "data_hash": fingerprint(data), "model": model,
         "questions": [len(tuning), len(held_out)], "split": split if data is None else None,
         "prompt": prompt, "style": style, "max_new_tokens": max_new_tokens, "seed": seed,
         "configs": {name: dataclasses.asdict(config) for name, config in configs.items()},
@@ -141,12 +142,14 @@ def tune(
 
     swept_samples = run(list(configs), tuning, stores[0])
     best = max(configs, key=lambda name: accuracy(swept_samples[name])[0])
+    told = _figures(swept_samples), _figures(run([best], held_out, stores[1]))
     results = {
         "settings": settings,
         "versions": versions(),
-        "tuning": _figures(swept_samples),
+        "tuning": told[0],
         "best": best,
-        "held_out": _figures(run([best], held_out, stores[1])),
+        "held_out": told[1],
+        "failed": sum(one["failed"] for half in told for one in half.values()),
     }
     write_json(output / RESULTS, results)
     text = json.dumps(dataclasses.asdict(configs[best]), indent=1)
