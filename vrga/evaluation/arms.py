@@ -36,15 +36,15 @@ class Arm:
     Args:
         steering: its name; config: what it means, None for the unpatched model.
         prompt: one of `items.PROMPTS`, or another that the items have a text for.
-        given: steer to the items' boxes in place of the regions found.
         ablated: with `VRGAConfig.ablation("given")`, see `Asker`.
+        given: steer to the items' boxes in place of the regions found.
     """
 
     steering: str
     config: VRGAConfig | None
     prompt: str
-    given: bool = False
     ablated: Callable[[str, Region], torch.Tensor] | None = None
+    given: bool = False
 
     @property
     def name(self) -> str:
