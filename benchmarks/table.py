@@ -266,20 +266,23 @@ def analyses() -> str:
 
 
 def recovery() -> str:
-    """What steering wins back, to the region found and to the true one."""
+    """What steering wins back, to the region found and to the true one, by training seed."""
     lines = [
-        "| questions | config | VRGA | to the true region | true cell in T | T covers | RRAR |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| questions | seed | config | VRGA | to the true region | true cell in T | T covers | "
+        "RRAR |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for split in ("noise", "similar"):
-        run = json.loads((RESULTS / "analyze" / f"recovery-{split}.json").read_text())
-        for name, one in run["configs"].items():
-            lines.append(
-                f"| {split}, {100 * run['off'][0]:.1f} % without | {name} | "
-                f"{percent(one['change'], '+')} | {percent(one['bound'], '+')} | "
-                f"{percent(one['hit'])} | {100 * one['coverage']:.0f} % | "
-                f"{share(one['rrar'], '+')} |"
-            )
+        for seed in (0, 1):
+            name = f"recovery-{split}.json" if not seed else f"recovery-{split}-seed{seed}.json"
+            run = json.loads((RESULTS / "analyze" / name).read_text())
+            for config, one in run["configs"].items():
+                lines.append(
+                    f"| {split}, {100 * run['off'][0]:.1f} % without | {seed} | {config} | "
+                    f"{percent(one['change'], '+')} | {percent(one['bound'], '+')} | "
+                    f"{percent(one['hit'])} | {100 * one['coverage']:.0f} % | "
+                    f"{share(one['rrar'], '+')} |"
+                )
     return "\n".join(lines)
 
 

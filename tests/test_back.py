@@ -53,6 +53,8 @@ class Say(LogitsProcessor):
 
 @pytest.fixture
 def model():
+    # Version 5.10 stumbles over a static cache that a refused call has left on the model.
+    vars(QWEN.shared).pop("_cache", None)
     return QWEN.shared
 
 
