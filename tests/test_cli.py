@@ -4,11 +4,12 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from typer.testing import CliRunner
 
 from vrga.cli import app, main
 from vrga.demo.data import TEST_SEEDS, make_samples, parse_answer
+from vrga.images import read_image
 
 RUNNER = CliRunner()
 
@@ -89,3 +90,13 @@ def test_a_truncated_image_is_named(picture, monkeypatch, capsys):
 def test_the_module_runs_as_the_command():
     done = subprocess.run([sys.executable, "-m", "vrga", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "generate" in done.stdout and "demo" in done.stdout
+
+
+def test_a_truncated_image_is_named_whatever_others_have_told_pillow(picture, monkeypatch):
+    """Some task modules of lmms-eval make Pillow fill up what is missing, for everybody."""
+    path, _ = picture
+    path.write_bytes(path.read_bytes()[:-60])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(OSError, match="letters.png cannot be read"):
+        read_image(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vrga.heads import HeadStatistics
+from vrga.images import read_image
 from vrga.region import Region
 from vrga.tokens import Grid
 from vrga.trace import MEASURES, Trace
@@ -148,10 +149,9 @@ def _png(row: int, number: int) -> str:
 
 
 def _image(path: Path) -> Image.Image:
+    if not path.exists():
+        raise ValueError(f"the trace lacks its image {path}")
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"the trace lacks its image {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"the trace's image {path} cannot be read: {error}") from error
+        return read_image(path)
+    except OSError as error:
+        raise ValueError(f"the trace's {error}") from error

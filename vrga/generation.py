@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import nn
 
 from vrga.config import VRGAConfig
+from vrga.images import read_image
 from vrga.models import load
 from vrga.patching import patch
 from vrga.region import Region
@@ -93,20 +94,3 @@ def _generate(model: nn.Module, processor, inputs, max_new_tokens: int) -> str:
         tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     new = tokens[:, inputs["input_ids"].shape[1] :]
     return processor.batch_decode(new, skip_special_tokens=True)[0].strip()
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file as RGB.
-
-    Raises:
-        OSError: no such file, or one that is no image or a damaged one; the message names it.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise OSError(f"image {path} does not exist") from None
-    except (
-        UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError
-    ) as error:  # fmt: skip
-        raise OSError(f"image {path} cannot be read: {error}") from error

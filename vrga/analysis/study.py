@@ -16,7 +16,7 @@ from vrga.demo.data import TEST_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
 from vrga.evaluation.store import Store, fingerprint, write_json
-from vrga.generation import read_image
+from vrga.images import read_image
 from vrga.intervals import Interval
 from vrga.models import load
 from vrga.plots import save

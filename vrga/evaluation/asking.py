@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vrga.config import VRGAConfig
 from vrga.evaluation.looking import cells_in, looks_of
-from vrga.generation import read_image
+from vrga.images import read_image
 from vrga.models import FAMILIES
 from vrga.patching import Patch, patch, patch_of
 from vrga.region import Region

@@ -153,7 +153,7 @@ def _outside(text: str) -> str:
     """What is neither in <back> nor in <think>; spans that never close go to the end."""
     text = _THINK.sub(" ", SPAN.sub(" ", text))
     # A prompt may end in <think>, so that the text holds the closing tag alone.
-    return text.rpartition("</think>")[2].rpartition("</back>")[2]
+    return text.rpartition("</think>")[2]
 
 
 def _bare(text: str) -> str:

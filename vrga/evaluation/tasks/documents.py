@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from vrga.images import whole_images
 from vrga.lookback import last_box
 
 QUESTION = ("question", "problem", "text", "query")
@@ -127,7 +128,7 @@ def _open(value) -> Image.Image:
     name = value.get("path") if isinstance(value, dict) else value
     stored = value.get("bytes") if isinstance(value, dict) else None
     try:
-        with Image.open(io.BytesIO(stored) if stored else name) as image:
+        with whole_images(), Image.open(io.BytesIO(stored) if stored else name) as image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise OSError(f"image {name} cannot be read: {error}") from error
