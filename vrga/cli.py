@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vrga.analyze_cli import analyze
+from vrga.analyze_cli import Batch, Data, Model, Resume, Split, Style, analyze
 
 app = typer.Typer(
     help="Make a vision-language model look at the region its question is about.",
@@ -21,11 +21,6 @@ app = typer.Typer(
 )
 app.add_typer(analyze, name="analyze")
 console = Console()
-
-_MODEL = "Checkpoint folder or hub id; the embedded model if absent."
-_DATA = "Questions as JSON lines (image, question, answer, choices, box); drawn ones if absent."
-_STYLE = "The back prompt: semantic, solution, or a text with {question}."
-_SPLIT = "Of drawn questions: clean, noise, similar, crowded."
 
 
 class Preset(str, enum.Enum):
@@ -60,7 +55,7 @@ def demo(
 def generate(
     image: Annotated[list[Path], typer.Option(help="An image file; may be given repeatedly.")],
     question: Annotated[str, typer.Option(help="What to ask.")],
-    model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
+    model: Model = None,
     preset: Annotated[Preset, typer.Option(help="Configuration to start from.")] = Preset.default,
     gain: Annotated[
         float | None, typer.Option(help="Factor on the attention to the region; 1 is off.")
@@ -145,20 +140,20 @@ def tune(
     sweep: Annotated[
         list[str], typer.Option(help="field=value,value,... of the config; may be repeated.")
     ],
-    data: Annotated[Path | None, typer.Argument(help=_DATA)] = None,
-    model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
+    data: Data = None,
+    model: Model = None,
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("out/tune"),
     preset: Annotated[Preset, typer.Option(help="Fields that are not swept.")] = Preset.default,
     prompt: Annotated[str, typer.Option(help="direct, cot or back.")] = "cot",
-    style: Annotated[str, typer.Option(help=_STYLE)] = "semantic",
-    split: Annotated[str, typer.Option(help=_SPLIT)] = "clean",
+    style: Style = "semantic",
+    split: Split = "clean",
     limit: Annotated[
         int | None, typer.Option(min=4, help="Questions in both halves; 1000 drawn ones.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per call of generate.")] = 8,
+    batch_size: Batch = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 2048,
     seed: Annotated[int, typer.Option(help="Of the halves of a file.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Choose a configuration on one half of the questions, and report it on the other half."""
     from vrga.evaluation.command import guarded
@@ -195,8 +190,8 @@ def tune(
 
 @app.command()
 def lookback(
-    data: Annotated[Path | None, typer.Argument(help=_DATA)] = None,
-    model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
+    data: Data = None,
+    model: Model = None,
     output: Annotated[Path, typer.Option(help="Folder for samples and results.")] = Path(
         "out/lookback"
     ),
@@ -204,14 +199,14 @@ def lookback(
     steering: Annotated[
         str, typer.Option(help="Of off, always, back, back+relocate.")
     ] = "off,always,back,back+relocate",
-    style: Annotated[str, typer.Option(help=_STYLE)] = "semantic",
+    style: Style = "semantic",
     preset: Annotated[Preset, typer.Option(help="Configuration to start from.")] = Preset.default,
     gain: Annotated[float | None, typer.Option(help="Factor on attention to the region.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")] = None,
-    split: Annotated[str, typer.Option(help=_SPLIT)] = "clean",
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per call of generate.")] = 8,
+    split: Split = "clean",
+    batch_size: Batch = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 2048,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Compare direct, cot and back prompts without VRGA, with it, and with it inside <back>."""
     from vrga.evaluation.command import guarded
@@ -245,8 +240,7 @@ def lookback(
 def _config(preset: Preset, gain: float | None):
     from vrga.config import VRGAConfig
 
-    start = VRGAConfig if preset is Preset.default else getattr(VRGAConfig, preset.value)
-    return start() if gain is None else start(gain=gain)
+    return VRGAConfig.named(preset.value, gain)
 
 
 def main() -> None:

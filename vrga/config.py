@@ -44,6 +44,9 @@ READ_BY: dict[str, set[str]] = {
 }
 
 
+PRESETS = ("default", "paper", "released", "released_mask")
+
+
 @dataclass(frozen=True)
 class VRGAConfig:
     """The numbers of VRGA; the defaults are the method as published (arXiv 2603.14184).
@@ -150,6 +153,18 @@ class VRGAConfig:
     def reproduces(self) -> bool:
         """Whether it repeats what the released code computes, off by one where that is."""
         return self.method != "vrga" and self.ablate != "given"
+
+    @classmethod
+    def named(cls, preset: str, gain: float | None = None) -> VRGAConfig:
+        """A preset by its name in `PRESETS`; `gain` replaces its own.
+
+        Raises:
+            ValueError: no such preset.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"preset {preset!r}: known are {', '.join(PRESETS)}")
+        start = cls if preset == "default" else getattr(cls, preset)
+        return start() if gain is None else start(gain=gain)
 
     @classmethod
     def paper(cls, **overrides) -> VRGAConfig:

@@ -15,6 +15,7 @@ from rich.console import Console
 from vrga.demo.data import TEST_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
+from vrga.evaluation.looking import cells_in
 from vrga.evaluation.store import Store, fingerprint, write_json
 from vrga.images import read_image
 from vrga.intervals import Interval
@@ -154,12 +155,10 @@ def check_box(item: Item) -> None:
     """Raise ValueError unless a question's box is a part of its first image."""
     if not item.images:
         raise ValueError(f"question {item.id!r} has a box and no image")
-    (left, top, right, bottom), (width, height) = item.box, image_size(item)
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise ValueError(
-            f"question {item.id!r}: box {item.box} is not inside an image of {width} x {height} "
-            "pixels"
-        )
+    try:
+        cells_in(item.box, image_size(item), (1, 1))
+    except ValueError as error:
+        raise ValueError(f"question {item.id!r}: {error}") from error
 
 
 def failures(samples: Mapping[str, Sequence[dict]]) -> int:

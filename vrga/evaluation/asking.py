@@ -242,11 +242,7 @@ class Asker:
         try:
             inputs, too_long = self._inputs(batch)
         except SAMPLE_ERRORS as error:
-            if len(batch) == 1:
-                yield self._failed(batch[0], _told(error))
-                return
-            for one in batch:  # which of them it was, each finds out alone
-                yield from self._answer([one], steered)
+            yield from self._alone(batch, _told(error), steered)
             return
         if too_long:
             for one, message in too_long:
@@ -267,11 +263,7 @@ class Asker:
             yield from found
             return
         if told is not None:
-            if len(batch) == 1:
-                yield self._failed(batch[0], told)
-                return
-            for one in batch:  # which of them it was, each finds out alone
-                yield from self._answer([one], steered)
+            yield from self._alone(batch, told, steered)
             return
         # Outside the except clause, whose traceback holds the tensors that were too many.
         del inputs
@@ -284,6 +276,14 @@ class Asker:
         self.batch = min(self.batch, half)
         yield from self._answer(batch[:half], steered)
         yield from self._answer(batch[half:], steered)
+
+    def _alone(self, batch: list[_Ready], told: str, steered: Patch | None) -> Iterator[Answer]:
+        """Each of a batch that failed by itself, to find out which of them it was."""
+        if len(batch) == 1:
+            yield self._failed(batch[0], told)
+            return
+        for one in batch:
+            yield from self._answer([one], steered)
 
     def _inputs(self, batch: list[_Ready]) -> tuple[dict, list[tuple[_Ready, str]]]:
         """Model inputs of a batch, and those of its requests that exceed the context."""

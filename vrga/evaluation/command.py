@@ -10,10 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vrga.config import VRGAConfig
+from vrga.config import PRESETS, VRGAConfig
 
 WRONG, STOPPED, FAILED, INTERRUPTED = 2, 3, 4, 130  # exit statuses; 0 is a whole run
-PRESETS = ("default", "paper", "released", "released_mask")
 EPILOG = """\
 exit status: 0 all samples answered; 2 wrong options; 3 stopped by a full disk; 4 some samples
 failed (they count as wrong; see samples.jsonl); 130 interrupted; 1 anything else. After all but 2
@@ -133,9 +132,7 @@ def _config(given: argparse.Namespace) -> VRGAConfig:
         if len(named) > 1:
             raise ValueError("--config is a whole configuration: leave out --preset and --gain")
         return read_config(given.config)
-    from vrga.evaluation.lmms import named_config
-
-    return named_config(given.preset or "default", given.gain)
+    return VRGAConfig.named(given.preset or "default", given.gain)
 
 
 def read_config(path: Path) -> VRGAConfig:

@@ -123,10 +123,11 @@ class VRGAModel(lmms):
                 f"device={device!r}, and the model is on {self.device}: see device_map"
             )
         self.vrga, self.max_new_tokens = vrga, max_new_tokens
+        steering = VRGAConfig.named(config, gain) if isinstance(config, str) else config
         self.asker = Asker(
             model,
             processor,
-            named_config(config, gain) if vrga else None,
+            steering if vrga else None,
             batch=int(batch_size),
             pixels=(min_pixels, max_pixels),
             seed=seed,
@@ -263,19 +264,3 @@ class VRGAModel(lmms):
 
     def loglikelihood(self, requests):
         raise ValueError("tasks scored by likelihood are not supported; choose generative ones")
-
-
-def named_config(config: VRGAConfig | str, gain: float | None = None) -> VRGAConfig:
-    """A config by its preset's name.
-
-    Raises:
-        ValueError: a name that is none.
-    """
-    if isinstance(config, str):
-        presets = {"default": VRGAConfig} | {
-            name: getattr(VRGAConfig, name) for name in ("paper", "released", "released_mask")
-        }
-        if config not in presets:
-            raise ValueError(f"preset {config!r}: known are {', '.join(presets)}")
-        return presets[config]() if gain is None else presets[config](gain=gain)
-    return config
