@@ -17,14 +17,14 @@ A row whose weights leave no key stays unsteered.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 # Columns of the statistics: mass on I, H_mass, gate, then the unsteered mass of each group.
 MASS, ENTROPY, GATE, GROUP = 0, 1, 2, 3
+SCORES_AT_ONCE = 1 << 18  # of attention_statistics: 1 MB in float32, which stays in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,17 @@ class KeySets:
     shut: Tensor
     change: Tensor
     groups: int
+    _members: list[Tensor] = field(default_factory=list, repr=False)
 
-    @cached_property
+    @property
     def members(self) -> Tensor:
-        """1 where a key is of the image, and of each group, float [B, S, 1 + groups]."""
-        group = self.group[:, 0, 0, :, None] == torch.arange(self.groups, device=self.group.device)
-        return torch.cat([self.image[:, 0, 0, :, None], group.to(self.image.dtype)], -1)
+        """1 where a key is of the image, and of each group, float [B, S, 1 + groups]; kept."""
+        if not self._members:  # no cached_property: its lock cannot be compiled
+            groups = torch.arange(self.groups, device=self.group.device)
+            group = self.group[:, 0, 0, :, None] == groups
+            own = torch.cat([self.image[:, 0, 0, :, None], group.to(self.image.dtype)], -1)
+            self._members.append(own)
+        return self._members[0]
 
 
 def key_sets(
@@ -179,25 +184,31 @@ def attention_statistics(
     entropy: float,
     gate: Tensor | None = None,
 ) -> None:
-    """Write the `stats` of `decode_attention_reference` without computing its output."""
+    """Write the `stats` of `decode_attention_reference` without computing its output.
+
+    Query rows are taken some at a time, so that what is made of them stays small.
+    """
     batch, heads, rows, size = q.shape
-    accurate = sets.image.dtype
-    packed = q.reshape(batch, k.shape[1], -1, size)
-    scores = (packed @ k.transpose(2, 3)).view(batch, heads, rows, -1).to(accurate) * scale
-    shifted, e = _exponentials(scores.masked_fill(sets.hidden, -torch.inf))
-    total = e.sum(-1, keepdim=True).clamp_min(torch.finfo(accurate).tiny)
-    shares = (e.flatten(1, 2) @ sets.members).view(batch, heads, rows, -1) / total
-    mass = shares[..., 0]
-    weighed = e * shifted.clamp_min(torch.finfo(accurate).min)
-    inner = (weighed.flatten(1, 2) @ sets.members[..., :1]).view(mass.shape) / total[..., 0]
-    mass_entropy = mass * total[..., 0].log() - inner
-    if gate is None:
-        ratio = mass * sets.visible[:, None] / images[:, None, None]
-        is_open = (ratio > focus) & (ratio > entropy * mass_entropy)
-    else:
-        is_open = gate.bool()[:, :, None].expand(mass.shape)
-    stats[..., MASS], stats[..., ENTROPY], stats[..., GATE] = mass, mass_entropy, is_open
-    stats[..., GROUP:] = shares[..., 1:]
+    at_once = max(1, SCORES_AT_ONCE // (batch * heads * k.shape[2]))
+    for first in range(0, rows, at_once):
+        part = slice(first, first + at_once)
+        packed = q[:, :, part].reshape(batch, k.shape[1], -1, size)
+        scores = (packed @ k.transpose(2, 3)).view(batch, heads, -1, k.shape[2])
+        scores = scores.to(sets.image.dtype).mul_(scale)
+        # The least finite number, whose share is 0, and 0 times its logarithm is 0.
+        scores.masked_fill_(sets.hidden[:, :, part], torch.finfo(scores.dtype).min)
+        logarithm = scores.log_softmax(-1)
+        share = logarithm.exp()  # a
+        mass, *groups = (share.flatten(1, 2) @ sets.members).view(*scores.shape[:3], -1).unbind(-1)
+        told = (share.mul_(logarithm).flatten(1, 2) @ sets.members[..., :1]).view(mass.shape)
+        mass_entropy = -told
+        if gate is None:
+            ratio = mass * sets.visible[:, None, part] / images[:, None, None]
+            is_open = (ratio > focus) & (ratio > entropy * mass_entropy)
+        else:
+            is_open = gate.bool()[:, :, None].expand(mass.shape)
+        found = torch.stack([mass, mass_entropy, is_open.to(mass.dtype), *groups], -1)
+        stats[:, :, part] = found
 
 
 def probe_scores_reference(

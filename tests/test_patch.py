@@ -209,13 +209,6 @@ def test_prompts_of_any_length_share_one_compiled_step():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_recording_a_compiled_step_is_refused(model):
-    torch._dynamo.reset()
-    with vrga.patch(model) as patch, patch.record():
-        with pytest.raises(Exception, match="disable_compile=True"):
-            generate(model, batch(ONE), cache_implementation="static", compile_config=COMPILED)
-
-
 def test_a_backend_sees_its_own_name():
     """Flash attention looks up its kernel by the name in the module's config."""
     seen = set()

@@ -223,17 +223,17 @@ def test_layers_left_out_run_the_models_own_attention(model, monkeypatch):
     batch, seen = QWEN.batch([1]), []
     from vrga.steering import Steering
 
-    own = Steering._steer
+    own = Steering._statistics
 
-    def steer(self, module, *args):
-        seen.append(module.layer_idx)
-        return own(self, module, *args)
+    def statistics(self, layer, query, *args):
+        seen.append((layer, query.shape[2]))
+        return own(self, layer, query, *args)
 
-    monkeypatch.setattr(Steering, "_steer", steer)
+    monkeypatch.setattr(Steering, "_statistics", statistics)
     with vrga.patch(model, VRGAConfig(gain=1.0)) as patch:
         with patch.record(layers=[1], steps={0, 2}):
             generate(model, batch.inputs, 5)
-    assert seen == [1, 1]
+    assert seen == [(1, 1), (1, 1)]
 
 
 @pytest.mark.parametrize(

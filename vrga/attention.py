@@ -17,6 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vrga.kernels.reference import probe_scores_reference
+from vrga.waiting import LayerShape
 
 KEYWORD = "vrga"
 
@@ -110,6 +111,7 @@ class Probe:
         self.query, self._visible, self._impl = query, visible, impl
         self._scores: dict[int, Tensor] = {}  # layer -> [B, H, S]
         self._windows: dict[int, int | None] = {}  # layer -> keys that it sees at most
+        self.layers: dict[int, LayerShape] = {}
         self._placed: dict[tuple, tuple[Tensor, Tensor]] = {}
         self._workspace = None
         self._offset = 0
@@ -135,6 +137,8 @@ class Probe:
     def _probe(self, layer: int, query: Tensor, key: Tensor, kwargs: dict) -> None:
         window = kwargs.get("sliding_window")
         self._windows[layer] = window
+        shape = (len(query), query.shape[1], query.shape[3])
+        self.layers[layer] = LayerShape(shape, query.dtype, query.device, kwargs["scaling"])
         if layer not in self._scores:
             shape = *query.shape[:2], self._visible.shape[1]
             self._scores[layer] = torch.full(shape, -torch.inf, device=query.device)

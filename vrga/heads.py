@@ -96,3 +96,30 @@ def difference_map(
     looked = mean_map(rows, visual, image)
     kept = (looked - weight * mean_map(rows, background, image)).relu()
     return kept / (kept.sum() + EPS)
+
+
+def choose_ablated(
+    config: VRGAConfig,
+    focus: Tensor,
+    mass: Tensor,
+    mass_entropy: Tensor,
+    random: torch.Generator,
+) -> Tensor:
+    """Heads of one layer to ablate, bool [B, H] (paper, head ablation).
+
+    Args:
+        focus: R; mass: attention on the image; mass_entropy: H_mass in nats; [B, H] each.
+    """
+    count = min(config.heads, focus.shape[1])
+    if config.ablate == "low_focus":
+        score = focus
+    elif config.ablate == "random":
+        score = torch.rand(focus.shape, generator=random).to(focus.device)
+    else:
+        # H_img from the sums at hand: a = mass * share, so H_mass = mass (H_img - log mass).
+        entropy = mass_entropy / (mass + 1e-12) + (mass + 1e-12).log()
+        above = focus > focus.median(1, keepdim=True).values
+        score = torch.where(above, entropy / (focus + 1e-12), torch.inf)
+    lowest = score.topk(count, largest=False)
+    chosen = torch.zeros_like(focus, dtype=torch.bool)
+    return chosen.scatter(1, lowest.indices, lowest.values < torch.inf)

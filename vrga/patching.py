@@ -13,6 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from vrga.attention import KEYWORD, Probe, register
 from vrga.config import VRGAConfig
@@ -34,6 +35,7 @@ from vrga.released import released_region
 from vrga.steering import Steering, check_implementation
 from vrga.tokens import Grid, Prompt, Query, cells_mask, check_query, visible_keys
 from vrga.trace import Trace
+from vrga.waiting import CHUNK
 
 
 def patch(
@@ -83,6 +85,13 @@ def patch_of(model: nn.Module) -> Patch | None:
             if isinstance(owner, Patch):
                 return owner
     return None
+
+
+def only_grows(cache: object) -> bool:
+    """Whether keys stay in a cache as they were when attention saw them."""
+    layers = getattr(cache, "layers", ())
+    plain = bool(layers) and all(type(layer) in (DynamicLayer, StaticLayer) for layer in layers)
+    return plain and not getattr(cache, "offloading", False)
 
 
 # For each row, for each of its images: bool [h, w] on the image's token grid; or a callable that
@@ -162,7 +171,9 @@ class Patch:
         self._end: int | None = None  # keys when the prompt is complete; None outside a prefill
         self._reached = 0  # keys after the current pass
         self._episodes: list[Episode] = []
-        self._beams = False  # whether generate() is searching with beams
+        self._generating = False  # whether generate() is running
+        self._chosen = 0  # tokens that it has chosen
+        self._beams = False  # whether it is searching with beams
         self._reordered: Callable[[], object] = lambda: None  # a cache that tells of beams
         self._head = None  # output of a prompt that drafts follow in the same call
         self._recording: tuple[Recorder, object] | None = None
@@ -265,10 +276,12 @@ class Patch:
         self._recording = (recorder, watch)
         try:
             yield trace
+            if isinstance(self._step, Steering):
+                self._step.settle()
         finally:
             self._recording = None
             if isinstance(self._step, Steering):
-                self._step.recorder = None
+                self._step.release()
                 self._step = self._step if self._step.applied else None
         trace.fill(recorder)
         trace.describe(recorder, self.config, self.model, self._reader)
@@ -299,25 +312,35 @@ class Patch:
         if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
             return own(*args, **kwargs)  # which says what it misses
         self.announce(inputs)
-        if self.config.when == "back" or self.config.relocate == "back":
-            criteria = [*(kwargs.get("stopping_criteria") or ()), self._look_ahead]
+        if self._recording is not None or "back" in (self.config.when, self.config.relocate):
+            criteria = [*(kwargs.get("stopping_criteria") or ()), self._between_steps]
             kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
+        self._generating, self._chosen = True, 0
         try:
             output = own(*args, **kwargs)
             if self._recording is not None:
+                if isinstance(self._step, Steering):
+                    self._step.settle()
                 self._recording[0].hear(inputs, output)
             return output
         finally:
             self._announced = self._end = self._head = None
-            self._beams = False
+            self._beams = self._generating = False
             self._forget_beams()
 
-    def _look_ahead(self, ids: Tensor, scores: object, **kwargs) -> Tensor:
-        """A criterion that stops nothing: it sees the newest tokens before generate() waits for
-        the device anyway, so that the next pass need not."""
-        if isinstance(self._step, Steering) and self._step.phase is not None and not self._beams:
-            if len(ids) == len(self._step.phase.state):
-                self._step.phase.look_ahead(ids[:, -1:], ids.shape[1] - 1)
+    def _between_steps(self, ids: Tensor, scores: object, **kwargs) -> Tensor:
+        """A criterion that stops nothing, called when a token was chosen.
+
+        It sees the newest tokens before generate() waits for the device anyway, so that the next
+        pass need not; and it computes what compiled steps left to be computed.
+        """
+        step = self._step
+        if isinstance(step, Steering):
+            if step.phase is not None and not self._beams and len(ids) == len(step.phase.state):
+                step.phase.look_ahead(ids[:, -1:], ids.shape[1] - 1)
+            self._chosen += 1
+            if self._chosen % CHUNK == 0 and self._recording is not None:
+                step.settle()
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     # --- hooks ---
@@ -562,7 +585,7 @@ class Patch:
         self._regions = regions
         self._step = None
         if probe is not None:
-            self._step = self._steering(regions, probe.capacity, probe.devices)
+            self._step = self._steering(regions, probe)
 
     def _shape(self) -> tuple[int, int]:
         """(L, H) of the text model."""
@@ -622,9 +645,7 @@ class Patch:
         cells = cells(self._prompt.grids) if callable(cells) else cells
         return cells_mask(cells, self._prompt, name)
 
-    def _steering(
-        self, regions: list[Region], capacity: int, devices: set[torch.device]
-    ) -> Steering | None:
+    def _steering(self, regions: list[Region], probe: Probe) -> Steering | None:
         """What the decode steps do; None where they do what the unpatched model does."""
         if self.given is not None:
             if self.config.method == "ablation":
@@ -654,11 +675,17 @@ class Patch:
             vocabulary = self._text.get_input_embeddings().num_embeddings
             table = tag_table(self._reader.tokenizer, vocabulary)
             phase = Phase(table, len(regions), self._device, self._reached)
+        cache = self._cache()
+        waits = self._generating and not self._beams and only_grows(cache)
         steering = Steering(
             regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder,
-            capacity=capacity, phase=phase, question=question, ablated=ablated,
+            waits=waits, capacity=probe.capacity, phase=phase, question=question, ablated=ablated,
         )  # fmt: skip
-        steering.place(devices)
+        steering.place(probe.devices)
+        static = getattr(cache, "is_compileable", False) and only_grows(cache)
+        if recorder is not None and static and not self._beams:
+            steps = CHUNK if self._generating else probe.capacity - self._reached
+            steering.expect_compiled(probe.layers, steps, cache, self._prompt.visible)
         return steering
 
     def _ablated_heads(self, regions: list[Region]) -> Tensor | None:

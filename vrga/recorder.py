@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vrga.kernels.reference import GATE, GROUP, KeySets
 from vrga.region import Region
+from vrga.waiting import CHUNK
 
-CHUNK = 64  # steps that a recorder makes room for at a time
+SCORES_AT_ONCE = 1 << 24  # of maps: 64 MB in float32
 Heads = str | Tensor | Iterable[tuple[int, int]]
 
 
@@ -62,8 +63,8 @@ class Recorder:
         self.padding: Tensor | None = None
         self.said: Tensor | None = None
         self._pass = -1  # of no forward pass yet: all are wanted, so that none is passed over
-        self._slots: list[dict[int, Tensor]] = []  # step -> layer -> [B, H, Q, 3 + groups]
-        self._map_slots: list[dict[int, Tensor]] = []  # step -> layer -> [B, heads, n]
+        self._stats: dict[int, list[Tensor]] = {}  # layer -> [B, H, steps, 3 + groups], in pieces
+        self._found: dict[int, list[Tensor]] = {}  # layer -> [B, heads, steps, n], likewise
         self._room: dict[tuple, list[Tensor]] = {}
         self._index = torch.zeros(0, 0, dtype=torch.int64)  # [B, n], -1 where a row has fewer
         self._placed: dict[torch.device, Tensor] = {}
@@ -121,7 +122,7 @@ class Recorder:
     @property
     def steps(self) -> int:
         """Forward passes measured so far."""
-        return len(self._slots)
+        return len(self.taken)
 
     def begin(self) -> None:
         """A forward pass after the prefill begins."""
@@ -129,32 +130,49 @@ class Recorder:
 
     def wants(self, layer: int) -> bool:
         """Whether this layer of this forward pass is to be measured."""
-        return self._wants_step() and layer in self.layers
+        return layer in self.layers and self._wants_step(self._pass)
 
-    def _wants_step(self) -> bool:
-        return self._pass < 0 or self._wanted is None or self._pass in self._wanted
+    def _wants_step(self, step: int) -> bool:
+        return step < 0 or self._wanted is None or step in self._wanted
 
     def note(self, inside: Tensor) -> None:
         """Which rows are inside a <back> span at this forward pass, bool [B]."""
-        if self._wants_step():
+        if self._wants_step(self._pass):
             self.inside.append(inside)
 
-    def take(self, layer: int, query: Tensor) -> Tensor:
-        """A buffer for one layer of the current step, float32 [B, H, Q, 3 + groups]."""
-        if not self._slots or layer in self._slots[-1]:
-            self._slots.append({})
-            self._map_slots.append({})
+    def count(self, layer: int) -> None:
+        """This layer of this forward pass is measured."""
+        if layer == self.layers[0]:
             self.taken.append(max(self._pass, 0))
+
+    def count_compiled(self, steps: int) -> list[tuple[int, int]]:
+        """Compiled passes have come and gone; the wanted ones as runs [first, end) of them."""
+        numbers = range(self._pass + 1, self._pass + 1 + steps)
+        self._pass += steps
+        kept = [i for i, number in enumerate(numbers) if self._wants_step(number)]
+        self.taken.extend(numbers[i] for i in kept)
+        starts = [i for i in kept if i - 1 not in kept]
+        ends = [i + 1 for i in kept if i + 1 not in kept]
+        return list(zip(starts, ends, strict=True))
+
+    def take(self, layer: int, query: Tensor) -> Tensor:
+        """A buffer for one layer of the current step, float32 [B, H, Q, 3 + groups].
+
+        The last query row's statistics are kept.
+        """
         batch, heads, rows, _ = query.shape
         shape = (batch, heads, rows, GROUP + len(self.opened))
-        self._slots[-1][layer] = self._new("statistics", layer, shape, torch.float32, query.device)
-        return self._slots[-1][layer]
-
-    def _new(self, kind: str, layer: int, shape: tuple, dtype: torch.dtype, device) -> Tensor:
-        room = self._room.setdefault((kind, layer, shape), [])
+        room = self._room.setdefault((layer, shape), [])
         if not room:
-            room.extend(reversed(torch.empty(CHUNK, *shape, dtype=dtype, device=device).unbind()))
-        return room.pop()
+            empty = torch.empty(CHUNK, *shape, dtype=torch.float32, device=query.device)
+            room.extend(reversed(empty.unbind()))
+        found = room.pop()
+        self.keep(layer, found[:, :, -1:])
+        return found
+
+    def keep(self, layer: int, stats: Tensor) -> None:
+        """Statistics of one layer in some steps, [B, H, steps, 3 + groups]."""
+        self._stats.setdefault(layer, []).append(stats)
 
     def maps_of(self, layer: int) -> bool:
         """Whether maps of this layer are kept."""
@@ -171,31 +189,29 @@ class Recorder:
         scale: float,
         first: int,
     ) -> None:
-        """Where the last query row of the chosen heads looks on the image, after steering.
+        """Where the chosen heads of one layer look on the image in some steps, after steering.
 
         Args:
-            query: [B, H, Q, d]; key: the cache [B, H_kv, S, d].
+            query: one row of each step, [B, H, steps, d]; key: the cache [B, H_kv, S, d].
             sets: of the keys, for these query rows.
-            stats: of this layer, [B, H, Q, 3 + groups], for the gate; None: attention as it is.
+            stats: [B, H, steps, 3 + groups], for the gate; None: attention as it is.
             first: position of the first key, which a sliding window's cache moves.
         """
         chosen = self.mapped[layer].nonzero().flatten().tolist()
         heads = list(range(self.shape[1])) if self._layer_maps else chosen
-        gate = None if stats is None else stats[:, heads, -1, GATE]
+        gate = None if stats is None else stats[:, heads, :, GATE]
         if query.device not in self._placed:
             self._placed[query.device] = self._index.to(query.device)
         places = self._placed[query.device] - first
-        found = image_attention(query[:, :, -1], key, heads, sets, gate, places, scale=scale)
+        found = image_attention(query, key, heads, sets, gate, places, scale=scale)
         if self._layer_maps:
             found = torch.cat([found.mean(1, keepdim=True), found[:, chosen]], 1)
         # Half precision: its smallest step, 6e-8, is far below what any picture shows.
-        shape = tuple(found.shape)
-        kept = self._new("maps", layer, shape, torch.float16, query.device)
-        self._map_slots[-1][layer] = kept.copy_(found)
+        self._found.setdefault(layer, []).append(found.half())
 
     def stacked(self) -> Tensor:
-        """All steps, float32 [steps, layers, B, H, 3 + groups], on the CPU; last query rows."""
-        return _gathered(self._slots, self.layers, lambda x: x[:, :, -1]).transpose(0, 1)
+        """All steps, float32 [steps, layers, B, H, 3 + groups], on the CPU."""
+        return _gathered(self._stats, self.layers).permute(3, 0, 1, 2, 4)
 
     def stacked_maps(self) -> tuple[Tensor | None, Tensor | None]:
         """Maps of the chosen heads [steps, heads, B, n] and of the layers; None where not kept."""
@@ -204,20 +220,20 @@ class Recorder:
             return None, None
         mean, heads = [], []
         for layer in layers:
-            found = _gathered(self._map_slots, [layer], lambda x: x)[0].transpose(1, 2)
+            found = _gathered(self._found, [layer])[0].permute(2, 1, 0, 3)
             mean.append(found[:, :1])
             heads.append(found[:, int(self._layer_maps) :])
         heads, mean = torch.cat(heads, 1), torch.cat(mean, 1)
         return heads if heads.shape[1] else None, mean if self._layer_maps else None
 
 
-def _gathered(slots: list[dict[int, Tensor]], layers: list[int], part) -> Tensor:
-    """A part of every slot, [layers, steps, ...] on the CPU; one copy from each device."""
-    devices = {layer: slots[0][layer].device for layer in layers}
+def _gathered(pieces: dict[int, list[Tensor]], layers: list[int]) -> Tensor:
+    """Every layer's pieces put together, [layers, ...] on the CPU; one copy from each device."""
+    whole = {layer: torch.cat(pieces[layer], 2) for layer in layers}
     found: dict[int, Tensor] = {}
-    for device in set(devices.values()):
-        here = [layer for layer in layers if devices[layer] == device]
-        stacked = torch.stack([torch.stack([part(step[i]) for step in slots]) for i in here])
+    for device in {one.device for one in whole.values()}:
+        here = [layer for layer in layers if whole[layer].device == device]
+        stacked = torch.stack([whole[layer] for layer in here])
         found.update(zip(here, stacked.cpu(), strict=True))
     return torch.stack([found[layer] for layer in layers])
 
@@ -232,33 +248,44 @@ def image_attention(
     *,
     scale: float,
 ) -> Tensor:
-    """Attention of some heads from one query row on the image's tokens, after steering.
+    """Attention of some heads on the image's tokens, after steering.
 
     What `decode_attention_reference` weighs its values with, for these heads and keys.
 
     Args:
-        query: [B, H, d]; key: [B, H_kv, S, d].
+        query: [B, H, Q, d]; key: [B, H_kv, S, d].
         heads: ascending.
-        sets: of the keys; the last of its query rows counts.
-        gate: 1 where the head's gate is open, [B, heads]; None: attention before steering.
+        sets: of the keys, for these query rows.
+        gate: 1 where the head's gate is open, [B, heads, Q]; None: attention before steering.
         places: the image's tokens among the keys, int64 [B, n]; those outside of 0 to S - 1 get 0.
 
     Returns:
-        float32 (or wider) [B, heads, n].
+        float32 (or wider) [B, heads, Q, n].
     """
-    group, scores = query.shape[1] // key.shape[1], []
-    for kv in sorted({head // group for head in heads}):  # each KV head's keys are read once
-        members = [head for head in heads if head // group == kv]
-        scores.append(query[:, members] @ key[:, kv].transpose(1, 2))
-    accurate = torch.promote_types(query.dtype, torch.float32)
-    scores = torch.cat(scores, 1).to(accurate) * scale  # [B, heads, S]
-    scores = scores.masked_fill(sets.hidden[:, :, -1], -torch.inf)
-    if gate is not None:
-        # Weighing probabilities and renormalising is adding log weights to the scores.
-        weight = sets.shut[:, 0] + gate[..., None] * sets.change[:, 0]
-        weighted = scores + weight.log()
-        empty = weighted.amax(-1, keepdim=True) == -torch.inf  # then the head stays unsteered
-        scores = torch.where(empty, scores, weighted)
+    rows, found = query.shape[2], []
+    at_once = max(1, SCORES_AT_ONCE // (len(query) * len(heads) * key.shape[2]))
+    for first in range(0, rows, at_once):
+        part = slice(first, first + at_once)
+        scores = _scores(query[:, :, part], key, heads) * scale  # [B, heads, Q, S]
+        scores = scores.masked_fill(sets.hidden[:, :, part], -torch.inf)
+        if gate is not None:
+            # Weighing probabilities and renormalising is adding log weights to the scores.
+            weight = sets.shut + gate[:, :, part, None] * sets.change
+            weighted = scores + weight.log()
+            empty = weighted.amax(-1, keepdim=True) == -torch.inf  # then the head stays unsteered
+            scores = torch.where(empty, scores, weighted)
+        index = places.clamp(0, key.shape[2] - 1)[:, None, None]
+        found.append(scores.softmax(-1).gather(3, index.expand(*scores.shape[:3], -1)))
     inside = (places >= 0) & (places < key.shape[2])
-    index = places.clamp(0, key.shape[2] - 1)[:, None].expand(-1, len(heads), -1)
-    return scores.softmax(-1).gather(2, index) * inside[:, None]
+    return torch.cat(found, 2) * inside[:, None, None]
+
+
+def _scores(query: Tensor, key: Tensor, heads: list[int]) -> Tensor:
+    """q . k of some heads, float32 or wider [B, heads, Q, S]; each KV head's keys are read once."""
+    batch, _, rows, size = query.shape
+    group, scores = query.shape[1] // key.shape[1], []
+    for kv in sorted({head // group for head in heads}):
+        members = [head for head in heads if head // group == kv]
+        packed = query[:, members].reshape(batch, -1, size)
+        scores.append((packed @ key[:, kv].transpose(1, 2)).view(batch, len(members), rows, -1))
+    return torch.cat(scores, 1).to(torch.promote_types(query.dtype, torch.float32))

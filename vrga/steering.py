@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from vrga.attention import Probe, check_plain, exactly
 from vrga.config import VRGAConfig
+from vrga.heads import choose_ablated
 from vrga.kernels.reference import (
     ENTROPY,
     GATE,
     GROUP,
     MASS,
-    KeySets,
     attention_statistics,
     decode_attention_reference,
-    key_sets,
 )
 from vrga.phase import Phase
 from vrga.recorder import Recorder
 from vrga.region import Region
-from vrga.tokens import visible_keys
+from vrga.views import View, view_of
+from vrga.waiting import Bank, LayerShape, Waiting
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
 
@@ -48,44 +49,6 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-class View:
-    """What the layers of one forward pass that share a mask see of the state.
-
-    Args:
-        flags: of the keys, int32 [B, F], -1 on hidden ones; images: image keys of each row,
-            int32 [B]; extent: int32 [B, 3] or None; all as of `decode_attention_reference`.
-    """
-
-    def __init__(self, flags: Tensor, images: Tensor, extent: Tensor | None):
-        self.flags, self.images, self.extent = flags, images, extent
-        self._sets: dict[torch.dtype, KeySets] = {}
-
-    def key_sets(self, query: Tensor, keys: int, opened: tuple, closed: tuple) -> KeySets:
-        """The reference's key sets."""
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        if dtype not in self._sets:
-            self._sets[dtype] = key_sets(
-                self.flags, self.extent, keys, query.shape[2], opened, closed, dtype
-            )
-        return self._sets[dtype]
-
-
-def _masked(flags: Tensor, visible: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """Flags of all keys, -1 on those not visible (bool [B or 1, S]), and their extent [B, 3]."""
-    visible = visible.expand(len(flags), -1)
-    padded = torch.nn.functional.pad(flags, (0, keys - flags.shape[1]))
-    place = torch.arange(keys, dtype=torch.int32, device=flags.device)
-    extent = torch.stack(
-        [
-            torch.where(visible, place, keys).amin(1),
-            torch.where(visible, place, -1).amax(1) + 1,
-            visible.sum(1),
-        ],
-        1,
-    )
-    return torch.where(visible, padded, -1), extent.to(torch.int32)
-
-
 class Steering:
     """The attention of the decode steps that follow one prefill. Its state is all tensors.
 
@@ -99,6 +62,8 @@ class Steering:
         question: the question's text tokens, whose attention is measured, bool [B, S], or None;
             instead of `watch`.
         recorder: takes the statistics of every step, or None.
+        waits: whether measured steps may wait until `settle` is called: keys stay in the cache as
+            attention saw them.
         capacity: keys that the cache has room for.
         phase: follows the rows' <back> spans, where the config asks for them, or None.
         ablated: heads that lose the image, bool [B, L, H], with ``ablate="given"``.
@@ -117,6 +82,7 @@ class Steering:
         watch: Tensor | None = None,
         question: Tensor | None = None,
         recorder: Recorder | None = None,
+        waits: bool = False,
         capacity: int = 0,
         phase: Phase | None = None,
         ablated: Tensor | None = None,
@@ -135,6 +101,9 @@ class Steering:
         self._watch, self._question, self._capacity = watch, question, capacity
         self._ablated_heads = ablated
         self._random = torch.Generator().manual_seed(config.seed)
+        self._waits = waits
+        self._waiting: dict[int, Waiting] = {}  # layer -> steps
+        self._bank: Bank | None = None
         self._views: dict[tuple, tuple[Tensor | None, View]] = {}
         self._workspace = None
         self._past = 0
@@ -145,6 +114,7 @@ class Steering:
 
     def steer_to(self, regions: list[Region]) -> None:
         """Make these the regions, one per row of the batch."""
+        self.settle()  # with the regions that they saw
         config = self.config
         kinds = _key_groups(regions, config, self._watch)
         image = torch.stack([region.image for region in regions])
@@ -171,6 +141,26 @@ class Steering:
         for device in devices:
             self._on(device)
 
+    def expect_compiled(
+        self, layers: Mapping[int, LayerShape], steps: int, cache: object, visible: Tensor
+    ) -> None:
+        """Make memory for what compiled steps measure, before they are compiled.
+
+        Args:
+            layers: all of the model's.
+            steps: that come at most before `settle` is called.
+            cache: the static cache; visible: False on padding, bool [B, S] of the prompt in it.
+        """
+        recorder = self.recorder
+        self._bank = Bank(
+            {i: layers[i] for i in recorder.layers},
+            steps=steps,
+            columns=GROUP + self.groups if self.applied else 0,
+            queries=not self.applied or any(recorder.maps_of(i) for i in recorder.layers),
+            cache=cache,
+            visible=visible,
+        )
+
     def begin(self, past: int | None, ids: Tensor | None = None) -> None:
         """Start a forward pass: the masks of the last one are gone.
 
@@ -186,6 +176,8 @@ class Steering:
             self._views.clear()
             if self.recorder is not None:
                 self.recorder.begin()
+        elif self._bank is not None:
+            self._bank.begin()
         if self.config.when == "always" and self.phase is None:
             return
         if ids is None:
@@ -206,7 +198,9 @@ class Steering:
         config = self.config
         if self.phase is not None:
             self.phase.advance(ids, past)
-            if self.recorder is not None:
+            if self._bank is not None and past is None:
+                self._bank.note(self.phase.inside[:, -1])
+            elif self.recorder is not None:
                 self.recorder.note(self.phase.inside[:, -1])
         if config.when in ("always", "back"):
             return self._by_phase(self.phase.inside, self.phase.opened)
@@ -253,44 +247,57 @@ class Steering:
         check_plain(kwargs)
         if self.probe is not None:
             self.probe.collect(module, query, key, kwargs)
-        measured = self.recorder is not None and self.recorder.wants(module.layer_idx)
-        if not measured and (self._idle or not self.applied):
-            return own(module, query, key, value, attention_mask, **kwargs)
+        measured = self._measures(module.layer_idx)
+        if not self.applied or (self._idle and not measured):
+            output = own(module, query, key, value, attention_mask, **kwargs)
+            if measured:
+                with exactly(query.device):
+                    self._observe(module.layer_idx, query, key, attention_mask, kwargs, None)
+            return output
         with exactly(query.device):
             steered = self._steer(module, query, key, value, attention_mask, kwargs, measured)
-        if self.applied and self.every_row and self._now is None:
+        if self.every_row and self._now is None:
             return steered, None
         output, weights = own(module, query, key, value, attention_mask, **kwargs)
-        if not self.applied:
-            return output, weights
         # Rows that are not steered keep the model's own attention, bit for bit.
         chosen = self._on(query.device)["steered"][:, None]
         if self._now is not None:
             chosen = chosen & self._now.to(query.device)
         return torch.where(chosen[:, :, None, None], steered, output), weights
 
+    def _measures(self, layer: int) -> bool:
+        """Whether this layer of this forward pass is measured."""
+        if self.recorder is None:
+            return False
+        if not torch.compiler.is_compiling():
+            return self.recorder.wants(layer)
+        if self._bank is None:
+            raise RuntimeError(
+                "compiled decoding can be recorded with a static cache alone, greedily or "
+                "sampling: call generate with disable_compile=True"
+            )
+        return layer in self._bank.layers
+
     def _steer(self, module, query, key, value, attention_mask, kwargs, measured) -> Tensor:
         rows, keys = query.shape[2], key.shape[2]
-        window, stats = kwargs.get("sliding_window"), None
+        layer, window, stats = module.layer_idx, kwargs.get("sliding_window"), None
         compiling = torch.compiler.is_compiling()
         if window is not None and compiling:
             raise RuntimeError(
                 "sliding-window layers are steered in eager decoding alone: call generate with "
                 "disable_compile=True"
             )
-        if self.recorder is not None:
-            if compiling:
-                raise RuntimeError(
-                    "patch.record() needs decoding that is not compiled: call generate with "
-                    "disable_compile=True"
-                )
-        if measured:
-            stats = self.recorder.take(module.layer_idx, query)
+        if measured and compiling:
+            shape = (*query.shape[:3], GROUP + self.groups)
+            stats = torch.empty(shape, dtype=torch.float32, device=query.device)
+        elif measured:
+            self.recorder.count(layer)
+            stats = self.recorder.take(layer, query)
         # A compiled step must not depend on how many keys there are.
         past = 0 if compiling else self._past
         if window is None or rows == 1:
             tensors = query, key, value, attention_mask
-            out = self._rows(module.layer_idx, *tensors, kwargs["scaling"], past, window, stats)
+            out = self._rows(layer, *tensors, kwargs["scaling"], past, window, stats)
         else:
             parts = []
             for i in range(rows):  # each query row has a window of its own
@@ -299,39 +306,113 @@ class Steering:
                     mask = mask[:, :, i : i + 1, :end] if mask.ndim == 4 else mask[:, :end]
                 tensors = query[:, :, i : i + 1], key[:, :, :end], value[:, :, :end], mask
                 one = None if stats is None else torch.empty_like(stats[:, :, :1])
-                parts.append(
-                    self._rows(module.layer_idx, *tensors, kwargs["scaling"], past + i, window, one)
-                )
+                parts.append(self._rows(layer, *tensors, kwargs["scaling"], past + i, window, one))
                 if stats is not None:
                     stats[:, :, i : i + 1] = one
             out = torch.cat(parts, 1)
         if stats is not None and self._now is not None:
             stats[..., GATE] *= self._now.to(stats.device)[:, None]  # what is not steered is shut
-        if measured and self.recorder.maps_of(module.layer_idx):
-            self._map(module.layer_idx, query, key, attention_mask, kwargs, stats)
+        if measured and (compiling or self.recorder.maps_of(layer)):
+            self._observe(layer, query, key, attention_mask, kwargs, stats)
         return out
 
-    def _map(
+    # --- measuring ---
+
+    def _observe(
         self,
         layer: int,
         query: Tensor,
         key: Tensor,
         mask: Tensor | None,
         kwargs: dict,
-        stats: Tensor,
+        stats: Tensor | None,
     ) -> None:
-        """Let the recorder keep where the last query row of chosen heads looks on the image."""
-        past, keys, window = self._past, key.shape[2], kwargs.get("sliding_window")
-        first = max(past + query.shape[2] - keys, 0)
-        if window is not None and query.shape[2] > 1:
-            past += query.shape[2] - 1
-            mask = mask[:, :, -1:] if mask is not None and mask.ndim == 4 else mask
-            query = query[:, :, -1:]
-        view = self._view(mask, query, keys, past, window)
-        sets = view.key_sets(query, keys, self.opened, self.closed)
-        stats = stats if self.applied else None
-        scale = kwargs["scaling"]
-        self.recorder.keep_maps(layer, query, key, sets, stats, scale=scale, first=first)
+        """Let a step wait until its statistics, or maps, are computed; or do it now.
+
+        Args:
+            stats: of the step, [B, H, Q, 3 + groups]; None where they are still to be computed.
+        """
+        if torch.compiler.is_compiling():
+            self._bank.put(layer, query, stats)
+            return
+        if stats is None:
+            self.recorder.count(layer)
+        window, past = kwargs.get("sliding_window"), self._past + query.shape[2] - 1
+        if layer in self._waiting and self._waiting[layer].past + 1 != past:
+            self._finish(layer, self._waiting.pop(layer))
+        if layer not in self._waiting:
+            self._waiting[layer] = Waiting(kwargs["scaling"], window)
+        waiting = self._waiting[layer]
+        waiting.add(query, stats, key, mask, past)
+        if not self._waits or window is not None:
+            self._finish(layer, self._waiting.pop(layer))
+
+    def settle(self) -> None:
+        """Compute what waits."""
+        while self._waiting:
+            self._finish(*self._waiting.popitem())
+        bank, recorder = self._bank, self.recorder
+        count = 0 if bank is None else int(bank.at)
+        if not count:
+            return
+        for first, end in recorder.count_compiled(count):
+            if self.phase is not None:
+                recorder.inside.extend(bank.inside[first:end].clone().unbind())
+            mask = bank.mask(end)
+            for layer in bank.layers:
+                waiting = bank.waiting(layer, first, end, mask)
+                for stats in waiting.stats:
+                    recorder.keep(layer, stats)
+                self._finish(layer, waiting)
+        bank.empty()
+        self._views.clear()
+
+    def release(self) -> None:
+        """Nothing more is measured: let go of the cache."""
+        self.recorder = self._bank = None
+        self._waiting.clear()
+
+    def _finish(self, layer: int, waiting: Waiting) -> None:
+        """Compute the statistics of one layer's steps, where none are known, and their maps."""
+        recorder = self.recorder
+        if waiting.stats and not recorder.maps_of(layer):
+            return
+        query, key, past = torch.cat(waiting.queries, 2), waiting.key, waiting.past
+        rows, keys = query.shape[2], key.shape[2]
+        with torch.no_grad():
+            view = self._view(waiting.mask, query, keys, past - rows + 1, waiting.window)
+            sets = view.key_sets(query, keys, self.opened, self.closed)
+            gates = torch.cat(waiting.stats, 2) if waiting.stats else None
+            if gates is None:
+                recorder.keep(layer, self._statistics(layer, query, key, view, waiting.scale))
+            if recorder.maps_of(layer):
+                first = max(past + 1 - keys, 0)
+                recorder.keep_maps(layer, query, key, sets, gates, scale=waiting.scale, first=first)
+
+    def _statistics(
+        self, layer: int, query: Tensor, key: Tensor, view: View, scale: float
+    ) -> Tensor:
+        """Statistics of attention as the model's own backend computes it, [B, H, Q, 3 + groups]."""
+        state = self._on(query.device)
+        stats = torch.empty(*query.shape[:3], GROUP + self.groups, device=query.device)
+        numbers = dict(
+            scale=scale,
+            focus=self.config.gate_focus,
+            entropy=self.config.gate_entropy,
+            gate=None if state["gate"] is None else state["gate"][layer],
+        )
+        decode = self._implementation(query, False)
+        if decode is decode_attention_reference:
+            sets = view.key_sets(query, key.shape[2], self.opened, self.closed)
+            attention_statistics(query, key, view.images, sets, stats, **numbers)
+        else:  # its output is not read, so that keys do for values
+            decode(
+                query, key, key, view.flags, view.images, opened=self.opened, closed=self.closed,
+                extent=view.extent, stats=stats, **numbers,
+            )  # fmt: skip
+        return stats
+
+    # --- the attention of a step ---
 
     def _rows(
         self,
@@ -360,12 +441,7 @@ class Steering:
         if self.config.method == "ablation" and gate is None:
             gate = self._ablated(layer, decode, tensors, arguments)
         elif decode is decode_attention_reference and not torch.compiler.is_compiling():
-            sets = view.key_sets(query, key.shape[2], self.opened, self.closed)
-            if not self.applied:
-                del arguments["extent"]
-                attention_statistics(query, key, view.images, sets, stats, gate=gate, **arguments)
-                return query.transpose(1, 2)  # of the output's shape; nobody reads it
-            arguments["sets"] = sets
+            arguments["sets"] = view.key_sets(query, key.shape[2], self.opened, self.closed)
         return decode(
             *tensors, opened=self.opened, closed=self.closed, gate=gate, stats=stats, **arguments
         )
@@ -403,22 +479,12 @@ class Steering:
         self, mask: Tensor | None, query: Tensor, keys: int, past: int, window: int | None
     ) -> View:
         state = self._on(query.device)
-        # A sliding window's cache drops the first keys.
+        # A sliding window's cache drops the first keys. A cache may also have been cut below the
+        # prompt (assisted decoding does).
         first = max(past + query.shape[2] - keys, 0)
-        # A cache may also have been cut below the prompt (assisted decoding does).
-        flags, images = state["flags"][:, first : first + keys], state["images"]
-        visible = None if mask is None else visible_keys(mask, keys)
-        if window is not None and keys > window:
-            # Some backends are told of the window instead of being given a mask of it.
-            place = torch.arange(first, first + keys, device=query.device)
-            near = (place > past - window) & (place <= past)  # one query row, at position `past`
-            visible = near[None] if visible is None else visible & near
-        extent = None
-        if visible is not None:
-            flags, extent = _masked(flags, visible, keys)
-        if window is not None:
-            images = ((flags >= 0) & (flags & 1 > 0)).sum(1).to(torch.int32)
-        return View(flags, images, extent)
+        return view_of(
+            state["flags"], state["images"], mask, keys=keys, first=first, last=past, window=window
+        )
 
     def _ablated(self, layer: int, decode, tensors: tuple, arguments: dict) -> Tensor:
         """The heads of this layer and step that lose their image attention, bool [B, H]."""
@@ -447,33 +513,6 @@ class Steering:
                 name: None if x is None else x.to(device) for name, x in own.items()
             }
         return self._placed[device]
-
-
-def choose_ablated(
-    config: VRGAConfig,
-    focus: Tensor,
-    mass: Tensor,
-    mass_entropy: Tensor,
-    random: torch.Generator,
-) -> Tensor:
-    """Heads of one layer to ablate, bool [B, H] (paper, head ablation).
-
-    Args:
-        focus: R; mass: attention on the image; mass_entropy: H_mass in nats; [B, H] each.
-    """
-    count = min(config.heads, focus.shape[1])
-    if config.ablate == "low_focus":
-        score = focus
-    elif config.ablate == "random":
-        score = torch.rand(focus.shape, generator=random).to(focus.device)
-    else:
-        # H_img from the sums at hand: a = mass * share, so H_mass = mass (H_img - log mass).
-        entropy = mass_entropy / (mass + 1e-12) + (mass + 1e-12).log()
-        above = focus > focus.median(1, keepdim=True).values
-        score = torch.where(above, entropy / (focus + 1e-12), torch.inf)
-    lowest = score.topk(count, largest=False)
-    chosen = torch.zeros_like(focus, dtype=torch.bool)
-    return chosen.scatter(1, lowest.indices, lowest.values < torch.inf)
 
 
 def _groups(config: VRGAConfig, watch: Tensor | None) -> int:

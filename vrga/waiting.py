@@ -1,0 +1,138 @@
+"""Decode steps whose statistics are still to be computed.
+
+A query can wait: the keys that it saw stay in the cache, so the statistics of many steps can be
+computed at once, which reads the keys once. And a compiled step can hand nothing to the host, so
+what it measured, or its query, waits in memory made beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+CHUNK = 64  # steps that wait at most
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What a layer's attention is given: queries of (B, H, d), their dtype, device and scale."""
+
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    device: torch.device
+    scale: float
+
+
+@dataclass
+class Waiting:
+    """Consecutive steps of one layer.
+
+    Args:
+        queries: one of each step, [B, H, 1, d].
+        stats: of each step, [B, H, 1, 3 + groups]; none where they are still to be computed.
+        key: what the newest step saw, [B, H_kv, S, d]; mask: what hides some of it, as its
+            attention backend was given it.
+        window: keys that the layer sees at most, or None.
+        past: position of the newest step.
+    """
+
+    scale: float
+    window: int | None
+    queries: list[Tensor] = field(default_factory=list)
+    stats: list[Tensor] = field(default_factory=list)
+    key: Tensor | None = None
+    mask: Tensor | None = None
+    past: int = -1
+
+    def add(
+        self, query: Tensor, stats: Tensor | None, key: Tensor, mask: Tensor | None, past: int
+    ) -> None:
+        """A step more: its last query row, and that row's statistics where they are known."""
+        if query.shape[2] > 1 and mask is not None and mask.ndim == 4:
+            mask = mask[:, :, -1:]
+        self.queries.append(query[:, :, -1:])
+        if stats is not None:
+            self.stats.append(stats[:, :, -1:])
+        self.key, self.mask, self.past = key, mask, past
+
+
+class Bank:
+    """Memory for what compiled steps measure, at addresses that do not change.
+
+    Args:
+        layers: those that are measured.
+        steps: that there is room for.
+        columns: of the statistics that steps leave here; 0: none, they are computed later.
+        queries: whether steps leave their queries.
+        cache: holds the keys by then; a static one.
+        visible: False on padding, bool [B, S] of the prompt, which fills the cache so far.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[int, LayerShape],
+        *,
+        steps: int,
+        columns: int,
+        queries: bool,
+        cache: object,
+        visible: Tensor,
+    ):
+        self.layers, self._cache, self._visible = dict(layers), cache, visible
+        self._past = visible.shape[1]  # keys before the first step that waits
+        first = next(iter(self.layers.values()))
+        self.at = torch.zeros(1, dtype=torch.int64, device=first.device)  # steps that wait
+        self.inside = torch.zeros(steps, first.shape[0], dtype=torch.bool, device=first.device)
+        self.queries: dict[int, Tensor] = {}
+        self.stats: dict[int, Tensor] = {}
+        for number, layer in self.layers.items():
+            batch, heads, size = layer.shape
+            if queries:
+                shape = (steps, batch, heads, size)
+                self.queries[number] = torch.zeros(shape, dtype=layer.dtype, device=layer.device)
+            if columns:
+                self.stats[number] = torch.zeros(steps, batch, heads, columns, device=layer.device)
+        for tensor in (self.at, self.inside, *self.queries.values(), *self.stats.values()):
+            torch._dynamo.mark_static_address(tensor)
+
+    def begin(self) -> None:
+        """A compiled step begins."""
+        self.at.add_(1)
+
+    def note(self, inside: Tensor) -> None:
+        """Which rows are inside a <back> span, bool [B]."""
+        self.inside.index_copy_(0, self._place(inside), inside[None])
+
+    def put(self, layer: int, query: Tensor, stats: Tensor | None) -> None:
+        """What a layer did: queries [B, H, 1, d], and statistics [B, H, 1, 3 + groups] if known."""
+        if self.queries:
+            self.queries[layer].index_copy_(0, self._place(query), query[None, :, :, 0])
+        if stats is not None:
+            self.stats[layer].index_copy_(0, self._place(stats), stats[None, :, :, 0])
+
+    def _place(self, like: Tensor) -> Tensor:
+        return (self.at - 1).to(like.device)
+
+    def mask(self, end: int) -> Tensor:
+        """Keys that the last of the first `end` steps that wait sees, bool [B, S]."""
+        seen = self._past + end - self._visible.shape[1]
+        return torch.nn.functional.pad(self._visible, (0, seen), value=True).to(self.at.device)
+
+    def waiting(self, layer: int, first: int, end: int, mask: Tensor) -> Waiting:
+        """Some of the steps that wait, `first` up to but not with `end`; mask: of the last one."""
+        found = Waiting(self.layers[layer].scale, None, mask=mask, past=self._past + end - 1)
+        if self.queries:
+            found.queries = [self.queries[layer][first:end].permute(1, 2, 0, 3)]
+            found.key = self._cache.layers[layer].keys
+        if self.stats:
+            # A copy: the next steps write here again.
+            found.stats = [self.stats[layer][first:end].permute(1, 2, 0, 3).clone()]
+        return found
+
+    def empty(self) -> None:
+        """Make room: what waits was read."""
+        self._past += int(self.at)
+        self.at.zero_()
