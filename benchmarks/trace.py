@@ -1,9 +1,11 @@
 """What recording costs: python -m benchmarks.trace [--json FILE]
 
-Models that share their weights, each recording otherwise, take turns forward pass by forward pass;
-what is compared ran side by side. Random weights at the 0.5B text shape on a CPU (7B on a GPU),
-one image of 32 x 32 tokens. On a CPU only the ratios mean something, and what is counted is the
-time of one thread, which other programs on the machine disturb less than the clock on the wall.
+Models that share their weights, each recording otherwise, generate at the same time and take turns
+token by token; what is compared ran side by side. Where nothing is steered, statistics are computed
+64 steps at a time, so what is compared is the time of 64 tokens. Random weights at the 0.5B text
+shape on a CPU (7B on a GPU), one image of 32 x 32 tokens. On a CPU only the ratios mean something,
+and what is counted is the time of one thread, which other programs on the machine disturb less
+than the clock on the wall.
 """
 
 from __future__ import annotations
@@ -11,79 +13,135 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import vrga
 from benchmarks.shapes import SHAPES, image_prompt, random_model
-from benchmarks.timing import environment, ratio, seconds, summary
+from benchmarks.timing import environment, ratio, summary, synchronize
 from vrga import VRGAConfig
+from vrga.waiting import CHUNK
 
 GPU = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
-WARM_UP = 4
 # name -> (gain, options of record() or None: not recorded)
 ARMS = {
     "steered": (1.5, None),
     "steered, recorded": (1.5, {}),
-    "steered, every 10th step": (1.5, {"steps": range(0, 10**6, 10)}),
     "steered, maps of visual heads": (1.5, {"maps": "visual"}),
     "off": (1.0, None),
     "off, recorded": (1.0, {}),
+    "off, maps of visual heads": (1.0, {"maps": "visual"}),
 }
 
 
-def spent(call) -> float:
-    """Seconds that a call takes: on a GPU on the clock, on a CPU of this process."""
+def now() -> float:
+    """Seconds: on a GPU the clock on the wall, when its work is done; on a CPU of this process."""
     if GPU:
-        return seconds(call)
-    start = time.process_time()
-    call()
-    return time.process_time() - start
+        synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
-@torch.inference_mode()
-def measure(shape: str, side: int, tokens: int) -> dict:
-    """Seconds per pass of every arm, and each recording arm over the one that records nothing."""
+class Turn:
+    """A generation in a thread of its own, which stops before every token until it is told to go.
+
+    Args:
+        call: takes a stopping criterion; calls generate() with it.
+
+    Attributes:
+        times: seconds of each token, the prefill's first.
+    """
+
+    def __init__(self, call):
+        self.times: list[float] = []
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._call, self._error = call, None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._go.acquire()
+        self._start = now()
+        try:
+            self._call(self._stop)
+        except BaseException as error:
+            self._error = error
+        self._done.release()
+
+    def _stop(self, ids, scores, **kwargs):
+        self.times.append(now() - self._start)
+        self._done.release()
+        self._go.acquire()
+        self._start = now()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    def go(self) -> None:
+        """Let it make one token."""
+        self._go.release()
+        self._done.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """Let it return."""
+        self._go.release()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def arm(model: nn.Module, inputs: dict, gain: float, options: dict | None, tokens: int, kept: dict):
+    """The call of a `Turn`; `kept` gets the number of steps in its trace."""
+
+    def call(stop) -> None:
+        with vrga.patch(model, VRGAConfig(gain=gain)) as patch:
+            with nullcontext() if options is None else patch.record(**options) as trace:
+                model.generate(
+                    **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+                    stopping_criteria=[stop],
+                )  # fmt: skip
+            if trace is not None:
+                kept["steps"] = len(trace.image)
+
+    return call
+
+
+def measure(shape: str, side: int, windows: int) -> dict:
+    """Seconds per token of every arm, and each recording arm over the one that records nothing."""
     plain = random_model(shape, DEVICE, DTYPE)
     inputs = image_prompt(1, side, DEVICE, DTYPE)
     shared = {id(x): x for x in (*plain.parameters(), *plain.buffers())}
-    token = torch.full((1, 1), 100, device=DEVICE)
-    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    models, caches, traces = {}, {}, {}
-    with ExitStack() as stack:
-        for arm, (gain, options) in ARMS.items():
-            models[arm] = copy.deepcopy(plain, dict(shared))
-            patch = stack.enter_context(vrga.patch(models[arm], VRGAConfig(gain=gain)))
-            if options is not None:
-                traces[arm] = stack.enter_context(patch.record(**options))
-            out = models[arm](**inputs, use_cache=True, logits_to_keep=1)
-            caches[arm] = out.past_key_values
-
-        def step(arm: str) -> None:
-            place = torch.full((3, 1, 1), caches[arm].get_seq_length(), device=DEVICE)
-            models[arm](
-                input_ids=token, past_key_values=caches[arm], position_ids=place, use_cache=True
-            )
-
-        arms = list(ARMS)
-        for i in range(WARM_UP + tokens):
-            # Every arm comes first equally often, and always follows another one.
-            for arm in arms[i % len(arms) :] + arms[: i % len(arms)]:
-                took = spent(lambda arm=arm: step(arm))
-                if i >= WARM_UP:
-                    times[arm].append(took)
-    steps = {arm: 0 if t.image is None else len(t.image) for arm, t in traces.items()}
+    # The prefill's token, and one after which the last window's statistics are computed.
+    tokens = windows * CHUNK + 2
+    turns, kept = {}, {}
+    for name, (gain, options) in ARMS.items():
+        kept[name] = {}
+        model = copy.deepcopy(plain, dict(shared))
+        turns[name] = Turn(arm(model, inputs, gain, options, tokens, kept[name]))
+    arms = list(ARMS)
+    for i in range(tokens):
+        # Every arm comes first equally often, and always follows another one.
+        for name in arms[i % len(arms) :] + arms[: i % len(arms)]:
+            turns[name].go()
+    for turn in turns.values():
+        turn.end()
+    spent = {}  # of whole windows: what waited is computed before a window's last token
+    for name, turn in turns.items():
+        times = turn.times[2:]
+        spent[name] = [sum(times[i : i + CHUNK]) for i in range(0, len(times), CHUNK)]
     return {
         "case": f"{shape}-{side}x{side}-b1",
-        "keys": inputs["input_ids"].shape[1] + WARM_UP + tokens,
-        "steps_recorded": steps,
-        "seconds_per_token": {arm: summary(times[arm]) for arm in arms},
+        "keys": inputs["input_ids"].shape[1] + tokens,
+        "steps_recorded": {name: found["steps"] for name, found in kept.items() if found},
+        "seconds_per_token": {name: summary([one / CHUNK for one in spent[name]]) for name in arms},
         "ratio_per_token": {
-            arm: ratio(times[arm], times[arm.split(",")[0]]) for arm in arms if "," in arm
+            name: ratio(spent[name], spent[name.split(",")[0]]) for name in arms if "," in name
         },
     }
 
@@ -94,11 +152,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--shape", choices=SHAPES, default="7b" if GPU else "0.5b")
     parser.add_argument("--side", type=int, default=32, help="image side in tokens")
-    parser.add_argument("--tokens", type=int, default=96, help="passes of each arm")
+    parser.add_argument("--windows", type=int, default=8, help=f"of {CHUNK} tokens, in each arm")
     options = parser.parse_args()
     if not GPU:
         torch.set_num_threads(1)
-    found = measure(options.shape, options.side, options.tokens)
+    found = measure(options.shape, options.side, options.windows)
     for arm, value in found["ratio_per_token"].items():
         print(f"{arm}: {value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})")
     if options.json is not None:
