@@ -19,7 +19,6 @@ from vrga.attention import KEYWORD, Probe, register
 from vrga.config import VRGAConfig
 from vrga.inputs import (
     MEDIA,
-    PIXELS,
     check_inputs,
     check_options,
     columns,
@@ -27,8 +26,9 @@ from vrga.inputs import (
     refusal,
 )
 from vrga.models import family_of, unwrapped
+from vrga.passes import Pass, Passes
 from vrga.phase import Phase, tag_table
-from vrga.reading import Announcement, PromptReader
+from vrga.reading import PromptReader
 from vrga.recorder import Heads, Recorder
 from vrga.region import Region, empty_region, find_region
 from vrga.released import released_region
@@ -166,10 +166,7 @@ class Patch:
         self._prompt: Prompt | None = None
         self._query: Tensor | None = None
         self._regions: list[Region] | None = None
-        self._cache: Callable[[], object] = lambda: None
-        self._announced: Announcement | None = None
-        self._end: int | None = None  # keys when the prompt is complete; None outside a prefill
-        self._reached = 0  # keys after the current pass
+        self._passes = Passes(self._reader.end_tokens)
         self._episodes: list[Episode] = []
         self._generating = False  # whether generate() is running
         self._chosen = 0  # tokens that it has chosen
@@ -297,7 +294,7 @@ class Patch:
         Raises:
             ValueError: neither input_ids nor inputs_embeds.
         """
-        self._announced, self._end = Announcement.of(inputs), None
+        self._passes.announce(inputs)
 
     def _generate(self, *args, **kwargs) -> object:
         """generate() of the patched model: check its options, announce the prompt."""
@@ -324,7 +321,8 @@ class Patch:
                 self._recording[0].hear(inputs, output)
             return output
         finally:
-            self._announced = self._end = self._head = None
+            self._passes.forget()
+            self._head = None
             self._beams = self._generating = False
             self._forget_beams()
 
@@ -377,39 +375,15 @@ class Patch:
                 f"{self._text.config._attn_implementation!r} while the model is patched: call "
                 "vrga.unpatch(model) first"
             )
-        cache = inputs.get("past_key_values")
-        known = cache is not None and cache is self._cache()
-        prefilling = known and (self._announced is not None or self._end is not None)
-        if known and shape[1] == 1 and not prefilling:
-            static = getattr(cache, "is_compileable", False)
-            # A static cache on a GPU would have to be waited for to tell its length.
-            past = self._reached if static else int(cache.get_seq_length())
-            self._reached = past + 1
-            self._next_step(past, ids)
-            return None
-        past = 0 if cache is None else int(cache.get_seq_length())
-        announced = self._announced
-        if past and known and getattr(cache, "is_compileable", False):
-            # Older versions count a static cache's keys in one row, without padding.
-            whole = announced is not None and announced.whole(past)
-            past = announced.width - shape[1] if whole else past
-        if announced is not None and past + shape[1] > announced.end(past):
-            return self._split(module, inputs, shape, announced.end(past) - past, past)
-        self._reached = past + shape[1]
-        if known and past and announced is None and self._end is not None:
-            if isinstance(self._step, Probe):
-                self._step.begin(past)
-        elif past and known and not self._opens_turn(ids, inputs, announced):
-            self._announced = None  # tokens that go on with an answer
-            self._next_step(past, ids)
-        elif past and not known and announced is None:
-            raise ValueError(
-                f"the cache holds {past} tokens of a prompt this patch has not seen: fill it "
-                "with the patched model, or switch the patch off (patch.enabled = False)"
-            )
-        else:
-            self._announced = None
-            self._prefill(inputs, shape, past, announced, known)
+        found = self._passes.next(inputs, shape)
+        if found.kind == "split":
+            return self._split(module, inputs, shape, found.length, found.past)
+        if found.kind == "step":
+            self._next_step(found.past, ids)
+        elif found.kind == "prompt":
+            self._prefill(inputs, shape, found)
+        elif isinstance(self._step, Probe):
+            self._step.begin(found.past)
         return None
 
     def _next_step(self, past: int, ids: Tensor | None) -> None:
@@ -435,19 +409,6 @@ class Patch:
         visible = torch.nn.functional.pad(self._prompt.visible, (0, later), value=True)
         step.probe = Probe(place.tolist(), visible, self.impl)
         step.probe.begin(past)
-
-    def _opens_turn(self, ids: Tensor | None, inputs: dict, announced: Announcement | None) -> bool:
-        """Whether tokens that follow a cached prompt bring a new question."""
-        if announced is not None and ids is not None and ids.shape[1] > 1:
-            return True  # an answer goes on with its last token alone, which is not cached yet
-        media = [value for name, value in inputs.items() if name.startswith(PIXELS)]
-        if any(value is not None and (isinstance(value, Tensor) or value) for value in media):
-            return True
-        if ids is None:
-            return False
-        ends = torch.tensor(sorted(self._reader.end_tokens()), device=ids.device)
-        # A closed turn goes on with the next one's header; a drafted answer ends with its end.
-        return bool(torch.isin(ids[:, :-1], ends).any())
 
     def _split(
         self, module: nn.Module, inputs: dict, shape: tuple, length: int, past: int
@@ -475,22 +436,15 @@ class Patch:
             output.hidden_states = tuple(torch.cat(pair, 1) for pair in pairs)
         return output
 
-    def _prefill(
-        self,
-        inputs: dict,
-        shape: tuple,
-        past: int,
-        announced: Announcement | None,
-        known: bool,
-    ) -> None:
+    def _prefill(self, inputs: dict, shape: tuple, begun: Pass) -> None:
         """Read the prompt and set up the probe of its query rows."""
-        self._end = None
+        past, announced = begun.past, begun.announced
         mask = inputs.get("attention_mask")
         if isinstance(mask, dict):
             mask = mask["full_attention"]
         if mask is not None and mask.ndim == 4:  # as generate() makes it for a static cache
             mask = visible_keys(mask, past + shape[1]).expand(shape[0], -1)
-        held = self._prompt if known and past else None
+        held = self._prompt if begun.known and past else None
         if announced is not None:
             prompt, start = self._reader.read_announced(announced, shape[0], mask, held, past)
             end = announced.end(past)
@@ -512,7 +466,8 @@ class Patch:
                 f"query={query.tolist()} lies before the tokens of this forward pass, which start "
                 f"at {past + self._query_shift()}: give the position of the new question"
             )
-        self._step, self._end = None, end
+        self._step = None
+        self._passes.expect(end)
         if not rows:
             self._locate(None)
             return
@@ -551,14 +506,9 @@ class Patch:
         if torch.compiler.is_compiling():
             return
         cache = getattr(output, "past_key_values", None)
-        if cache is not None and cache is not self._cache():
-            self._cache = weakref.ref(cache)
         if isinstance(self._step, Steering) and self._step.probe is not None:
             self._relocate(self._step)
-        if self._end is None or self._reached < self._end:
-            return  # more of the prompt is to come
-        self._end = None
-        if not isinstance(self._step, Probe):
+        if not self._passes.ran(cache) or not isinstance(self._step, Probe):
             return
         probe, self._step = self._step, None
         self._locate(probe)
@@ -674,8 +624,8 @@ class Patch:
                 raise ValueError("relocate='back' would replace patch.given: set one of them back")
             vocabulary = self._text.get_input_embeddings().num_embeddings
             table = tag_table(self._reader.tokenizer, vocabulary)
-            phase = Phase(table, len(regions), self._device, self._reached)
-        cache = self._cache()
+            phase = Phase(table, len(regions), self._device, self._passes.reached)
+        cache = self._passes.cache
         waits = self._generating and not self._beams and only_grows(cache)
         steering = Steering(
             regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder,
@@ -684,7 +634,7 @@ class Patch:
         steering.place(probe.devices)
         static = getattr(cache, "is_compileable", False) and only_grows(cache)
         if recorder is not None and static and not self._beams:
-            steps = CHUNK if self._generating else probe.capacity - self._reached
+            steps = CHUNK if self._generating else probe.capacity - self._passes.reached
             steering.expect_compiled(probe.layers, steps, cache, self._prompt.visible)
         return steering
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vrga.attention import Probe, check_plain, exactly
 from vrga.config import VRGAConfig
+from vrga.groups import group_count, key_groups, weights
 from vrga.heads import choose_ablated
 from vrga.kernels.reference import (
     ENTROPY,
@@ -26,12 +27,6 @@ from vrga.views import View, view_of
 from vrga.waiting import Bank, LayerShape, Waiting
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
-
-# Groups of keys in which the kernel sums, and their weights where the gate is open and closed.
-OTHER, REGION, WATCHED = 0, 1, 2
-REST_OF_IMAGE = 2  # released_mask: the image outside T
-QUESTION, PROMPT = 2, 3  # while recording: the question's text, and the prompt's other text
-_ALWAYS_SHUT = (1.0, 1.0)
 
 
 def check_implementation(impl: str, device: torch.device) -> None:
@@ -90,10 +85,8 @@ class Steering:
         self.config, self.impl, self.applied = config, impl, applied
         self.recorder, self.phase = recorder, phase
         self.probe: Probe | None = None
-        self.groups = 4 if question is not None else _groups(config, watch)
-        self.opened, self.closed = _weights(config, self.groups)
-        if question is not None:
-            self.opened = (*self.opened[:2], 1.0, 1.0)  # text is measured and not steered
+        self.groups = group_count(config, watch, question)
+        self.opened, self.closed = weights(config, self.groups, text=question is not None)
         if recorder is not None and applied:
             recorder.opened, recorder.closed = self.opened, self.closed
         elif recorder is not None:
@@ -116,11 +109,8 @@ class Steering:
         """Make these the regions, one per row of the batch."""
         self.settle()  # with the regions that they saw
         config = self.config
-        kinds = _key_groups(regions, config, self._watch)
+        kinds = key_groups(regions, config, self._watch, self._question)
         image = torch.stack([region.image for region in regions])
-        if self._question is not None:
-            text = torch.where(self._question, QUESTION, PROMPT)
-            kinds = torch.where(image, kinds, text)
         flags = ((kinds << 1) | image).to(torch.int32)  # [B, S]
         # As long as a static cache, so that prompts of any length share one compiled step.
         self._flags = torch.nn.functional.pad(flags, (0, max(self._capacity - flags.shape[1], 0)))
@@ -381,12 +371,12 @@ class Steering:
         rows, keys = query.shape[2], key.shape[2]
         with torch.no_grad():
             view = self._view(waiting.mask, query, keys, past - rows + 1, waiting.window)
-            sets = view.key_sets(query, keys, self.opened, self.closed)
             gates = torch.cat(waiting.stats, 2) if waiting.stats else None
             if gates is None:
                 recorder.keep(layer, self._statistics(layer, query, key, view, waiting.scale))
             if recorder.maps_of(layer):
                 first = max(past + 1 - keys, 0)
+                sets = view.key_sets(query, keys, self.opened, self.closed)
                 recorder.keep_maps(layer, query, key, sets, gates, scale=waiting.scale, first=first)
 
     def _statistics(
@@ -513,32 +503,3 @@ class Steering:
                 name: None if x is None else x.to(device) for name, x in own.items()
             }
         return self._placed[device]
-
-
-def _groups(config: VRGAConfig, watch: Tensor | None) -> int:
-    if watch is None:
-        return 3 if config.method == "released_mask" else 2
-    if config.method in ("released_mask", "ablation"):
-        raise ValueError(f"watch works with method='vrga' or 'released', not {config.method!r}")
-    return 4
-
-
-def _key_groups(regions: list[Region], config: VRGAConfig, watch: Tensor | None) -> Tensor:
-    """The group of every key of the prompt, int64 [B, S]."""
-    image = torch.stack([region.image for region in regions]).long()
-    region = torch.stack([region.mask for region in regions]).long()
-    if config.method == "ablation":
-        return image * REGION
-    if config.method == "released_mask":
-        return torch.where(region > 0, REGION, image * REST_OF_IMAGE)
-    return region * REGION if watch is None else region * REGION + watch.long() * WATCHED
-
-
-def _weights(config: VRGAConfig, groups: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Weight of each group where the gate is open, and where it is not."""
-    if config.method == "ablation":
-        return (1.0, 0.0), _ALWAYS_SHUT
-    if config.method == "released_mask":
-        return (1.0, 1.0, 0.0), (1.0, 0.0, 0.0)
-    gain = float(config.gain)
-    return (1.0, gain) * (groups // 2), _ALWAYS_SHUT * (groups // 2)

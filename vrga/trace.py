@@ -45,7 +45,7 @@ class Trace:
         generated: mass on generated tokens, likewise.
         entropy: H_mass in nats, before steering.
         spread: H_img in nats, before steering: the entropy of attention over the image's tokens.
-        gate: 1 where the gate was open.
+        gate: 1 where the gate was open; with gain 1, where it would have been.
         inside: whether each row was inside a <back> span, bool [steps, B]; None where the patch
             has no tokenizer, or was given no token ids.
         steps: number of each step, int64 [steps]; layers: of each layer, int64 [L].

@@ -50,7 +50,7 @@ class VRGAModel(lmms):
             processor).
         vrga: steer or not. There is no default: an arm must be named.
         config: how to steer: a `VRGAConfig`, or a preset's name; only with vrga=True.
-        gain: overrides the preset's.
+        gain: overrides a named preset's.
         prompt: "task" (the task's own), a style of `lookback.prompt`, or a text with {question}.
         batch_size: rows per call of generate.
         max_new_tokens: overrides the task's own.
@@ -90,6 +90,10 @@ class VRGAModel(lmms):
             raise ValueError(f"vrga={vrga!r}: say vrga=True or vrga=False, which arm this is")
         if not vrga and (gain is not None or config != "default"):
             raise ValueError("config and gain are about steering: leave them out with vrga=False")
+        if gain is not None and not isinstance(config, str):
+            raise ValueError(
+                f"gain={gain} beside a VRGAConfig of gain {config.gain}: set it in the config"
+            )
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
