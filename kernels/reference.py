@@ -38,6 +38,8 @@ class KeySets:
         group: group of each key, [B, 1, 1, S].
         shut, change: weight under a shut gate, and what an open gate adds, float [B, 1, 1, S].
         groups: how many groups there are.
+        open: so many keys, from the first, are hidden from no row, as far as is known without
+            looking.
     """
 
     hidden: Tensor
@@ -47,6 +49,7 @@ class KeySets:
     shut: Tensor
     change: Tensor
     groups: int
+    open: int = 0
     _members: list[Tensor] = field(default_factory=list, repr=False)
 
     @property
@@ -90,6 +93,7 @@ def key_sets(
         shut=shut,
         change=_weights(group, opened, dtype) - shut,
         groups=len(opened),
+        open=keys - rows + 1 if extent is None else 0,
     )
 
 
@@ -196,7 +200,8 @@ def attention_statistics(
         scores = (packed @ k.transpose(2, 3)).view(batch, heads, -1, k.shape[2])
         scores = scores.to(sets.image.dtype).mul_(scale)
         # The least finite number, whose share is 0, and 0 times its logarithm is 0.
-        scores.masked_fill_(sets.hidden[:, :, part], torch.finfo(scores.dtype).min)
+        tail = sets.hidden[:, :, part, sets.open :]
+        scores[..., sets.open :].masked_fill_(tail, torch.finfo(scores.dtype).min)
         logarithm = scores.log_softmax(-1)
         share = logarithm.exp()  # a
         mass, *groups = (share.flatten(1, 2) @ sets.members).view(*scores.shape[:3], -1).unbind(-1)

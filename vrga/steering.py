@@ -328,11 +328,12 @@ class Steering:
         if stats is None:
             self.recorder.count(layer)
         window, past = kwargs.get("sliding_window"), self._past + query.shape[2] - 1
-        if layer in self._waiting and self._waiting[layer].past + 1 != past:
-            self._finish(layer, self._waiting.pop(layer))
-        if layer not in self._waiting:
-            self._waiting[layer] = Waiting(kwargs["scaling"], window)
-        waiting = self._waiting[layer]
+        waiting = self._waiting.get(layer)
+        if waiting is not None and waiting.past + 1 != past:
+            self._finish(layer, waiting)
+            waiting = None
+        if waiting is None:
+            waiting = self._waiting[layer] = Waiting(kwargs["scaling"], window)
         waiting.add(query, stats, key, mask, past)
         if not self._waits or window is not None:
             self._finish(layer, self._waiting.pop(layer))

@@ -51,11 +51,12 @@ class Waiting:
         self, query: Tensor, stats: Tensor | None, key: Tensor, mask: Tensor | None, past: int
     ) -> None:
         """A step more: its last query row, and that row's statistics where they are known."""
-        if query.shape[2] > 1 and mask is not None and mask.ndim == 4:
-            mask = mask[:, :, -1:]
-        self.queries.append(query[:, :, -1:])
+        if query.shape[2] > 1:
+            query, stats = query[:, :, -1:], None if stats is None else stats[:, :, -1:]
+            mask = mask[:, :, -1:] if mask is not None and mask.ndim == 4 else mask
+        self.queries.append(query)
         if stats is not None:
-            self.stats.append(stats[:, :, -1:])
+            self.stats.append(stats)
         self.key, self.mask, self.past = key, mask, past
 
 
