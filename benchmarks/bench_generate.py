@@ -91,7 +91,7 @@ def timed(model, inputs, case: Case) -> tuple[float, float]:
 
 
 def arm_context(model, arm: str):
-    return vrga.patch(model) if arm == "patched" else nullcontext()
+    return vrga.patch(model, VRGAConfig.published()) if arm == "patched" else nullcontext()
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_paired_forward_passes(benchmark, models):
         take_turns(prefill, first, case.rounds)
         take_turns(step, later, case.tokens)
 
-    with vrga.patch(arms["patched"]):
+    with vrga.patch(arms["patched"], VRGAConfig.published()):
         take_turns(prefill, first, 1)  # warm-up
         take_turns(step, later, 4)
         for values in (*first.values(), *later.values()):
@@ -215,7 +215,7 @@ def test_patching_itself_is_quick(benchmark, models):
     model = models(CASES[0].shape)
 
     def patch_and_unpatch():
-        vrga.patch(model)
+        vrga.patch(model, VRGAConfig.published())
         vrga.unpatch(model)
 
     benchmark(lambda: seconds(patch_and_unpatch))

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import vrga
 from benchmarks.shapes import image_prompt, random_model
+from vrga import VRGAConfig
 
 
 @torch.inference_mode()
@@ -29,7 +30,7 @@ def main(arm: str, shape: str, side: str, batch: str, cache: str) -> None:
     options = {} if cache == "dynamic" else {"cache_implementation": "static"}
 
     def generate() -> None:
-        with vrga.patch(model) if arm == "patched" else nullcontext():
+        with vrga.patch(model, VRGAConfig.published()) if arm == "patched" else nullcontext():
             model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False, **options)
 
     if gpu:

@@ -100,7 +100,7 @@ def arm(model: nn.Module, inputs: dict, gain: float, options: dict | None, token
     """The call of a `Turn`; `kept` gets the number of steps in its trace."""
 
     def call(stop) -> None:
-        with vrga.patch(model, VRGAConfig(gain=gain)) as patch:
+        with vrga.patch(model, VRGAConfig.published(gain=gain)) as patch:
             with nullcontext() if options is None else patch.record(**options) as trace:
                 model.generate(
                     **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,

@@ -277,7 +277,7 @@ def test_ablated_arms_answer_as_by_hand(embedded, tmp_path, monkeypatch):
     found = ablate.analyze(asked(tmp_path, max_new_tokens=48), heads=3, first_layer=0)
     given = VRGAConfig.ablation("given")
     wanted = {
-        "none": by_hand(embedded, VRGAConfig(gain=1.0)),
+        "none": by_hand(embedded, VRGAConfig.published(gain=1.0)),
         "prefill visual": by_hand(
             embedded, given, lambda regions: torch.stack([r.visual for r in regions])
         ),
@@ -434,7 +434,10 @@ def test_questions_that_fail_are_counted_and_left_out(questions, tmp_path):
 
 
 def test_recovery_pairs_every_config_with_the_true_region(tmp_path):
-    configs = {"wide": VRGAConfig(gain=30.0), "off by gain": VRGAConfig(gain=1.0)}
+    configs = {
+        "wide": VRGAConfig.published(gain=30.0),
+        "off by gain": VRGAConfig.published(gain=1.0),
+    }
     found = recovery.analyze(
         asked(tmp_path, limit=6, split="similar"), prompt="direct", configs=configs
     )

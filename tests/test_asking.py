@@ -33,7 +33,7 @@ def ask(embedded, config=None, asked=None, **options):
     return {answer.id: answer for answer in asker.ask(requests() if asked is None else asked)}
 
 
-@pytest.mark.parametrize("config", [None, VRGAConfig(gain=4.0)], ids=["off", "on"])
+@pytest.mark.parametrize("config", [None, VRGAConfig.published(gain=4.0)], ids=["off", "on"])
 def test_answers_do_not_depend_on_the_batch(embedded, config):
     alone = ask(embedded, config, batch=1)
     for batch in (2, 5, 64):
@@ -45,7 +45,11 @@ def test_answers_do_not_depend_on_the_batch(embedded, config):
 
 @pytest.mark.parametrize(
     "config, patched, steered",
-    [(None, False, False), (VRGAConfig(gain=1.0), True, False), (VRGAConfig(), True, True)],
+    [
+        (None, False, False),
+        (VRGAConfig.published(gain=1.0), True, False),
+        (VRGAConfig.published(), True, True),
+    ],
     ids=["off", "gain1", "on"],
 )
 def test_an_answer_says_whether_it_was_steered(embedded, monkeypatch, config, patched, steered):
@@ -65,7 +69,7 @@ def test_an_answer_says_whether_it_was_steered(embedded, monkeypatch, config, pa
 
 def test_the_query_is_the_end_of_the_question(embedded):
     model, processor = embedded
-    found = ask(embedded, VRGAConfig(), batch=1)
+    found = ask(embedded, VRGAConfig.published(), batch=1)
     for item in ITEMS:
         chat, query = found[item.id].prompt, found[item.id].region["query"]
         tokens = found[item.id].region["image_tokens"]
@@ -116,7 +120,7 @@ def test_whatever_reading_a_sample_says_is_the_samples(embedded, error):
 def test_a_box_outside_its_image_is_told(embedded):
     asked = [request("out", "what color is the K?", [SAMPLES[0].image], box=(0, 0, 9999, 5)),
              *requests()]  # fmt: skip
-    found = ask(embedded, VRGAConfig(), asked=asked, measure=True, batch=16)
+    found = ask(embedded, VRGAConfig.published(), asked=asked, measure=True, batch=16)
     assert "is not inside an image of 168 x 168" in found["out"].error
     assert all(found[item.id].looks is not None for item in ITEMS)
 
@@ -125,7 +129,7 @@ def test_a_question_is_found_in_whatever_form_it_is_written(embedded):
     """Tokenizers compose what they read."""
     question = "what color is the cafe\u0301?"
     asked = [request("e", question + " now.", [SAMPLES[0].image], question=question)]
-    found = ask(embedded, VRGAConfig(), asked=asked)
+    found = ask(embedded, VRGAConfig.published(), asked=asked)
     assert found["e"].error is None and found["e"].region["query"] > 0
 
 
@@ -146,13 +150,13 @@ def test_an_error_of_one_row_leaves_its_batch_alone(embedded, monkeypatch):
 
 
 def test_an_arm_on_a_patched_model_is_refused(embedded):
-    with vrga.patch(embedded[0], VRGAConfig(gain=3.0)):
+    with vrga.patch(embedded[0], VRGAConfig.published(gain=3.0)):
         with pytest.raises(ValueError, match="the model is patched already"):
             ask(embedded)
 
 
 def test_a_run_that_is_stopped_leaves_the_model_unpatched(embedded):
-    answers = Asker(*embedded, VRGAConfig(), batch=2).ask(requests())
+    answers = Asker(*embedded, VRGAConfig.published(), batch=2).ask(requests())
     with contextlib.closing(answers):
         next(answers)
     assert patch_of(embedded[0]) is None
@@ -162,7 +166,7 @@ def test_looks_are_measured_with_the_heads_of_the_question(embedded):
     """A <back> finds other heads, and another query; arms must stay comparable."""
     asked = requests("back", max_new_tokens=64)
     off = ask(embedded, None, asked=asked, measure=True, keep=True)
-    config = VRGAConfig(gain=1.0001, when="back", relocate="back")
+    config = VRGAConfig.published(gain=1.0001, when="back", relocate="back")
     anew = ask(embedded, config, asked=asked, measure=True, keep=True)
     for item in ITEMS:
         assert anew[item.id].region == off[item.id].region
@@ -172,7 +176,9 @@ def test_looks_are_measured_with_the_heads_of_the_question(embedded):
 
 def test_boxes_follow_beams(embedded):
     asked = requests(num_beams=2)
-    found = ask(embedded, VRGAConfig(gain=2.0), asked=asked, measure=True, given=True, batch=3)
+    found = ask(
+        embedded, VRGAConfig.published(gain=2.0), asked=asked, measure=True, given=True, batch=3
+    )
     assert all(answer.error is None and answer.looks.rrar > 0 for answer in found.values())
 
 
@@ -247,9 +253,9 @@ def test_sampling_is_repeatable_in_any_batch(embedded):
 
 
 def test_pixels_bound_the_images(embedded):
-    found = ask(embedded, VRGAConfig(), pixels=(None, 28 * 28 * 16))
+    found = ask(embedded, VRGAConfig.published(), pixels=(None, 28 * 28 * 16))
     assert found["0"].region["image_tokens"] == 16
-    assert ask(embedded, VRGAConfig())["0"].region["image_tokens"] == 36
+    assert ask(embedded, VRGAConfig.published())["0"].region["image_tokens"] == 36
 
 
 @pytest.mark.parametrize("pixels", [(10_000, 9_000), (10**9, None)], ids=str)
@@ -260,21 +266,23 @@ def test_bounds_that_cross_are_refused(embedded, pixels):
 
 def test_a_question_without_an_image_is_answered(embedded):
     asked = [request("text", "what color is the K?", options={"max_new_tokens": 3}), *requests()]
-    found = ask(embedded, VRGAConfig(), asked=asked)
+    found = ask(embedded, VRGAConfig.published(), asked=asked)
     assert found["text"].error is None and found["text"].region is None
 
 
 def test_looks_are_those_of_the_trace(embedded):
     """Measured in a batch, against the trace of one row alone."""
     model, processor = embedded
-    found = ask(embedded, VRGAConfig(gain=3.0), measure=True, batch=4)
+    found = ask(embedded, VRGAConfig.published(gain=3.0), measure=True, batch=4)
     for item, sample in list(zip(ITEMS, SAMPLES, strict=True))[::4]:
         chat = processor.apply_chat_template(
             item.request("cot", "").chat()[0], add_generation_prompt=True
         )
         inputs = processor(text=[chat], images=[sample.image], return_tensors="pt")
         truth = torch.from_numpy(sample.region)
-        with vrga.patch(model, VRGAConfig(gain=3.0), tokenizer=processor.tokenizer) as patch:
+        with vrga.patch(
+            model, VRGAConfig.published(gain=3.0), tokenizer=processor.tokenizer
+        ) as patch:
             patch.query = item.question
             with patch.record(watch=[[truth]]) as trace:
                 model.generate(**inputs, max_new_tokens=12, do_sample=False)
@@ -310,15 +318,15 @@ def test_heads_to_ablate_are_chosen_for_each_request(embedded, beams):
 
 
 def test_the_region_is_kept_on_demand(embedded):
-    assert all(answer.found is None for answer in ask(embedded, VRGAConfig()).values())
-    for config in (None, VRGAConfig()):
+    assert all(answer.found is None for answer in ask(embedded, VRGAConfig.published()).values())
+    for config in (None, VRGAConfig.published()):
         found = ask(embedded, config, keep=True)
         for answer in found.values():
             assert answer.region["visual_heads"] == int(answer.found.visual.sum()) > 0
             assert answer.found.heads.focus.shape == answer.found.visual.shape == (6, 8)
 
 
-@pytest.mark.parametrize("config", [None, VRGAConfig(gain=3.0)], ids=["off", "on"])
+@pytest.mark.parametrize("config", [None, VRGAConfig.published(gain=3.0)], ids=["off", "on"])
 def test_looks_do_not_depend_on_rows_that_speak_longer(embedded, config):
     asked = requests(max_new_tokens=64)
     alone = ask(embedded, config, asked=asked, measure=True, batch=1)

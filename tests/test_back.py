@@ -84,7 +84,7 @@ class PhasedReplay(Replay):
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_only_steps_inside_spans_are_steered(model, impl):
     batch = QWEN.batch([1, 2])
-    config = VRGAConfig(gain=3.0, when="back")
+    config = VRGAConfig.published(gain=3.0, when="back")
     with vrga.patch(model, config, impl=impl, tokenizer=WORDS):
         logits = say(model, batch, SAID)
     for row in range(2):
@@ -101,7 +101,7 @@ def test_rows_are_steered_each_in_its_own_spans(model):
     batch = QWEN.batch([1, 1, 0])
     said = [[WORD, *OPENS, 41, 42], [*OPENS, *SHUTS], [*OPENS, 41, 42, 43]]
     inside = [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1], [0] * 5]
-    with vrga.patch(model, VRGAConfig(gain=3.0, when="back"), tokenizer=WORDS):
+    with vrga.patch(model, VRGAConfig.published(gain=3.0, when="back"), tokenizer=WORDS):
         logits = say(model, batch, said)
     base = say(model, batch, said)
     for row in range(3):
@@ -117,7 +117,7 @@ def test_rows_are_steered_each_in_its_own_spans(model):
 def test_without_a_span_nothing_changes_bit_for_bit(model, gate):
     batch = QWEN.batch([1, 2, 0])
     base = generate(model, batch.inputs, 8)
-    with vrga.patch(model, VRGAConfig(gain=3.0, when="back", gate=gate), tokenizer=WORDS):
+    with vrga.patch(model, VRGAConfig.published(gain=3.0, when="back", gate=gate), tokenizer=WORDS):
         other = generate(model, batch.inputs, 8)
     assert torch.equal(base[0], other[0]) and torch.equal(base[1], other[1])
 
@@ -128,7 +128,7 @@ def test_compiled_decoding_follows_the_spans(model, impl):
     torch._dynamo.utils.counters.clear()
     batch = QWEN.batch([1, 2])
     static = dict(cache_implementation="static", compile_config=COMPILED)
-    with vrga.patch(model, VRGAConfig(gain=3.0, when="back"), impl=impl, tokenizer=WORDS):
+    with vrga.patch(model, VRGAConfig.published(gain=3.0, when="back"), impl=impl, tokenizer=WORDS):
         logits = say(model, batch, SAID)
         compiled = say(model, batch, SAID, **static)
         again = say(model, batch, SAID[::-1], **static)
@@ -146,7 +146,7 @@ def test_a_callable_decides(model):
         return (tokens == 41).expand(tokens.shape)
 
     gains = [3.0 if token == 41 else 1.0 for token in SAID]
-    with vrga.patch(model, VRGAConfig(gain=3.0, when=when)):
+    with vrga.patch(model, VRGAConfig.published(gain=3.0, when=when)):
         logits = say(model, batch, SAID)
     alone = QWEN.alone(batch, 0)
     expected = PhasedReplay(model, gains).turn(
@@ -154,7 +154,7 @@ def test_a_callable_decides(model):
     )
     torch.testing.assert_close(logits[0], expected, **CLOSE)
     assert seen[0] == ([[WORD]] * 2, length) and seen[-1] == ([[SAID[-2]]] * 2, length + 12)
-    with vrga.patch(model, VRGAConfig(when=lambda tokens, position: True)):
+    with vrga.patch(model, VRGAConfig.published(when=lambda tokens, position: True)):
         with pytest.raises(ValueError, match=r"when\(...\) gave True; wanted: bool \[2, 1\]"):
             generate(model, batch.inputs, 3)
 
@@ -184,7 +184,7 @@ class Relocated(PhasedReplay):
 def test_the_region_is_found_anew_at_each_back(model, impl, when):
     batch = QWEN.batch([2])
     length = batch.inputs["input_ids"].shape[1]
-    config = VRGAConfig(gain=3.0, when=when, relocate="back")
+    config = VRGAConfig.published(gain=3.0, when=when, relocate="back")
     with vrga.patch(model, config, impl=impl, tokenizer=WORDS) as patch:
         logits = say(model, batch, SAID)
         episodes = patch.episodes
@@ -204,11 +204,11 @@ def test_the_region_is_found_anew_at_each_back(model, impl, when):
 def test_relocation_is_a_rows_own_affair(model):
     batch = QWEN.batch([1, 1])
     said = [[WORD, 41, 42, 43, 44], [*OPENS, 41, 42]]
-    with vrga.patch(model, VRGAConfig(gain=3.0), tokenizer=WORDS) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=3.0), tokenizer=WORDS) as patch:
         generate(model, batch.inputs, 2)
         question = [region.map[0] for region in patch.region]
         always = say(model, batch, said)
-        patch.config = VRGAConfig(gain=3.0, relocate="back")
+        patch.config = VRGAConfig.published(gain=3.0, relocate="back")
         logits = say(model, batch, said)
         assert [e.row for e in patch.episodes] == [1]
         assert torch.equal(patch.region[0].map[0], question[0])
@@ -220,7 +220,7 @@ def test_relocation_is_a_rows_own_affair(model):
 def test_drafts_that_are_rejected_open_no_span(model):
     """The drafts say <back>, the model does not."""
     batch = QWEN.batch([1])
-    config = VRGAConfig(gain=3.0, when="back", relocate="back")
+    config = VRGAConfig.published(gain=3.0, when="back", relocate="back")
     with vrga.patch(model, config, tokenizer=WORDS) as patch:
         plain = generate(model, batch.inputs, 6)
         with torch.no_grad():
@@ -254,7 +254,7 @@ def five():
 def test_an_assistant_changes_no_word_of_a_span(model):
     batch = QWEN.batch([1])
     assistant = tiny_model(layers=1, seed=3)
-    config = VRGAConfig(gain=3.0, when=lambda tokens, position: tokens % 2 == 0)
+    config = VRGAConfig.published(gain=3.0, when=lambda tokens, position: tokens % 2 == 0)
     options = dict(max_new_tokens=12, do_sample=False)
     with vrga.patch(model, config):
         greedy = model.generate(**batch.inputs, **options)
@@ -281,7 +281,7 @@ class Like(LogitsProcessor):
 def test_beams_keep_their_spans_and_regions(model, relocate):
     """Along each beam's own text the logits are those of the method."""
     batch, kinds = QWEN.batch([3]), set()
-    config = VRGAConfig(gain=5.0, when="back", relocate=relocate)
+    config = VRGAConfig.published(gain=5.0, when="back", relocate=relocate)
     for seed in range(4):
         torch.manual_seed(seed)
         with vrga.patch(model, config, tokenizer=WORDS):
@@ -314,37 +314,42 @@ def test_beams_keep_their_spans_and_regions(model, relocate):
 
 def test_what_cannot_work_is_refused(model):
     batch = QWEN.batch([1])
-    with vrga.patch(model, VRGAConfig(when="back")):
+    with vrga.patch(model, VRGAConfig.published(when="back")):
         with pytest.raises(ValueError, match="<back> spans need a tokenizer.*tokenizer=processor"):
             generate(model, batch.inputs, 2)
     torch._dynamo.reset()
     static = dict(cache_implementation="static", compile_config=COMPILED)
-    for config in (VRGAConfig(relocate="back"), VRGAConfig(when=lambda tokens, at: tokens > 0)):
+    for config in (
+        VRGAConfig.published(relocate="back"),
+        VRGAConfig.published(when=lambda tokens, at: tokens > 0),
+    ):
         with vrga.patch(model, config, tokenizer=WORDS):
             with pytest.raises(Exception, match="disable_compile=True"):
                 generate(model, batch.inputs, 3, **static)
     cell = torch.zeros(3, 4, dtype=torch.bool)
-    with vrga.patch(model, VRGAConfig(relocate="back"), tokenizer=WORDS) as patch:
+    with vrga.patch(model, VRGAConfig.published(relocate="back"), tokenizer=WORDS) as patch:
         patch.given = [[cell]]
         with pytest.raises(ValueError, match="relocate='back' would replace patch.given"):
             generate(model, batch.inputs, 2)
     for wrong in (dict(when="sometimes"), dict(relocate="never"), dict(when=3)):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            VRGAConfig(**wrong)
+            VRGAConfig.published(**wrong)
     with pytest.raises(ValueError, match="when='back' is not read by method='released'"):
         VRGAConfig.released(when="back")
 
 
 def test_a_trace_shows_what_was_steered(model):
     batch = QWEN.batch([1])
-    with vrga.patch(model, VRGAConfig(gain=3.0, when="back"), tokenizer=WORDS) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=3.0, when="back"), tokenizer=WORDS) as patch:
         with patch.record() as trace:
             say(model, batch, SAID)
     gate = trace.gate.flatten(1).sum(1) > 0
     assert gate.tolist() == [bool(x) for x in INSIDE[:-1]]
 
 
-@pytest.mark.parametrize("config", [VRGAConfig(gain=3.0), VRGAConfig(gain=1.0)], ids=["on", "off"])
+@pytest.mark.parametrize(
+    "config", [VRGAConfig.published(gain=3.0), VRGAConfig.published(gain=1.0)], ids=["on", "off"]
+)
 def test_a_trace_shows_the_spans_also_where_they_decide_nothing(model, config):
     batch = QWEN.batch([1])
     plain = say(model, batch, SAID)
@@ -377,7 +382,7 @@ def test_the_host_knows_the_spans_before_the_step(model, monkeypatch, relocate):
         return inside, opened
 
     monkeypatch.setattr(Phase, "on_host", on_host)
-    config = VRGAConfig(gain=3.0, when="back", relocate=relocate)
+    config = VRGAConfig.published(gain=3.0, when="back", relocate=relocate)
     said = [row[:9] + [43] * (9 - len(row)) for row in said]
     with vrga.patch(model, config, tokenizer=WORDS):
         say(model, batch, said)
@@ -388,7 +393,7 @@ def test_the_host_knows_the_spans_before_the_step(model, monkeypatch, relocate):
 def test_own_stopping_criteria_still_stop(model):
     batch = QWEN.batch([1])
     stop = StoppingCriteriaList([lambda ids, scores, **kw: ids[:, -1] == 41])
-    with vrga.patch(model, VRGAConfig(when="back"), tokenizer=WORDS):
+    with vrga.patch(model, VRGAConfig.published(when="back"), tokenizer=WORDS):
         out = model.generate(**batch.inputs, max_new_tokens=14, do_sample=False,
                              logits_processor=[Say(SAID)], stopping_criteria=stop)  # fmt: skip
     assert out[0, -1] == 41 and len(stop) == 1

@@ -7,13 +7,29 @@ import pytest
 from vrga import VRGAConfig
 
 
-def test_defaults_are_the_published_numbers():
-    config = VRGAConfig()
+def test_the_published_numbers():
+    config = VRGAConfig.published()
     assert (config.gain, config.gate_focus, config.gate_entropy) == (1.5, 0.6, 0.2)
     assert (config.efr_percentile, config.focus_percentile) == (5, 95)
     assert (config.sink_fraction, config.region_std, config.region_min) == (0.2, 0.6, 10)
     assert (config.background_layers, config.background_focus) == (0.1, 0.01)
     assert (config.gate, config.dilation, config.background_weight) == ("dynamic", 1, 1)
+    assert config.sink_border == "always"
+    paper = VRGAConfig.paper()
+    assert paper.gate == "static" and dataclasses.replace(paper, gate="dynamic") == config
+
+
+def test_presets_are_not_moved_by_the_defaults():
+    """Each states its numbers; a default that changes changes `VRGAConfig()` alone."""
+    ours = dataclasses.asdict(VRGAConfig())
+    wanted = dict(gain=3.0, gate="static", efr_percentile=15.0, focus_percentile=70.0,
+                  sink_border="background", region_std=2.0, region_min=1, dilation=0)  # fmt: skip
+    assert {name: ours[name] for name in wanted} == wanted
+    for preset, dilation in (("published", 1), ("paper", 1), ("released", 2), ("released_mask", 3)):
+        config = VRGAConfig.named(preset)
+        assert (config.gain, config.region_min, config.region_std) == (1.5, 10, 0.6)
+        assert (config.efr_percentile, config.focus_percentile) == (5, 95)
+        assert (config.dilation, config.sink_border) == (dilation, "always")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +82,7 @@ def test_ablation_needs_a_known_kind_of_head():
 
 
 def test_presets_differ_where_they_say():
-    assert VRGAConfig.paper() == VRGAConfig(gate="static")
+    assert VRGAConfig.paper() == VRGAConfig.published(gate="static")
     assert VRGAConfig.paper(gain=2.0).gain == 2.0
     assert VRGAConfig.released().dilation == 2
     assert VRGAConfig.released_mask().dilation == 3

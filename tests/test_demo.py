@@ -34,7 +34,9 @@ def arms(embedded):
     """Both prompts, without and with VRGA, on the same held-out questions."""
     samples = make_samples(120, seed=TEST_SEEDS.start + 1000)
     return samples, {
-        (prompt, gain): run_arm(*embedded, samples, prompt, VRGAConfig(gain=gain), batch=60)
+        (prompt, gain): run_arm(
+            *embedded, samples, prompt, VRGAConfig.published(gain=gain), batch=60
+        )
         for prompt in PROMPTS
         for gain in (1.0, 1.5)
     }

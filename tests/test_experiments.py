@@ -183,7 +183,10 @@ def test_what_is_not_known_is_told(tmp_path, options, told):
 
 
 def test_the_arms_say_when_and_where():
-    named = {arm.name: arm.config for arm in arms(VRGAConfig(gain=2.0), ["cot"], list(STEERINGS))}
+    named = {
+        arm.name: arm.config
+        for arm in arms(VRGAConfig.published(gain=2.0), ["cot"], list(STEERINGS))
+    }
     assert named["cot/off"] is None
     assert (named["cot/always"].when, named["cot/always"].gain) == ("always", 2.0)
     assert (named["cot/back"].when, named["cot/back"].relocate) == ("back", "question")
@@ -219,15 +222,17 @@ def test_line_separators_inside_a_text_are_text(tmp_path):
 
 
 def test_a_sweep_is_every_combination_once():
-    configs = swept(VRGAConfig(), ["gain=1.5,2", "gate=dynamic,static", "gate_focus=0.6,1"])
+    configs = swept(
+        VRGAConfig.published(), ["gain=1.5,2", "gate=dynamic,static", "gate_focus=0.6,1"]
+    )
     assert len(configs) == 6  # a static gate has no thresholds
-    assert configs["gain=2 gate=static"] == VRGAConfig(gain=2, gate="static")
-    assert configs["gain=1.5 gate=dynamic gate_focus=1"] == VRGAConfig(gate_focus=1)
+    assert configs["gain=2 gate=static"] == VRGAConfig.published(gain=2, gate="static")
+    assert configs["gain=1.5 gate=dynamic gate_focus=1"] == VRGAConfig.published(gate_focus=1)
     for wrong in (["noise=3"], ["gain"], ["gain=1,2", "gain=3"], []):
         with pytest.raises(ValueError, match="--sweep"):
-            swept(VRGAConfig(), wrong)
+            swept(VRGAConfig.published(), wrong)
     with pytest.raises(ValueError, match="gate='open'"):
-        swept(VRGAConfig(), ["gate=open"])
+        swept(VRGAConfig.published(), ["gate=open"])
 
 
 def test_the_halves_have_no_question_in_common(tmp_path):
@@ -252,7 +257,7 @@ def test_tuning_reports_the_best_on_the_other_half(tmp_path):
     tuning = {name: one["accuracy"][0] for name, one in found["tuning"].items() if name != "off"}
     assert found["best"] == max(tuning, key=tuning.get) and set(tuning) == {"gain=1.5", "gain=30"}
     assert set(found["held_out"]) == {"off", found["best"]}
-    best = VRGAConfig(**json.loads((tmp_path / "best.json").read_text()))
+    best = VRGAConfig.published(**json.loads((tmp_path / "best.json").read_text()))
     assert f"gain={best.gain:g}" == found["best"]
     assert (tmp_path / "tuning.png").stat().st_size > 5_000
     right = [one["score"] for one in samples(tmp_path / "held_out") if one["arm"] == "off"]

@@ -29,7 +29,7 @@ def test_every_supported_family_is_tested():
 def test_generation_is_the_method_in_loops(family, impl, gate):
     model, counts = family.shared, [1, 2]
     batch = family.batch(counts)
-    with vrga.patch(model, VRGAConfig(gain=3.0, gate=gate), impl=impl) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=3.0, gate=gate), impl=impl) as patch:
         tokens, logits = generate(model, batch.inputs, 5)
         regions = patch.region
     for row, region in enumerate(regions):
@@ -60,7 +60,7 @@ def test_frames_of_a_video_are_grids_of_their_own(name):
         [[5, 6, 7], family.image(g, 0), [8], family.video(g, 1), words],
     ])  # fmt: skip
     model = family.shared
-    with vrga.patch(model, VRGAConfig(gain=3.0)) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=3.0)) as patch:
         tokens, logits = generate(model, batch.inputs, 5)
         regions = patch.region
         whole = {k: v for k, v in batch.inputs.items()}
@@ -81,9 +81,9 @@ def test_frames_of_a_video_are_grids_of_their_own(name):
 def test_gain_1_and_unpatching_leave_the_model_as_it_is(family):
     model, batch = family.shared, family.batch([1, 2])
     base = generate(model, batch.inputs, 4)[1]
-    with vrga.patch(model, VRGAConfig(gain=1.0)) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=1.0)) as patch:
         assert torch.equal(generate(model, batch.inputs, 4)[1], base)
-        patch.config = VRGAConfig(gain=3.0)
+        patch.config = VRGAConfig.published(gain=3.0)
         assert not torch.equal(generate(model, batch.inputs, 4)[1], base)
     assert torch.equal(generate(model, batch.inputs, 4)[1], base)
 

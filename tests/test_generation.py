@@ -18,7 +18,7 @@ import vrga
 from vrga import VRGAConfig
 
 QWEN = FAMILIES["qwen2_5_vl"]
-GAIN = VRGAConfig(gain=3.0)
+GAIN = VRGAConfig.published(gain=3.0)
 CLOSE = dict(rtol=2e-3, atol=2e-3)
 
 
@@ -195,7 +195,7 @@ def test_an_assistant_changes_no_word(model, helper, impl):
     """The unpatched model as its own assistant is mostly right, a random one never."""
     assistant = copy.deepcopy(model) if helper == "itself" else tiny_model(layers=1, seed=5)
     batch = QWEN.batch([1])
-    with vrga.patch(model, VRGAConfig(gain=1.2), impl=impl):
+    with vrga.patch(model, VRGAConfig.published(gain=1.2), impl=impl):
         greedy, plain = run(model, batch, 12)
         with passes(model) as seen:
             assisted, out = run(model, batch, 12, assistant_model=assistant)
@@ -205,7 +205,7 @@ def test_an_assistant_changes_no_word(model, helper, impl):
     assert torch.equal(assisted, greedy)
     logits = torch.stack(out.logits, 1)[:, : greedy.shape[1]]
     torch.testing.assert_close(logits, torch.stack(plain.logits, 1), **CLOSE)
-    check_rows(batch, greedy, logits, VRGAConfig(gain=1.2))
+    check_rows(batch, greedy, logits, VRGAConfig.published(gain=1.2))
 
 
 # --- caches ---

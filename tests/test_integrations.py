@@ -12,7 +12,7 @@ import vrga
 from vrga import VRGAConfig
 
 QWEN = FAMILIES["qwen2_5_vl"]
-GAIN = VRGAConfig(gain=3.0)
+GAIN = VRGAConfig.published(gain=3.0)
 
 
 def adapted():

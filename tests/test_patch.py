@@ -66,10 +66,10 @@ def test_the_prefill_is_untouched(model):
 @pytest.mark.parametrize(
     ("images", "config"),
     [
-        (ONE, VRGAConfig(gain=1.0)),
-        (MIXED, VRGAConfig(gain=1.0)),
+        (ONE, VRGAConfig.published(gain=1.0)),
+        (MIXED, VRGAConfig.published(gain=1.0)),
         (ONE, VRGAConfig.released(gain=1)),
-        ([[], []], VRGAConfig()),
+        ([[], []], VRGAConfig.published()),
     ],
     ids=["gain 1", "gain 1, mixed", "released, gain 1", "no image"],
 )
@@ -93,7 +93,9 @@ def test_a_row_without_an_image_is_bit_identical_among_steered_rows(model, impl)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("config", [VRGAConfig(), VRGAConfig.paper()], ids=["dynamic", "static"])
+@pytest.mark.parametrize(
+    "config", [VRGAConfig.published(), VRGAConfig.paper()], ids=["dynamic", "static"]
+)
 def test_a_row_does_not_depend_on_its_batch(attention, config):
     model = tiny_model(attention=attention)
     inputs = batch(MIXED)
@@ -163,7 +165,9 @@ def naive_generate(model, inputs, config, tokens, whole=False):
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 @pytest.mark.parametrize(
-    "config", [VRGAConfig(gain=3.0), VRGAConfig.paper(gain=3.0)], ids=["dynamic", "static"]
+    "config",
+    [VRGAConfig.published(gain=3.0), VRGAConfig.paper(gain=3.0)],
+    ids=["dynamic", "static"],
 )
 @pytest.mark.parametrize("images", [[(6, 6)], [(4, 5), (3, 7)]], ids=["one image", "two images"])
 def test_steering_is_the_papers(model, images, config, impl):
@@ -286,9 +290,9 @@ def test_the_config_may_change_between_calls(model):
     inputs = batch(ONE)
     with vrga.patch(model) as patch:
         first = generate(model, inputs)[1]
-        patch.config = VRGAConfig(gain=4.0)
+        patch.config = VRGAConfig.published(gain=4.0)
         assert not torch.equal(generate(model, inputs)[1], first)
-        patch.config = VRGAConfig()
+        patch.config = VRGAConfig.published()
         assert torch.equal(generate(model, inputs)[1], first)
 
 
@@ -449,7 +453,7 @@ def test_a_region_can_be_given(model):
     inputs = batch([[(6, 6)]])
     cell = torch.zeros(6, 6, dtype=torch.bool)
     cell[3, 4] = True
-    with vrga.patch(model, VRGAConfig(gain=5.0)) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=5.0)) as patch:
         found = generate(model, inputs)[1]
         patch.given = [[cell]]
         given = generate(model, inputs)[1]
@@ -509,7 +513,7 @@ def test_heads_are_given_to_each_row(model):
 @pytest.mark.parametrize(
     ("config", "ablated", "told"),
     [
-        (VRGAConfig(), torch.ones(3, 8).bool(), "patch.ablated is set, ablate=None"),
+        (VRGAConfig.published(), torch.ones(3, 8).bool(), "patch.ablated is set, ablate=None"),
         (VRGAConfig.ablation("given"), None, "patch.ablated is None, ablate='given'"),
         (VRGAConfig.ablation("given"), torch.ones(3, 8), r"float32 \[3, 8\]; wanted: bool"),
         (VRGAConfig.ablation("given"), torch.ones(2, 8).bool(), r"wanted: bool \[1, 3, 8\]"),
@@ -528,7 +532,7 @@ def test_a_trace_measures_attention_as_it_was(model, gain):
     """Against the attention matrices of the unpatched model, steered by hand."""
     inputs = batch([[(6, 6)], [(4, 5)]])
     cells = [[torch.rand(6, 6) < 0.2], [torch.rand(4, 5) < 0.2]]
-    config = VRGAConfig(gain=gain)
+    config = VRGAConfig.published(gain=gain)
     with vrga.patch(model, config) as patch:
         plain = generate(model, inputs, 4)[1]
         with patch.record(watch=cells) as trace:
@@ -581,7 +585,7 @@ def test_positions_without_token_types_are_noticed(model):
 
 def test_importing_vrga_is_light():
     code = (
-        "import sys, vrga; vrga.VRGAConfig(); "
+        "import sys, vrga; vrga.VRGAConfig.published(); "
         "heavy = [m for m in ('triton', 'transformers') if m in sys.modules]; "
         "sys.exit(', '.join(heavy) or None)"
     )

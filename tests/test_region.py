@@ -45,7 +45,11 @@ def test_region_is_the_papers(shapes, layers, heads, sharpness, seed):
     rows[0, ::2, 3 : length - 6] *= 1e-3
     rows = rows / rows.sum(-1, keepdim=True)
     found = find_region(
-        rows, grids, length - 1, torch.ones(len(rows), length, dtype=torch.bool), VRGAConfig()
+        rows,
+        grids,
+        length - 1,
+        torch.ones(len(rows), length, dtype=torch.bool),
+        VRGAConfig.published(),
     )
     focus, mask, visual, relevance = naive_region(
         rows.numpy(), [(g.index.tolist(), g.h, g.w) for g in grids], length
@@ -77,22 +81,24 @@ def test_visual_heads_fall_back_to_focus_alone():
     entropy = torch.full((4, 10), 3.0)
     entropy[0, 0] = 1e-3
     stats = HeadStatistics(focus, entropy, entropy / focus)
-    assert visual_heads(stats, VRGAConfig(efr_percentile=0.0)).nonzero().tolist() == [
+    assert visual_heads(stats, VRGAConfig.published(efr_percentile=0.0)).nonzero().tolist() == [
         [3, 8],
         [3, 9],
     ]
     entropy[3, 9] = 1e-6
     stats = HeadStatistics(focus, entropy, entropy / focus)
-    assert visual_heads(stats, VRGAConfig(efr_percentile=0.0)).nonzero().tolist() == [[3, 9]]
+    assert visual_heads(stats, VRGAConfig.published(efr_percentile=0.0)).nonzero().tolist() == [
+        [3, 9]
+    ]
 
 
 def test_background_heads_stand_in_the_lowest_layers_alone():
     rows = attention_rows(20, 4, 30, 0)
     rows[:, 1, 4:20] = 1e-9
     stats = head_statistics(rows / rows.sum(-1, keepdim=True), torch.arange(4, 20), 30)
-    chosen = background_heads(stats, VRGAConfig())
+    chosen = background_heads(stats, VRGAConfig.published())
     assert chosen.nonzero().tolist() == [[0, 1], [1, 1]]
-    assert not background_heads(stats, VRGAConfig(background_layers=0.0)).any()
+    assert not background_heads(stats, VRGAConfig.published(background_layers=0.0)).any()
 
 
 @pytest.mark.parametrize(
@@ -143,9 +149,26 @@ def test_released_knows_one_image(preset):
 def test_region_min_keeps_the_highest():
     grids, length = layout([(6, 6)])
     rows = attention_rows(3, 8, length, 1)
-    config = VRGAConfig(region_std=50.0, region_min=4)
+    config = VRGAConfig.published(region_std=50.0, region_min=4)
     found = find_region(
         rows, grids, length - 1, torch.ones(len(rows), length, dtype=torch.bool), config
     )
     kept = torch.where(sink_border(6, 6, 0.2), -1.0, found.map[0].flatten())
     assert set(found.focus.tolist()) == set((kept.topk(4).indices + 3).tolist())
+
+
+@pytest.mark.parametrize("sinks", [False, True], ids=["no sinks", "sinks"])
+def test_the_border_is_left_out_where_background_heads_show_sinks(sinks):
+    grids, length = layout([(6, 6)])
+    rows = torch.full((3, 4, length), 1.0 / length, dtype=torch.float64)
+    rows[2, 0] = torch.nn.functional.one_hot(grids[0].index[4], length)  # in the first row
+    if sinks:
+        rows[0, 1] = torch.nn.functional.one_hot(torch.tensor(0), length)  # not at the image
+    seen = torch.ones(3, length, dtype=torch.bool)
+    config = VRGAConfig(efr_percentile=100.0)
+    found = find_region(rows, grids, length - 1, seen, config)
+    assert bool(found.background.any()) == sinks
+    assert bool(found.mask[grids[0].index[4]]) == (not sinks)
+    always = VRGAConfig(efr_percentile=100.0, sink_border="always")
+    found = find_region(rows, grids, length - 1, seen, always)
+    assert not found.mask[grids[0].index[4]]

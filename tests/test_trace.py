@@ -30,7 +30,7 @@ def model():
 def test_shares_and_maps_are_those_of_the_attention_matrices(model, impl):
     batch = QWEN.batch([1, 2])
     chosen = [(0, 3), (2, 0), (2, 1)]
-    with vrga.patch(model, VRGAConfig(gain=1.0), impl=impl) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=1.0), impl=impl) as patch:
         with patch.record(maps=chosen, layer_maps=True) as trace:
             tokens = generate(model, batch.inputs, 5)[0]
     assert trace.heads.tolist() == [list(pair) for pair in chosen]
@@ -77,10 +77,10 @@ def test_shares_and_maps_are_those_of_the_attention_matrices(model, impl):
 
 def test_shares_after_steering_add_up(model):
     batch = QWEN.batch([1, 2])
-    with vrga.patch(model, VRGAConfig(gain=1.0)) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=1.0)) as patch:
         with patch.record() as before:
             generate(model, batch.inputs, 3)
-        patch.config = VRGAConfig(gain=4.0)
+        patch.config = VRGAConfig.published(gain=4.0)
         with patch.record() as after:
             generate(model, batch.inputs, 3)
     for trace in (before, after):
@@ -108,7 +108,7 @@ def test_watched_cells_take_the_place_of_the_text(model):
 
 def test_the_trend_shades_back_spans(model, tmp_path):
     batch = QWEN.batch([1, 2])
-    with vrga.patch(model, VRGAConfig(gain=3.0, when="back"), tokenizer=WORDS) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=3.0, when="back"), tokenizer=WORDS) as patch:
         with patch.record() as trace:
             say(model, batch, SAID)
         figure = trend_figure(trace, 1, heads=patch.region[1].visual)
@@ -151,7 +151,7 @@ def test_statistics_without_an_output_are_those_with_one(heads, rows, static):
 
 
 CONFIGS = {
-    "boost": VRGAConfig(gain=4.0),
+    "boost": VRGAConfig.published(gain=4.0),
     "static": VRGAConfig.paper(gain=3.0),
     "hard mask": VRGAConfig.released_mask(),
 }
@@ -192,7 +192,7 @@ def test_maps_see_what_a_sliding_window_holds(drafts):
     family = FAMILIES["gemma3"]
     batch = family.batch([1])
     options = {"prompt_lookup_num_tokens": 3} if drafts else {}
-    with vrga.patch(family.shared, VRGAConfig(gain=3.0)) as patch:
+    with vrga.patch(family.shared, VRGAConfig.published(gain=3.0)) as patch:
         with patch.record(maps="all") as trace:
             family.shared.generate(**batch.inputs, max_new_tokens=6, do_sample=False, **options)
     steps, layers, rows, heads = trace.image.shape
@@ -204,7 +204,7 @@ def test_maps_see_what_a_sliding_window_holds(drafts):
 
 def test_chosen_layers_and_steps_are_those_of_the_whole(model):
     batch = QWEN.batch([1, 2])
-    with vrga.patch(model, VRGAConfig(gain=3.0)) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=3.0)) as patch:
         with patch.record(maps="visual") as whole:
             tokens = generate(model, batch.inputs, 7)[0]
         with patch.record(layers=[2, 0], steps=range(1, 100, 2), maps="visual") as part:
@@ -230,7 +230,7 @@ def test_layers_left_out_run_the_models_own_attention(model, monkeypatch):
         return own(self, layer, query, *args)
 
     monkeypatch.setattr(Steering, "_statistics", statistics)
-    with vrga.patch(model, VRGAConfig(gain=1.0)) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=1.0)) as patch:
         with patch.record(layers=[1], steps={0, 2}):
             generate(model, batch.inputs, 5)
     assert seen == [(1, 1), (1, 1)]
@@ -257,7 +257,7 @@ def test_what_the_model_does_not_have_cannot_be_recorded(model, options, told):
 def test_no_step_needs_a_copy_to_the_host(model, monkeypatch):
     """More steps than a recorder makes room for at a time, and one copy of all at the end."""
     batch, copies, own = QWEN.batch([1]), [], torch.Tensor.cpu
-    with vrga.patch(model, VRGAConfig(gain=2.0)) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=2.0)) as patch:
         with patch.record(maps=[(0, 1), (1, 2)], layers=[0, 1]) as trace:
             generate(model, batch.inputs, 70)
             monkeypatch.setattr(

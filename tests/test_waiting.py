@@ -48,7 +48,7 @@ def rows_measured(monkeypatch):
 
 def record(model, inputs, tokens, *, config=None, impl="auto", of=None, how=None, **options):
     """A trace, and the tokens and logits of the run."""
-    config = VRGAConfig(gain=1.0) if config is None else config
+    config = VRGAConfig.published(gain=1.0) if config is None else config
     with vrga.patch(model, config, impl=impl, tokenizer=WORDS) as patch:
         with patch.record(**options) as trace:
             out = (of or generate)(model, inputs, tokens, **(how or {}))
@@ -87,11 +87,11 @@ def test_steps_that_wait_are_measured_as_if_at_once(model, at_once, rows_measure
 
 
 CONFIGS = {
-    "boost": VRGAConfig(gain=4.0),
+    "boost": VRGAConfig.published(gain=4.0),
     "static gate": VRGAConfig.paper(gain=3.0),
     "released": VRGAConfig.released(gain=4.0),
     "hard mask": VRGAConfig.released_mask(),
-    "inside": VRGAConfig(gain=3.0, when="back"),
+    "inside": VRGAConfig.published(gain=3.0, when="back"),
     "ablation": VRGAConfig.ablation("visual", heads=2, first_layer=1),
 }
 
@@ -123,16 +123,16 @@ def test_one_compiled_step_serves_a_long_recording(model):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     inputs = QWEN.batch([1]).inputs
-    trace = record(model, inputs, LONG, config=VRGAConfig(gain=2.0), how=FULLGRAPH)[0]
+    trace = record(model, inputs, LONG, config=VRGAConfig.published(gain=2.0), how=FULLGRAPH)[0]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    wanted = record(model, inputs, LONG, config=VRGAConfig(gain=2.0))[0]
+    wanted = record(model, inputs, LONG, config=VRGAConfig.published(gain=2.0))[0]
     assert_same(trace, wanted)
 
 
 @pytest.mark.parametrize("gain", [1.0, 3.0], ids=["off", "steered"])
 def test_chosen_steps_and_layers_of_a_compiled_run(model, gain):
     torch._dynamo.reset()
-    inputs, config = QWEN.batch([1, 2]).inputs, VRGAConfig(gain=gain)
+    inputs, config = QWEN.batch([1, 2]).inputs, VRGAConfig.published(gain=gain)
     chosen = dict(layers=[2, 0], steps=[0, 1, 2, 5, 7, 70], maps=[(2, 1)])
     trace = record(model, inputs, LONG + 5, config=config, how=FULLGRAPH, **chosen)[0]
     assert trace.steps.tolist() == [0, 1, 2, 5, 7, 70] and trace.layers.tolist() == [0, 2]
@@ -165,7 +165,7 @@ def test_ways_of_generating(model, at_once, rows_measured, how):
 
 
 def test_regions_found_anew_are_those_of_their_steps(model, at_once, rows_measured):
-    batch, config = QWEN.batch([1]), VRGAConfig(gain=1.0, relocate="back")
+    batch, config = QWEN.batch([1]), VRGAConfig.published(gain=1.0, relocate="back")
     said = [40, 41, 42, LESS, BACK, MORE, 43, 44]
 
     def answer(model, inputs, tokens, **how):
@@ -182,7 +182,7 @@ def test_regions_found_anew_are_those_of_their_steps(model, at_once, rows_measur
 def test_a_loop_by_hand_is_measured_at_once(model, rows_measured):
     """Nobody knows what it does with the cache between two steps."""
     inputs = QWEN.batch([1]).inputs
-    with vrga.patch(model, VRGAConfig(gain=1.0)) as patch, patch.record() as trace:
+    with vrga.patch(model, VRGAConfig.published(gain=1.0)) as patch, patch.record() as trace:
         out = model(**inputs, use_cache=True)
         for _ in range(3):
             token = out.logits[:, -1:].argmax(-1)
@@ -191,7 +191,7 @@ def test_a_loop_by_hand_is_measured_at_once(model, rows_measured):
 
 
 def test_a_recording_lets_go_of_the_cache(model):
-    with vrga.patch(model, VRGAConfig(gain=3.0)) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=3.0)) as patch:
         with patch.record():
             generate(model, QWEN.batch([1]).inputs, 4, **STATIC)
         assert patch._step.recorder is None and patch._step._bank is None
@@ -201,7 +201,7 @@ def test_a_recording_lets_go_of_the_cache(model):
 def by_hand(model, step, cache, tokens=3):
     """A trace of a loop of one's own, `step` making the passes after the prefill."""
     inputs = QWEN.batch([1, 2]).inputs
-    with vrga.patch(model, VRGAConfig(gain=1.0)) as patch, patch.record() as trace:
+    with vrga.patch(model, VRGAConfig.published(gain=1.0)) as patch, patch.record() as trace:
         out = model(**inputs, past_key_values=cache, use_cache=True)
         length = inputs["input_ids"].shape[1]
         for i in range(tokens):

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import vrga
 from vrga import VRGAConfig
 
-GAIN = VRGAConfig(gain=3.0)
+GAIN = VRGAConfig.published(gain=3.0)
 QWEN = FAMILIES["qwen2_5_vl"]
 CLOSE = dict(rtol=2e-3, atol=2e-3)
 
@@ -169,7 +169,7 @@ def test_windows_of_a_text_model_that_has_no_such_attribute():
 def test_a_trace_of_drafts_and_windows():
     model, batch = windowed(12), QWEN.batch([1])
     options = dict(max_new_tokens=8, do_sample=False)
-    with vrga.patch(model, VRGAConfig(gain=1.2)) as patch:
+    with vrga.patch(model, VRGAConfig.published(gain=1.2)) as patch:
         with patch.record() as single:
             tokens = model.generate(**batch.inputs, **options)
         with patch.record() as trace:

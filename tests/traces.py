@@ -27,7 +27,7 @@ def filled_trace(gain=3.0, tokens=5, counts=(1, 2), **options):
     """A trace of rows with the given numbers of images, each image in a colour of its own."""
     family = FAMILIES["qwen2_5_vl"]
     options = {"maps": "visual", "layer_maps": True} | options
-    with vrga.patch(family.shared, VRGAConfig(gain=gain), tokenizer=Letters()) as patch:
+    with vrga.patch(family.shared, VRGAConfig.published(gain=gain), tokenizer=Letters()) as patch:
         with patch.record(**options) as trace:
             generate(family.shared, family.batch(list(counts)).inputs, tokens)
     images = [

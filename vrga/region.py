@@ -75,7 +75,10 @@ def find_region(
     relevance = difference_map(rows, visual, background, where, config.background_weight)
     relevance = relevance.cpu()
 
-    border = torch.cat([sink_border(grid.h, grid.w, config.sink_fraction) for grid in grids])
+    # Background heads show where attention sinks sit; without any there may be none.
+    sinks = config.sink_border == "always" or bool(background.any())
+    share = config.sink_fraction if sinks else 0.0
+    border = torch.cat([sink_border(grid.h, grid.w, share) for grid in grids])
     focus = above_threshold(relevance, ~border, config)
     counts = [grid.h * grid.w for grid in grids]
     grown = [

@@ -97,7 +97,7 @@ def analyze(study: Study, *, prompt: str = "cot", gain: float = 1.5, bins: int =
     if bins < 2:
         raise ValueError(f"--bins {bins}: at least 2")
     items = study.items(DRAWN)
-    arms = [Arm(OFF, None, prompt), Arm(ON, VRGAConfig(gain=gain), prompt)]
+    arms = [Arm(OFF, None, prompt), Arm(ON, VRGAConfig.published(gain=gain), prompt)]
     settings = study.settings("dispersion", items, prompt=prompt, gain=gain, bins=bins)
     looks = partial(course_of, bins=bins)
     samples = study.run(study.load(), items, arms, settings, looks=looks)

@@ -207,7 +207,7 @@ class Asker:
             )
         if self.config is None and not (self.measure or self.keep):
             return contextlib.nullcontext()
-        config = VRGAConfig(gain=1.0) if self.config is None else self.config
+        config = VRGAConfig.published(gain=1.0) if self.config is None else self.config
         return patch(self.model, config, tokenizer=self.processor.tokenizer)
 
     def _read(self, request: Request) -> _Ready:

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vrga.config import VRGAConfig
+from vrga.heads import visual_heads
 from vrga.region import Region
 from vrga.trace import Trace
+
+PUBLISHED = VRGAConfig.published()
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Looks:
 
     Args:
         rrar: relevant-region attention ratio: attention on the true box / on the image, mean over
-            the visual heads (paper, section on RRAR); NaN without a box.
+            the visual heads (paper, section on RRAR); NaN without a box. They are chosen by the
+            published percentiles whatever the config, so that arms are compared on equal heads.
         image: attention on the image, mean over all heads.
         image_inside, image_outside: the same over tokens inside and outside <back> spans; NaN
             where there are none.
@@ -53,7 +58,7 @@ def looks_of(
     rrar, hit, peak = math.nan, None, None
     if truth is not None and any(bool(cells.any()) for cells in truth):
         share = trace.watched[:steps, :, row] / image.clamp_min(1e-12)
-        rrar = _mean(share[:, region.visual])
+        rrar = _mean(share[:, visual_heads(region.heads, PUBLISHED)])
         cells = torch.cat([cells.flatten() for cells in truth])
         masks = torch.cat([region.mask[grid.index] for grid in region.grids])
         hit = bool((cells & masks).any())
