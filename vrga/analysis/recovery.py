@@ -23,8 +23,8 @@ from vrga.intervals import paired_difference, wilson
 DRAWN = 300
 OFF = "off"
 WRONG = "wrong color, letter, none"
-# T as narrow as the map itself: tokens that stand out by three standard deviations, at least one.
-_TIGHT = {"region_std": 3.0, "region_min": 1, "dilation": 0, "sink_fraction": 0.0}
+# T as narrow as the map itself: tokens that stand out by two standard deviations, at least one.
+_TIGHT = {"region_std": 2.0, "region_min": 1, "dilation": 0, "sink_fraction": 0.0}
 # More heads than the method's 5 % of each kind, which leave one or two in a small model.
 _LOW_EFR = {"gate": "static", "efr_percentile": 15.0, "focus_percentile": 70.0}
 CONFIGS: dict[str, VRGAConfig] = {
