@@ -154,7 +154,7 @@ def recovery(
     output: Output = Path("out/analyze/recovery"),
     prompt: Prompt = "cot",
     style: Style = "semantic",
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions; 300 drawn ones.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions; 200 drawn ones.")] = None,
     split: Split = "similar",
     config: Annotated[
         list[str] | None, typer.Option(help="One of those compared, and again for more; all.")

@@ -20,7 +20,7 @@ from vrga.evaluation.arms import Arm, accuracy, compared, look, right
 from vrga.evaluation.wording import percent
 from vrga.intervals import paired_difference, wilson
 
-DRAWN = 300
+DRAWN = 200
 OFF = "off"
 WRONG = "wrong color, letter, none"
 # T as narrow as the map itself: tokens that stand out by two standard deviations, at least one.
@@ -30,7 +30,7 @@ _LOW_EFR = {"gate": "static", "efr_percentile": 15.0, "focus_percentile": 70.0}
 CONFIGS: dict[str, VRGAConfig] = {
     "default": VRGAConfig(),
     "paper": VRGAConfig.paper(),
-    "gain 3": VRGAConfig(gain=3.0),
+    "tight": VRGAConfig(**_TIGHT),
     "tight, gain 3": VRGAConfig(gain=3.0, **_TIGHT),
     "tight, low EFR, gain 3": VRGAConfig(gain=3.0, **_TIGHT, **_LOW_EFR),
     "tight, low EFR, gain 6": VRGAConfig(gain=6.0, **_TIGHT, **_LOW_EFR),
