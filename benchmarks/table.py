@@ -285,11 +285,15 @@ def recovery() -> str:
 
 
 def recovery_runs(split: str, prompt: str) -> list[dict]:
-    """The runs of a split and prompt, one for each training seed, in the order of seeds."""
+    """The runs of a split and prompt, one for each training seed, in the order of seeds.
+
+    Those of before outcomes were told apart are left out: what pooling needs is not in them.
+    """
     name = f"recovery-{split}" if prompt == "cot" else f"recovery-{split}-{prompt}"
     folder = RESULTS / "analyze"
     paths = [folder / f"{name}.json", *sorted(folder.glob(f"{name}-seed*.json"))]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+    runs = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return [run for run in runs if "outcomes" in run]
 
 
 def _recovery(split: str, prompt: str, runs: Sequence[dict]) -> str:

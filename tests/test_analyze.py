@@ -481,6 +481,7 @@ def test_outcomes_tell_the_letter_from_its_color():
     told = [
         ("answer K red. \\boxed{red}", 1),
         ("see K red. answer K blue. \\boxed{blue}", 0),  # color
+        ("answer K green. \\boxed{blue}", 0),  # color
         ("answer A red. \\boxed{red}", 1),  # right by chance
         ("answer A blue. \\boxed{blue}", 0),  # letter
         ("answer K red. <think}", 0),  # none: the box is what counts
@@ -489,12 +490,12 @@ def test_outcomes_tell_the_letter_from_its_color():
         (None, None),  # failed
     ]
     samples = [{"id": str(i), "text": t, "score": s} for i, (t, s) in enumerate(told)]
-    found = recovery.outcomes(samples, dict.fromkeys(map(str, range(8)), "K"))
+    found = recovery.outcomes(samples, dict.fromkeys(map(str, range(9)), "K"))
     assert {name: part[0] for name, part in found["wrong"].items()} == {
-        "color": 1 / 8, "letter": 1 / 8, "none": 4 / 8
+        "color": 2 / 9, "letter": 1 / 9, "none": 4 / 9
     }  # fmt: skip
-    assert found["letter"][0] == 3 / 8 and found["color_given_letter"][0] == pytest.approx(1 / 3)
-    assert recovery.wrong_of(found) == "12.5, 12.5, 50.0 %"
+    assert found["letter"][0] == 4 / 9 and found["color_given_letter"][0] == 1 / 4
+    assert recovery.wrong_of(found) == "22.2, 11.1, 44.4 %"
 
 
 def test_outcomes_are_left_out_of_questions_that_were_not_drawn():

@@ -101,6 +101,8 @@ def test_recovery_is_pooled_over_training_seeds(tmp_path, monkeypatch):
             "configs": {"default": one},
         }
         (tmp_path / "analyze" / f"recovery-long{name}.json").write_text(json.dumps(run))
+    older = {"settings": {"questions": 1000}, "off": [0.9, 0, 1], "configs": {}}
+    (tmp_path / "analyze" / "recovery-noise.json").write_text(json.dumps(older))
     _, _, base, steered = table.recovery().splitlines()
     assert base == (
         "| long, cot: 2 x 100 | without VRGA | 60.0 % right | 50.0 to 70.0 |  |  |  |  | "
