@@ -23,17 +23,16 @@ from vrga.intervals import paired_difference, wilson
 DRAWN = 200
 OFF = "off"
 WRONG = "wrong color, letter, none"
-# T as narrow as the map itself: tokens that stand out by two standard deviations, at least one.
+# Of the published method the region alone made narrow: tokens that stand out by two standard
+# deviations, at least one.
 _TIGHT = {"region_std": 2.0, "region_min": 1, "dilation": 0, "sink_fraction": 0.0}
-# More heads than the method's 5 % of each kind, which leave one or two in a small model.
-_LOW_EFR = {"gate": "static", "efr_percentile": 15.0, "focus_percentile": 70.0}
 CONFIGS: dict[str, VRGAConfig] = {
-    "default": VRGAConfig(),
+    "published": VRGAConfig.published(),
     "paper": VRGAConfig.paper(),
-    "tight": VRGAConfig(**_TIGHT),
-    "tight, gain 3": VRGAConfig(gain=3.0, **_TIGHT),
-    "tight, low EFR, gain 3": VRGAConfig(gain=3.0, **_TIGHT, **_LOW_EFR),
-    "tight, low EFR, gain 6": VRGAConfig(gain=6.0, **_TIGHT, **_LOW_EFR),
+    "tight": VRGAConfig.published(**_TIGHT),
+    "tight, gain 3": VRGAConfig.published(gain=3.0, **_TIGHT),
+    "default": VRGAConfig(),
+    "gain 6": VRGAConfig(gain=6.0),
 }
 
 
