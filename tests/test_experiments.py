@@ -33,7 +33,7 @@ def samples(folder):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lookback") / "run"
-    done = run("lookback", *SMALL, "--output", folder, "--gain", 4)
+    done = run("lookback", *SMALL, "--output", folder, "--preset", "published", "--gain", 4)
     assert done.exit_code == 0, done.output
     return folder, done.output
 
