@@ -379,15 +379,15 @@ class Patch:
         if found.kind == "split":
             return self._split(module, inputs, shape, found.length, found.past)
         if found.kind == "step":
-            self._next_step(found.past, ids)
+            self._next_step(found.past, ids, shape[1])
         elif found.kind == "prompt":
             self._prefill(inputs, shape, found)
         elif isinstance(self._step, Probe):
             self._step.begin(found.past)
         return None
 
-    def _next_step(self, past: int, ids: Tensor | None) -> None:
-        """Begin a decode pass of tokens `ids` behind `past` keys."""
+    def _next_step(self, past: int, ids: Tensor | None, rows: int) -> None:
+        """Begin a decode pass of `rows` tokens `ids` behind `past` keys."""
         step = self._step
         if not isinstance(step, Steering):
             return
@@ -395,7 +395,7 @@ class Patch:
             episode = self._episodes.pop()
             self._regions[episode.row] = episode.before
             step.steer_to(self._regions)
-        step.begin(past, ids)
+        step.begin(past, ids, rows)
         if self.config.relocate != "back":
             return
         told = step.phase.on_host(past)
@@ -422,7 +422,7 @@ class Patch:
         rest = columns(inputs, slice(length, None), shape[1], past)
         rest = {name: x for name, x in rest.items() if not name.startswith(MEDIA)}
         rest["past_key_values"] = head.past_key_values
-        self._next_step(past + length, rest.get("input_ids"))
+        self._next_step(past + length, rest.get("input_ids"), shape[1] - length)
         return (), rest
 
     def _join(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
@@ -616,7 +616,7 @@ class Patch:
             elif self.config.method in ("vrga", "released"):
                 question = self._reader.question(self._prompt, self._query)
                 recorder.question = True
-            recorder.aim(regions)
+            recorder.aim(regions, self._passes.reached)
         phase = None
         told = self._recording is not None and self._reader.knows_words
         if told or "back" in (self.config.when, self.config.relocate):

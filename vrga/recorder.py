@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,13 +16,22 @@ SCORES_AT_ONCE = 1 << 24  # of maps: 64 MB in float32
 Heads = str | Tensor | Iterable[tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class Relocation:
+    """From a step on, a row of the batch is steered to another region."""
+
+    row: int
+    step: int
+    region: Region
+
+
 class Recorder:
     """Takes the kernel's statistics during decoding, and maps of chosen heads.
 
     Args:
         shape: (L, H) of the model.
         layers: those to measure; None is all.
-        steps: forward passes after the prefill to measure, counted from 0; None is all.
+        steps: generated tokens to measure at, counted from 0; None is all.
         maps: heads whose attention on every image token is kept: "visual" (H_v of any row),
             "all", bool [L, H], or pairs (layer, head); None is no head.
         layer_maps: whether to keep the mean over all heads of each measured layer likewise.
@@ -30,9 +40,10 @@ class Recorder:
         opened, closed: weight of each group of keys under an open and a shut gate, for reading
             the statistics, which are those of attention before steering.
         question: whether groups 2 and 3 are the prompt's text, of the question and other.
-        inside: rows inside a <back> span at each step, bool [B], where spans are followed.
-        taken: the steps that were measured.
-        regions: one per row, as steered to.
+        inside: rows inside a <back> span at each query row taken, bool [B], where spans are
+            followed.
+        rows: query rows taken so far, rejected drafts and steps that were not asked for included.
+        regions: one per row, as steered to at first; relocated: those that came later.
         prompt, padding, said: token ids of the call of generate(), its attention mask, and the
             ids of the answer, int64 [B, S] each, or None.
 
@@ -57,12 +68,16 @@ class Recorder:
         self.opened = self.closed = (1.0, 1.0)
         self.question = False
         self.inside: list[Tensor] = []
-        self.taken: list[int] = []
+        self.rows = 0
         self.regions: list[Region] = []
+        self.relocated: list[Relocation] = []
         self.prompt: Tensor | None = None
         self.padding: Tensor | None = None
         self.said: Tensor | None = None
-        self._pass = -1  # of no forward pass yet: all are wanted, so that none is passed over
+        self._start = 0  # position of the first generated token
+        self._numbers = range(0)  # steps whose queries the current forward pass has
+        self._inside: Tensor | None = None  # of these queries, bool [B, Q]
+        self._taken: dict[int, int] = {}  # step -> which of the query rows taken; ascending
         self._stats: dict[int, list[Tensor]] = {}  # layer -> [B, H, steps, 3 + groups], in pieces
         self._found: dict[int, list[Tensor]] = {}  # layer -> [B, heads, steps, n], likewise
         self._room: dict[tuple, list[Tensor]] = {}
@@ -96,9 +111,9 @@ class Recorder:
             raise ValueError(f"maps asks for heads of layers {sorted(left_out)}, not in layers=...")
         return chosen
 
-    def aim(self, regions: list[Region]) -> None:
-        """The prompt is through: these are its regions, one per row."""
-        self.regions = list(regions)
+    def aim(self, regions: list[Region], start: int) -> None:
+        """The prompt is through: these are its regions, one per row; `start` keys are cached."""
+        self.regions, self._start, self._numbers = list(regions), start, range(0)
         index = [torch.cat([g.index for g in r.grids]) for r in regions if r.grids]
         self._index = torch.full((len(regions), max(map(len, index), default=0)), -1)
         rows = [row for row, region in enumerate(regions) if region.grids]
@@ -118,48 +133,78 @@ class Recorder:
         if mask is not None and ids is not None and mask.shape == ids.shape:
             self.padding = mask.cpu()
         self.said = said.cpu()
+        # Drafts may have gone on behind the answer; its last token is never a query.
+        self._forget_from(self.said.shape[1] - 1)
 
     @property
-    def steps(self) -> int:
-        """Forward passes measured so far."""
-        return len(self.taken)
+    def steps(self) -> list[int]:
+        """The steps that were measured, ascending."""
+        return list(self._taken)
 
-    def begin(self) -> None:
-        """A forward pass after the prefill begins."""
-        self._pass += 1
+    @property
+    def passed(self) -> int:
+        """Steps that came, measured or not."""
+        return self._numbers.stop
+
+    def begin(self, past: int, rows: int, regions: list[Region]) -> None:
+        """A forward pass after the prefill begins.
+
+        What was taken at the positions of its queries was of drafts that were rejected.
+
+        Args:
+            past: keys before it; rows: its queries; regions: that it is steered to.
+        """
+        first = past - self._start
+        self._numbers, self._inside = range(first, first + rows), None
+        self._forget_from(first)
+        before = list(self.regions)
+        for found in self.relocated:
+            before[found.row] = found.region
+        self.relocated += [
+            Relocation(row, first, region)
+            for row, region in enumerate(regions)
+            if region is not before[row]
+        ]
+
+    def _forget_from(self, step: int) -> None:
+        while self._taken and next(reversed(self._taken)) >= step:
+            self._taken.popitem()
+        self.relocated = [found for found in self.relocated if found.step < step]
 
     def wants(self, layer: int) -> bool:
         """Whether this layer of this forward pass is to be measured."""
-        return layer in self.layers and self._wants_step(self._pass)
+        return layer in self.layers and any(map(self._wants_step, self._numbers))
 
     def _wants_step(self, step: int) -> bool:
-        return step < 0 or self._wanted is None or step in self._wanted
+        return step >= 0 and (self._wanted is None or step in self._wanted)
 
     def note(self, inside: Tensor) -> None:
-        """Which rows are inside a <back> span at this forward pass, bool [B]."""
-        if self._wants_step(self._pass):
-            self.inside.append(inside)
+        """Which rows are inside a <back> span at the queries of this forward pass, bool [B, Q]."""
+        self._inside = inside
 
     def count(self, layer: int) -> None:
         """This layer of this forward pass is measured."""
-        if layer == self.layers[0]:
-            self.taken.append(max(self._pass, 0))
+        if layer != self.layers[0]:
+            return
+        for row, number in enumerate(self._numbers, self.rows):
+            if self._wants_step(number):
+                self._taken[number] = row
+        self.rows += len(self._numbers)
+        if self._inside is not None:
+            self.inside.extend(self._inside.unbind(1))
 
     def count_compiled(self, steps: int) -> list[tuple[int, int]]:
         """Compiled passes have come and gone; the wanted ones as runs [first, end) of them."""
-        numbers = range(self._pass + 1, self._pass + 1 + steps)
-        self._pass += steps
+        numbers = self._numbers = range(self.passed, self.passed + steps)
         kept = [i for i, number in enumerate(numbers) if self._wants_step(number)]
-        self.taken.extend(numbers[i] for i in kept)
+        self._taken.update((numbers[i], self.rows + row) for row, i in enumerate(kept))
+        self.rows += len(kept)
         starts = [i for i in kept if i - 1 not in kept]
         ends = [i + 1 for i in kept if i + 1 not in kept]
         return list(zip(starts, ends, strict=True))
 
     def take(self, layer: int, query: Tensor) -> Tensor:
-        """A buffer for one layer of the current step, float32 [B, H, Q, 3 + groups].
-
-        The last query row's statistics are kept.
-        """
+        """A buffer for one layer of the current pass, float32 [B, H, Q, 3 + groups]."""
         batch, heads, rows, _ = query.shape
         shape = (batch, heads, rows, GROUP + len(self.opened))
         room = self._room.setdefault((layer, shape), [])
@@ -167,11 +212,11 @@ class Recorder:
             empty = torch.empty(CHUNK, *shape, dtype=torch.float32, device=query.device)
             room.extend(reversed(empty.unbind()))
         found = room.pop()
-        self.keep(layer, found[:, :, -1:])
+        self.keep(layer, found)
         return found
 
     def keep(self, layer: int, stats: Tensor) -> None:
-        """Statistics of one layer in some steps, [B, H, steps, 3 + groups]."""
+        """Statistics of one layer at some query rows, [B, H, rows, 3 + groups]."""
         self._stats.setdefault(layer, []).append(stats)
 
     def maps_of(self, layer: int) -> bool:
@@ -211,7 +256,18 @@ class Recorder:
 
     def stacked(self) -> Tensor:
         """All steps, float32 [steps, layers, B, H, 3 + groups], on the CPU."""
-        return _gathered(self._stats, self.layers).permute(3, 0, 1, 2, 4)
+        return self._of_steps(_gathered(self._stats, self.layers).permute(3, 0, 1, 2, 4))
+
+    def stacked_inside(self) -> Tensor | None:
+        """Rows inside a <back> span at each step, bool [steps, B]; None where not followed."""
+        if len(self.inside) != self.rows:
+            return None
+        return self._of_steps(torch.stack(self.inside).cpu())
+
+    def _of_steps(self, rows: Tensor) -> Tensor:
+        """Of all query rows taken, [rows, ...], those of the steps."""
+        chosen = list(self._taken.values())
+        return rows if chosen == list(range(len(rows))) else rows[chosen]
 
     def stacked_maps(self) -> tuple[Tensor | None, Tensor | None]:
         """Maps of the chosen heads [steps, heads, B, n] and of the layers; None where not kept."""
@@ -223,7 +279,7 @@ class Recorder:
             found = _gathered(self._found, [layer])[0].permute(2, 1, 0, 3)
             mean.append(found[:, :1])
             heads.append(found[:, int(self._layer_maps) :])
-        heads, mean = torch.cat(heads, 1), torch.cat(mean, 1)
+        heads, mean = self._of_steps(torch.cat(heads, 1)), self._of_steps(torch.cat(mean, 1))
         return heads if heads.shape[1] else None, mean if self._layer_maps else None
 
 

@@ -32,8 +32,9 @@ class Trace:
     """Attention of each decode step as it was after steering, on the CPU; empty until filled.
 
     Every tensor is float32 [steps, L, B, H] unless said otherwise. Step 0 is the forward pass
-    whose query is the first generated token; of a pass with several query rows the last one
-    counts. Steps and layers are those that were asked for.
+    whose query is the first generated token, step s the one of token s. Drafts that were rejected
+    are left out. The last token of an answer is no query. Steps and layers are those that were
+    asked for.
 
     Args:
         image: mass on the image tokens.
@@ -94,7 +95,7 @@ class Trace:
         if not recorder.steps:
             return
         stats = recorder.stacked()
-        self.steps, self.layers = torch.tensor(recorder.taken), torch.tensor(recorder.layers)
+        self.steps, self.layers = torch.tensor(recorder.steps), torch.tensor(recorder.layers)
         self.maps, self.layer_maps = recorder.stacked_maps()
         if self.maps is not None:
             self.heads = recorder.mapped.nonzero()
@@ -110,8 +111,7 @@ class Trace:
         after = before * weight
         total = after.sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
         after, rest = after / total[..., None], rest / total
-        if len(recorder.inside) == recorder.steps:
-            self.inside = torch.stack(recorder.inside).cpu()
+        self.inside = recorder.stacked_inside()
         if recorder.question:
             # Before steering, group 0 is the image outside T and what was generated.
             outside = (stats[..., MASS] - before[..., 1]).clamp_min(0) * weight[..., 0]
