@@ -2,11 +2,13 @@
 
 import json
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
 from families import FAMILIES
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_back import INSIDE, SAID, WORDS, say
 from tiny import EOS, IMAGE, generate
 from traces import Letters, filled_trace
@@ -15,6 +17,7 @@ import vrga
 from vrga import Trace, VRGAConfig
 from vrga.kernels.reference import attention_statistics, decode_attention_reference, key_sets
 from vrga.plots import save, trend_figure
+from vrga.recorder import Relocation
 from vrga.texts import back_spans, token_texts
 from vrga.trace import MEASURES, fitted
 
@@ -274,14 +277,21 @@ def filled():
 
 
 def test_a_saved_trace_is_the_same_when_loaded(filled, tmp_path):
+    filled.relocated = [Relocation(1, 2, filled.regions[1]), Relocation(0, 3, filled.regions[0])]
     again = Trace.load(filled.save(tmp_path / "deep" / "trace"))
-    for name in (*MEASURES, "steps", "layers", "maps", "heads", "layer_maps", "ids"):
-        one, two = getattr(filled, name), getattr(again, name)
-        assert (one is None and two is None) or torch.equal(one, two), name
+    names = [f.name for f in fields(Trace) if isinstance(getattr(filled, f.name), torch.Tensor)]
+    assert {*MEASURES} - {"watched"} < {*names} and {"spread", "ends", "inside", "ids"} < {*names}
+    for name in names:
+        assert torch.equal(getattr(filled, name), getattr(again, name)), name
     for name in ("config", "versions", "texts", "asked"):
         assert getattr(filled, name) == getattr(again, name)
     assert again.config["gain"] == 3.0 and again.versions["torch"] == torch.__version__
-    for one, two in zip(filled.regions, again.regions, strict=True):
+    assert [(x.row, x.step) for x in again.relocated] == [(1, 2), (0, 3)]
+    pairs = [*zip(filled.regions, again.regions, strict=True)]
+    pairs += [
+        (one.region, two.region) for one, two in zip(filled.relocated, again.relocated, strict=True)
+    ]
+    for one, two in pairs:
         assert one.query == two.query
         for name in ("focus", "mask", "image", "visual", "background"):
             assert torch.equal(getattr(one, name), getattr(two, name))
@@ -310,6 +320,50 @@ def test_texts_end_where_the_row_ended(model):
         ["<40>", "<41>", f"<{EOS}>"],
         ["<40>", "<41>", "<42>", "<43>"],
     ]
+
+
+def test_rows_that_end_early_end_in_the_table_as_well(model):
+    batch = QWEN.batch([1, 0, 1])
+    tokens = torch.tensor([[40, 41, EOS, 0, 0], [40, 41, 42, 43, 44], [EOS, 0, 0, 0, 0]])
+    with vrga.patch(model, tokenizer=WORDS) as patch, patch.record(steps=[0, 1, 3]) as trace:
+        say(model, batch, tokens)
+    assert trace.ends.tolist() == [2, 4, 0]  # an end is no query where a row is alone
+    assert trace.steps_of(0) == [0, 1] and trace.steps_of(1) == [0, 1, 3]
+    with pytest.raises(ValueError, match="row 2 has nothing to show: of its 1 tokens"):
+        trace.steps_of(2)
+    frame = trace.attach(Letters()).to_pandas()
+    found = {row: sorted(set(part["step"])) for row, part in frame.groupby("row")}
+    assert found == {0: [0, 1], 1: [0, 1, 3]} and frame.index.tolist() == [*range(len(frame))]
+    assert set(frame.query("row == 1 and step == 3")["text"]) == {"<43>"}
+    # A row without an image has no spread of attention over it.
+    assert trace.spread[:, :, 1].isnan().all() and trace.spread[:, :, [0, 2]].isfinite().all()
+    assert (trace.spread[:, :, [0, 2]] >= 0).all()
+
+
+def test_a_folder_of_an_older_version_still_loads(filled, tmp_path):
+    path = filled.save(tmp_path / "trace")
+    words = json.loads((path / "trace.json").read_text())
+    del words["relocated"]
+    (path / "trace.json").write_text(json.dumps(words))
+    tensors = load_file(path / "trace.safetensors")
+    del tensors["spread"], tensors["ends"]
+    save_file(tensors, path / "trace.safetensors")
+    again = Trace.load(path)
+    assert again.spread is None and again.relocated == [] and torch.equal(again.ends, filled.ends)
+    assert "spread" not in again.to_pandas() and "spread" in filled.to_pandas()
+
+
+@pytest.mark.parametrize("returned", [1, 3])
+def test_rows_of_beams_have_no_texts(model, returned):
+    how = dict(max_new_tokens=5, min_new_tokens=5, num_return_sequences=returned)
+    with vrga.patch(model) as patch:
+        with patch.record() as beams:
+            model.generate(**QWEN.batch([1]).inputs, num_beams=3, do_sample=False, **how)
+        with patch.record() as sampled:
+            model.generate(**QWEN.batch([1]).inputs, do_sample=True, **how)
+    assert beams.attach(Letters()).texts is None and beams.ids is None and beams.ends is None
+    assert beams.steps_of(2) == [0, 1, 2, 3] and "text" not in beams.to_pandas()
+    assert len(sampled.attach(Letters()).texts) == len(sampled.asked) == returned
 
 
 @pytest.mark.parametrize(

@@ -318,7 +318,7 @@ class Patch:
             if self._recording is not None:
                 if isinstance(self._step, Steering):
                     self._step.settle()
-                self._recording[0].hear(inputs, output)
+                self._recording[0].hear(inputs, output, self._beams)
             return output
         finally:
             self._passes.forget()

@@ -45,7 +45,8 @@ class Recorder:
         rows: query rows taken so far, rejected drafts and steps that were not asked for included.
         regions: one per row, as steered to at first; relocated: those that came later.
         prompt, padding, said: token ids of the call of generate(), its attention mask, and the
-            ids of the answer, int64 [B, S] each, or None.
+            ids of the answer, int64 [B, S] each, or None; with beams, which the rows of a trace do
+            not follow, none of the answer.
 
     Raises:
         ValueError: layers or heads that the model does not have, or heads of layers left out.
@@ -124,14 +125,17 @@ class Recorder:
             self.mapped = torch.zeros_like(visual)
             self.mapped[self.layers] = visual[self.layers]
 
-    def hear(self, inputs: dict, output: object) -> None:
-        """What generate() was given, and what it returned."""
+    def hear(self, inputs: dict, output: object, beams: bool) -> None:
+        """What generate() was given, and what it returned; whether it searched with beams."""
+        if beams:
+            return
         said = output if isinstance(output, Tensor) else output.sequences
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         if ids is not None:
-            self.prompt, said = ids.cpu(), said[:, ids.shape[1] :]
+            said, times = said[:, ids.shape[1] :], len(said) // len(ids)  # num_return_sequences
+            self.prompt = ids.cpu().repeat_interleave(times, 0)
         if mask is not None and ids is not None and mask.shape == ids.shape:
-            self.padding = mask.cpu()
+            self.padding = mask.cpu().repeat_interleave(times, 0)
         self.said = said.cpu()
         # Drafts may have gone on behind the answer; its last token is never a query.
         self._forget_from(self.said.shape[1] - 1)
