@@ -133,6 +133,8 @@ def test_what_follows_the_end_of_a_row_is_not_drawn():
     trace.ends = torch.tensor([2, 4])
     first, second = (trend_figure(trace, row).axes[0].lines[0].get_xdata() for row in (0, 1))
     assert first.tolist() == [1, 2] and second.tolist() == [1, 2, 3, 4]
+    line = trend_figure(trace).axes[0].lines[0].get_ydata()
+    assert np.allclose(line, trace.image[:2, :, 0].mean((1, 2)).numpy(), atol=1e-6)
     assert len(panels(token_figure(trace))) == 2
     with pytest.raises(ValueError, match=r"tokens \[2\] were not recorded; there are 0 to 1"):
         token_figure(trace, [2])

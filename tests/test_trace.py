@@ -3,7 +3,9 @@
 import json
 import sys
 from dataclasses import fields
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES
@@ -17,7 +19,7 @@ import vrga
 from vrga import Trace, VRGAConfig
 from vrga.kernels.reference import attention_statistics, decode_attention_reference, key_sets
 from vrga.plots import save, trend_figure
-from vrga.recorder import Relocation
+from vrga.recorder import Recorder, Relocation
 from vrga.texts import back_spans, token_texts
 from vrga.trace import MEASURES, fitted
 
@@ -248,6 +250,13 @@ def test_layers_left_out_run_the_models_own_attention(model, monkeypatch):
         (dict(maps=[(0, 99)]), "head 99 of layer 0"),
         (dict(maps=torch.ones(2, 2, dtype=torch.bool)), "wanted: \\[3, 8\\]"),
         (dict(maps=[(1, 0)], layers=[0]), "layers \\[1\\]"),
+        (dict(maps=np.ones((2, 2), dtype=bool)), "wanted: \\[3, 8\\]"),
+        *((dict(layers=x), "layers=.*give some of 0 to 2") for x in (3, "all", [True], [0.5])),
+        *((dict(maps=x), "pairs") for x in ((0, 1), True, 1.5, [(0, 1, 2)], [(0.5, 1)], [None])),
+        *(
+            (dict(steps=x), "steps=.*: give the numbers of generated tokens")
+            for x in (5, [], [-1], [0, -2], range(-3, 2), "all", iter([1, 2]), [0.5], {True})
+        ),
     ],
     ids=str,
 )
@@ -255,6 +264,66 @@ def test_what_the_model_does_not_have_cannot_be_recorded(model, options, told):
     with vrga.patch(model) as patch:
         with pytest.raises(ValueError, match=told), patch.record(**options):
             pytest.fail("the block must not begin")
+
+
+@pytest.mark.parametrize(
+    "form", [np.array, lambda x: x, torch.tensor], ids=["numpy", "list", "torch"]
+)
+def test_heads_are_chosen_in_several_forms(model, form):
+    mask = [[layer == 1 and head == 2 for head in range(8)] for layer in range(3)]
+    for maps in (form(mask), form([(1, 2)])):
+        with vrga.patch(model) as patch, patch.record(maps=maps, layers=form([1])) as trace:
+            generate(model, QWEN.batch([1]).inputs, 3)
+        assert trace.heads.tolist() == [[1, 2]] and trace.layers.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("images", "tokens", "options", "told"),
+    [
+        (1, 5, dict(steps=[1000]), r"steps=\[1000\] names none of those that came, 0 to 3"),
+        (1, 1, {}, "its answer has one token"),
+        (0, 5, {}, "no prompt with an image came"),
+        (1, 5, None, "the patch was switched off"),
+        (1, 0, {}, "no prompt with an image came"),
+    ],
+    ids=["steps", "one token", "no image", "off", "no call"],
+)
+def test_an_empty_trace_says_why(model, images, tokens, options, told):
+    with vrga.patch(model, VRGAConfig.published(gain=1.0)) as patch:
+        patch.enabled = options is not None
+        with patch.record(**(options or {})) as trace:
+            with pytest.raises(ValueError, match="the trace is empty: it was not recorded yet"):
+                trace.check_filled()
+            if tokens:
+                generate(model, QWEN.batch([images]).inputs, tokens)
+    with pytest.raises(ValueError, match=f"the trace is empty: {told}"):
+        trace.to_pandas()
+
+
+def test_a_recording_in_a_recording_is_refused(model):
+    with vrga.patch(model) as patch, patch.record() as trace:
+        with pytest.raises(RuntimeError, match="records already"), patch.record():
+            pytest.fail("the block must not begin")
+        generate(model, QWEN.batch([1]).inputs, 3)
+    assert trace.steps_of(0) == [0, 1]
+
+
+def test_positions_that_come_again_are_of_other_drafts():
+    """Regions that rejected drafts brought go with them."""
+    one, two, other = (SimpleNamespace(grids=[]) for _ in range(3))
+    recorder = Recorder((1, 1))
+    recorder.aim([one, two], 10)
+    for past, rows in ((10, 1), (11, 3)):
+        recorder.begin(past, rows, [one, two])
+        recorder.count(0)
+    assert recorder.steps == [0, 1, 2, 3] and recorder.relocated == []
+    recorder.begin(14, 1, [one, other])
+    recorder.count(0)
+    assert recorder.relocated == [Relocation(1, 4, other)]
+    recorder.begin(13, 1, [one, other])  # the span was opened before
+    assert recorder.relocated == [Relocation(1, 3, other)] and recorder.steps == [0, 1, 2]
+    recorder.begin(12, 1, [one, two])
+    assert recorder.relocated == [] and recorder.steps == [0, 1]
 
 
 def test_no_step_needs_a_copy_to_the_host(model, monkeypatch):

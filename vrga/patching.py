@@ -257,18 +257,22 @@ class Patch:
                 for each of its images, bool [h, w] on the image's token grid. Or a callable
                 that makes them from each row's list of `Grid`.
             layers: those to measure, counted from 0; None is all.
-            steps: those to measure, counted from 0, e.g. `range(0, 1000, 10)`; None is all.
+            steps: those to measure, counted from 0, e.g. `range(0, 1000, 10)`; None is all. A step
+                is of one generated token, also where drafts bring several in a pass.
             maps: heads of which every measured step's attention on each image token is kept:
-                "visual" (H_v of any row), "all", bool [L, H], or pairs (layer, head). 2 bytes for
-                each step, head and image token.
+                "visual" (H_v of any row), "all", bool [L, H] (of torch or NumPy), or pairs (layer,
+                head). 2 bytes for each step, head and image token.
             layer_maps: whether to keep the mean over each measured layer's heads likewise.
 
         Yields:
             The trace; it can be read when the block is left.
 
         Raises:
-            ValueError: layers or heads that the model does not have.
+            ValueError: layers, steps or heads that there are not, or that are of another form.
+            RuntimeError: the patch records already.
         """
+        if self._recording is not None:
+            raise RuntimeError("the patch records already: leave that block of record() first")
         recorder, trace = Recorder(self._shape(), layers, steps, maps, layer_maps), Trace()
         self._recording = (recorder, watch)
         try:
@@ -280,6 +284,7 @@ class Patch:
             if isinstance(self._step, Steering):
                 self._step.release()
                 self._step = self._step if self._step.applied else None
+        recorder.off = not self.enabled
         trace.fill(recorder)
         trace.describe(recorder, self.config, self.model, self._reader)
 

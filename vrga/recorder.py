@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+import operator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ class Recorder:
         layers: those to measure; None is all.
         steps: generated tokens to measure at, counted from 0; None is all.
         maps: heads whose attention on every image token is kept: "visual" (H_v of any row),
-            "all", bool [L, H], or pairs (layer, head); None is no head.
+            "all", bool [L, H] (of torch or NumPy), or pairs (layer, head); None is no head.
         layer_maps: whether to keep the mean over all heads of each measured layer likewise.
 
     Attributes:
@@ -42,6 +43,7 @@ class Recorder:
         question: whether groups 2 and 3 are the prompt's text, of the question and other.
         inside: rows inside a <back> span at each query row taken, bool [B], where spans are
             followed.
+        off: whether the patch was switched off.
         rows: query rows taken so far, rejected drafts and steps that were not asked for included.
         regions: one per row, as steered to at first; relocated: those that came later.
         prompt, padding, said: token ids of the call of generate(), its attention mask, and the
@@ -49,7 +51,8 @@ class Recorder:
             not follow, none of the answer.
 
     Raises:
-        ValueError: layers or heads that the model does not have, or heads of layers left out.
+        ValueError: layers, steps or heads that there are not, or that are of another form, or heads
+            of layers left out.
     """
 
     def __init__(
@@ -61,14 +64,17 @@ class Recorder:
         layer_maps: bool = False,
     ):
         self.shape, self._wanted, self._layer_maps = shape, steps, layer_maps
-        self.layers = list(range(shape[0])) if layers is None else sorted(set(layers))
-        if not self.layers or not 0 <= self.layers[0] <= self.layers[-1] < shape[0]:
-            raise ValueError(f"layers={layers!r}: give some of 0 to {shape[0] - 1}")
+        _check_steps(steps)
+        found = range(shape[0]) if layers is None else _numbers(layers)
+        if not found or not all(0 <= layer < shape[0] for layer in found):
+            raise ValueError(f"layers={layers!r}: give some of 0 to {shape[0] - 1}, as a list")
+        self.layers = sorted(set(found))
         self._maps = maps
         self.mapped = self._chosen(maps)
         self.opened = self.closed = (1.0, 1.0)
         self.question = False
         self.inside: list[Tensor] = []
+        self.off = False
         self.rows = 0
         self.regions: list[Region] = []
         self.relocated: list[Relocation] = []
@@ -95,12 +101,21 @@ class Recorder:
                 raise ValueError(f"maps={maps!r}: give 'visual', 'all', bool [L, H] or pairs")
             chosen[self.layers] = True
             return chosen
-        if isinstance(maps, Tensor) and maps.dtype == torch.bool:
-            if tuple(maps.shape) != self.shape:
-                raise ValueError(f"maps has shape {list(maps.shape)}; wanted: {list(self.shape)}")
-            chosen = maps.cpu().clone()
-        else:
-            for layer, head in torch.as_tensor(maps).tolist() if len(maps) else []:
+        try:
+            given = torch.as_tensor(maps if hasattr(maps, "dtype") else list(maps))
+        except (TypeError, ValueError, RuntimeError):
+            given = torch.zeros(())  # of no form that is known
+        if given.dtype == torch.bool and given.ndim == 2:
+            if tuple(given.shape) != self.shape:
+                raise ValueError(f"maps has shape {list(given.shape)}; wanted: {list(self.shape)}")
+            chosen = given.cpu().clone()
+        elif given.numel() or given.ndim != 1:
+            if given.ndim != 2 or given.shape[1] != 2 or given.is_floating_point():
+                raise ValueError(
+                    f"maps={maps!r}: give 'visual', 'all', bool {list(self.shape)}, or a list of "
+                    "pairs (layer, head)"
+                )
+            for layer, head in given.tolist():
                 if not (0 <= layer < self.shape[0] and 0 <= head < self.shape[1]):
                     raise ValueError(
                         f"maps asks for head {head} of layer {layer}; the model has "
@@ -149,6 +164,22 @@ class Recorder:
     def passed(self) -> int:
         """Steps that came, measured or not."""
         return self._numbers.stop
+
+    @property
+    def missing(self) -> str:
+        """Why no step was measured, and what to do."""
+        if not self.regions and self.off:
+            return "the patch was switched off (patch.enabled = False): switch it on"
+        if not self.regions:
+            return "no prompt with an image came: record it around a call of generate with an image"
+        if not self.passed:
+            return (
+                "its answer has one token, and the last one is not measured: let it be longer "
+                "(max_new_tokens)"
+            )
+        if not any(map(self._wants_step, range(self.passed))):
+            return f"steps={self._wanted!r} names none of those that came, 0 to {self.passed - 1}"
+        return "its config steers passes of a single token alone, and every pass brought drafts"
 
     def begin(self, past: int, rows: int, regions: list[Region]) -> None:
         """A forward pass after the prefill begins.
@@ -285,6 +316,32 @@ class Recorder:
             heads.append(found[:, int(self._layer_maps) :])
         heads, mean = self._of_steps(torch.cat(heads, 1)), self._of_steps(torch.cat(mean, 1))
         return heads if heads.shape[1] else None, mean if self._layer_maps else None
+
+
+def _numbers(given: object) -> list[int] | None:
+    """Whole numbers from a list, range, set, array or the like; None where it is none of these."""
+    try:
+        found = [] if isinstance(given, str) else list(given)
+        whole = [operator.index(number) for number in found]
+    except TypeError:
+        return None
+    return None if any(isinstance(number, bool) for number in found) else whole
+
+
+def _check_steps(steps: object) -> None:
+    """Raise ValueError for what can hold no step; a container that cannot be listed is believed."""
+    listed = isinstance(steps, Iterable)
+    if steps is None or (isinstance(steps, Container) and not listed):
+        return
+    if isinstance(steps, range):
+        found = [steps[0], steps[-1]] if steps else []
+    else:
+        found = None if isinstance(steps, Iterator) else _numbers(steps)
+    if not found or min(found) < 0:
+        raise ValueError(
+            f"steps={steps!r}: give the numbers of generated tokens, from 0, as a range, a list or "
+            "a set, e.g. range(0, 100, 10)"
+        )
 
 
 def _gathered(pieces: dict[int, list[Tensor]], layers: list[int]) -> Tensor:

@@ -94,10 +94,12 @@ class Trace:
     config: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
     _source: tuple | None = field(default=None, repr=False)  # what texts are made of
+    _missing: str = field(default="it was not recorded yet", repr=False)  # why it is empty
 
     def fill(self, recorder: Recorder) -> None:
         """Read what a recorder took; nothing when no step was steered or measured."""
         self.regions, self.relocated = recorder.regions, recorder.relocated
+        self._missing = recorder.missing
         if not recorder.steps:
             return
         stats = recorder.stacked()
@@ -250,10 +252,7 @@ class Trace:
     def check_filled(self) -> None:
         """Raise ValueError for a trace of no step."""
         if self.image is None:
-            raise ValueError(
-                "the trace is empty: record it around a call of generate with an image, of more "
-                "than one token"
-            )
+            raise ValueError(f"the trace is empty: {self._missing}")
 
     def steps_of(self, row: int) -> list[int]:
         """The recorded steps that are of the row's answer; they are the first ones.
