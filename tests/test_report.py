@@ -230,6 +230,39 @@ def test_without_steering_there_is_one_trace(tmp_path):
     assert Trace.load(tmp_path / "t" / "base").config["gain"] == 1
 
 
+def test_an_answer_without_a_trace_is_told_all_the_same(tmp_path, monkeypatch, capsys):
+    sample = make_samples(1, seed=TEST_SEEDS.start + 500)[0]
+    sample.image.save(tmp_path / "x.png")
+    (tmp_path / "t" / "base").mkdir(parents=True)
+    (tmp_path / "t" / "base" / "thesis.tex").write_text("important")
+    ask = ["vrga", "generate", "--image", tmp_path / "x.png", "--question", sample.question,
+           "--trace", tmp_path / "t"]  # fmt: skip
+    for more, saved, told in (
+        (["--max-new-tokens", 1], 0, "steered: the trace is empty: its answer has one token"),
+        ([], 1, "base: the folder"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(a) for a in [*ask, *more]])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, error = capsys.readouterr()
+        assert stop.value.code == 2 and told in error
+        first, *rest = out.splitlines()
+        assert first and [line.startswith("traces:") for line in rest] == [True] * saved
+
+
+def test_a_model_that_cuts_images_into_tiles_shows_their_maps(tmp_path, monkeypatch):
+    region = filled_trace().regions[1]  # of two grids, from one image
+
+    def answer(*args, **options):
+        return "yes", region, [Image.new("RGB", (90, 60))], {}
+
+    monkeypatch.setattr("vrga.generation.answer", answer)
+    ask = ["generate", "--image", "x.png", "--question", "who?", "--map", tmp_path / "map.png"]
+    done = CliRunner().invoke(app, [str(a) for a in ask])
+    assert done.exit_code == 0, done.output
+    assert "cuts images into tiles" in done.stdout and (tmp_path / "map.png").exists()
+
+
 def test_a_folder_without_a_trace_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vrga", "report", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -346,7 +346,9 @@ def filled():
 
 
 def test_a_saved_trace_is_the_same_when_loaded(filled, tmp_path):
-    filled.relocated = [Relocation(1, 2, filled.regions[1]), Relocation(0, 3, filled.regions[0])]
+    video = [replace(grid, video=True) for grid in filled.regions[0].grids]
+    other = replace(filled.regions[0], grids=video)
+    filled.relocated = [Relocation(1, 2, filled.regions[1]), Relocation(0, 3, other)]
     again = Trace.load(filled.save(tmp_path / "deep" / "trace"))
     names = [f.name for f in fields(Trace) if isinstance(getattr(filled, f.name), torch.Tensor)]
     assert {*MEASURES} - {"watched"} < {*names} and {"spread", "ends", "inside", "ids"} < {*names}
@@ -366,8 +368,8 @@ def test_a_saved_trace_is_the_same_when_loaded(filled, tmp_path):
             assert torch.equal(getattr(one, name), getattr(two, name))
         assert torch.equal(one.heads.efr, two.heads.efr)
         assert all(torch.equal(a, b) for a, b in zip(one.map, two.map, strict=True))
-        assert [(g.h, g.w, g.index.tolist()) for g in one.grids] == [
-            (g.h, g.w, g.index.tolist()) for g in two.grids
+        assert [(g.h, g.w, g.video, g.index.tolist()) for g in one.grids] == [
+            (g.h, g.w, g.video, g.index.tolist()) for g in two.grids
         ]
     assert [[i.getpixel((0, 0)) for i in row] for row in again.images] == [
         [i.getpixel((0, 0)) for i in row] for row in filled.images
@@ -413,6 +415,8 @@ def test_a_folder_of_an_older_version_still_loads(filled, tmp_path):
     path = filled.save(tmp_path / "trace")
     words = json.loads((path / "trace.json").read_text())
     del words["relocated"]
+    for region in words["regions"]:
+        region["grids"] = [grid[:2] for grid in region["grids"]]
     (path / "trace.json").write_text(json.dumps(words))
     tensors = load_file(path / "trace.safetensors")
     del tensors["spread"], tensors["ends"]
@@ -500,7 +504,12 @@ def test_without_pandas_the_table_says_what_to_install(filled, monkeypatch):
 def test_images_are_one_for_each_grid(filled):
     region, red = filled.regions[1], Image.new("RGB", (9, 9))  # two grids
     frames = [red, Image.new("RGB", (8, 8)), red.copy(), red]
-    assert fitted(frames, region) == [frames[0], frames[2]]  # a video's frames, merged in pairs
+    with pytest.raises(ValueError, match="4 images given; the region has 2 grids: give one for"):
+        fitted(frames, region)
+    video = replace(region, grids=[replace(grid, video=True) for grid in region.grids])
+    assert fitted(frames, video) == [frames[0], frames[2]]  # merged in pairs
+    with pytest.raises(ValueError, match="3 images given.*or a multiple"):
+        fitted([red] * 3, video)
     with pytest.raises(ValueError, match="3 images given; the region has 2"):
         fitted([red] * 3, region)
     with pytest.raises(ValueError, match="images of 1 rows given; the trace has 2"):

@@ -137,7 +137,8 @@ def _check(trace: Trace, counts: list[int] | None) -> None:
 
 
 def _words_of(region: Region) -> dict:
-    return {"query": region.query, "grids": [[grid.h, grid.w] for grid in region.grids]}
+    grids = [[grid.h, grid.w, grid.video] for grid in region.grids]
+    return {"query": region.query, "grids": grids}
 
 
 def _region_tensors(region: Region, prefix: str) -> dict[str, Tensor]:
@@ -149,11 +150,11 @@ def _region_tensors(region: Region, prefix: str) -> dict[str, Tensor]:
 
 
 def _region(entry: dict, tensors: dict[str, Tensor], prefix: str) -> Region:
-    sizes = entry["grids"]
-    grids = [Grid(tensors[f"{prefix}index.{i}"], h, w) for i, (h, w) in enumerate(sizes)]
+    sizes = entry["grids"]  # [h, w], and in newer folders whether it is of a video
+    grids = [Grid(tensors[f"{prefix}index.{i}"], *size) for i, size in enumerate(sizes)]
     return Region(
         query=entry["query"],
-        map=[tensors[f"{prefix}map.{i}"].view(h, w) for i, (h, w) in enumerate(sizes)],
+        map=[tensors[f"{prefix}map.{i}"].view(grid.h, grid.w) for i, grid in enumerate(grids)],
         grids=grids,
         heads=HeadStatistics(*(tensors[f"{prefix}heads.{name}"] for name in _HEADS)),
         **{name: tensors[prefix + name] for name in _REGION},

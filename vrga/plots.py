@@ -46,7 +46,7 @@ def region_figure(
         A matplotlib figure with the image beside the image with the map, per image.
 
     Raises:
-        ValueError: neither as many images as the region has grids, nor a multiple.
+        ValueError: not as many images as the region has grids, nor, of a video, a multiple.
     """
     images = fitted(images, region)
     if not images:

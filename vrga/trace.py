@@ -324,14 +324,17 @@ def fitted(images: Sequence[Image.Image], region: Region) -> list[Image.Image]:
     Of a video's frames, which the model merges in time, the first of each group.
 
     Raises:
-        ValueError: neither as many images as grids, nor a multiple.
+        ValueError: not as many images as grids, nor, of a video, a multiple.
     """
     images, grids = list(images), len(region.grids)
     if len(images) == grids:
         return images
-    if not grids or not images or len(images) % grids:
+    video = bool(grids) and all(grid.video for grid in region.grids)
+    if not video or not images or len(images) % grids:
+        more = ", or a multiple, as the model merges frames" if video else ""
         raise ValueError(
-            f"{len(images)} images given; the region has {grids} grids: give one for each, in order"
+            f"{len(images)} images given; the region has {grids} grids: give one for each, in "
+            f"order{more}"
         )
     return images[:: len(images) // grids]
 
