@@ -133,9 +133,14 @@ def test_questions_come_from_a_file(tmp_path):
         ({"question": "?", "answer": "a", "box": [1, 2]}, "is not .left, top, right, bottom."),
         ("{", "line 1: "),
         ({"question": "?", "image": "0.png"}, "line 1: no 'answer'; its fields are id, image"),
+        (
+            {"question": "?", "answer": "a", "image": ["0.png", "1.png"]},
+            "image is one path, images",
+        ),
+        ({"question": "?", "answer": "a", "images": "0.png"}, "'0.png'.*images a list of paths"),
         ({"question": "?", "answer": "C", "choices": ["a", "b"]}, "'C' is none of the choices"),
     ],
-    ids=["half a box", "no json", "no answer", "no such choice"],
+    ids=["half a box", "no json", "no answer", "list", "no list", "no such choice"],
 )
 def test_a_bad_line_is_named(tmp_path, row, told):
     path = tmp_path / "q.jsonl"

@@ -1,6 +1,7 @@
 """Pictures show what they say: brightness, outlines, lines, marks, shading."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from vrga.plots import (
     token_figure,
     trend_figure,
 )
+from vrga.recorder import Relocation
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,45 @@ def test_what_was_not_recorded_is_not_drawn(trace):
         token_figure(filled_trace(maps=None))
     with pytest.raises(ValueError, match="token 9 was not recorded in the base run"):
         compare_figure(trace, trace, 9)
+
+
+def test_what_follows_the_end_of_a_row_is_not_drawn():
+    trace = filled_trace()
+    trace.ends = torch.tensor([2, 4])
+    first, second = (trend_figure(trace, row).axes[0].lines[0].get_xdata() for row in (0, 1))
+    assert first.tolist() == [1, 2] and second.tolist() == [1, 2, 3, 4]
+    line = trend_figure(trace).axes[0].lines[0].get_ydata()
+    assert np.allclose(line, trace.image[:2, :, 0].mean((1, 2)).numpy(), atol=1e-6)
+    assert len(panels(token_figure(trace))) == 2
+    with pytest.raises(ValueError, match=r"tokens \[2\] were not recorded; there are 0 to 1"):
+        token_figure(trace, [2])
+    figure = compare_figure(trace, filled_trace())
+    for axis, steps in zip(figure.axes[:2], (2, 4), strict=True):
+        heat = filled_trace().map_of(0)[:steps].mean(0).numpy()
+        shown = darkness(axis).flatten()
+        assert np.allclose(shown, 0.65 * (1 - heat[: len(shown)] / heat.max()), atol=1e-6)
+    trace.inside = torch.tensor([[0, 1], [1, 1], [1, 1], [1, 0]]).bool()
+    assert trace.spans(0) == [(1, 2)] and trace.spans(1) == [(0, 3)]
+
+
+def test_a_region_found_anew_is_outlined_from_its_step_on(trace):
+    region = trace.regions[0]
+    other = replace(region, mask=region.image)
+    found = replace(trace, relocated=[Relocation(0, 2, other), Relocation(1, 0, other)])
+    h, w = region.grids[0].h, region.grids[0].w
+    whole = {((c, r), (c + 1, r)) for c in range(w) for r in (0, h)}
+    whole |= {((c, r), (c, r + 1)) for r in range(h) for c in (0, w)}
+    before, after = panels(token_figure(found, [1, 2]))
+    assert outline(after) == whole != outline(before)
+    shown = [compare_figure(trace, found, token).axes[1] for token in (1, 2)]
+    assert [outline(axis) == whole for axis in shown] == [False, True]
+
+
+@pytest.mark.parametrize("row", [2, 9, -1])
+def test_a_row_that_the_trace_does_not_have_is_named(trace, row):
+    for figure in (trend_figure, token_figure, partial(compare_figure, trace)):
+        with pytest.raises(ValueError, match=f"row={row}: the trace has rows 0 to 1"):
+            figure(trace, row=row)
 
 
 def test_the_trend_of_some_layers_and_steps(trace):

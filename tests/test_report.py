@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from typer.testing import CliRunner
 from vrga import Trace
 from vrga.cli import app, main
 from vrga.demo.data import TEST_SEEDS, make_samples
+from vrga.recorder import Relocation
 from vrga.report import render, write_report
+from vrga.trace import MEASURES
 
 HOSTILE = ["<script>document.title = 'taken'</script>", "</script>", " <!--", "<back>", "&lt;\n"]
 
@@ -99,12 +102,13 @@ def test_both_runs_share_their_images(hostile):
 def long_trace(steps=2000):
     """A trace of many steps, from a short one."""
     trace, times = filled_trace(maps="all"), steps // 4
-    for name in ("image", "region", "question", "prompt", "generated", "entropy", "gate"):
+    for name in set(MEASURES) - {"watched"}:
         setattr(trace, name, getattr(trace, name).repeat(times, 1, 1, 1))
     trace.maps, trace.layer_maps = (
         x.repeat(times, 1, 1, 1) for x in (trace.maps, trace.layer_maps)
     )
     trace.steps, trace.texts = torch.arange(steps), [["word "] * steps] * 2
+    trace.ends = torch.tensor([steps] * 2)
     return trace
 
 
@@ -137,6 +141,38 @@ def test_a_trace_without_maps_texts_and_images_still_makes_a_page():
     run = embedded(render([trace]))["runs"][0]
     assert not any(c["mapped"] for c in run["channels"]) and run["steps"] == [0, 2]
     assert run["tokens"] == [f"#{i} " for i in trace.ids[0].tolist()] and run["images"] == []
+
+
+def test_a_row_that_ended_early_ends_there():
+    trace = filled_trace()
+    trace.ends = torch.tensor([2, 4])
+    trace.texts[0] = trace.texts[0][:3]
+    whole, run = (embedded(render([trace], row=row))["runs"][0] for row in (1, 0))
+    assert whole["steps"] == [0, 1, 2, 3] and run["steps"] == [0, 1] and len(run["tokens"]) == 3
+    i, own = channel(run, "all layers"), trace.regions[0].grids[0].h * trace.regions[0].grids[0].w
+    wanted = trace.layer_maps[:2, :, 0, :own].float().mean(1)
+    assert np.abs(maps_of(run, i) - (wanted / wanted.amax(1, keepdim=True)).numpy()).max() < 0.003
+    shares = np.frombuffer(base64.b64decode(run["shares"]), "<u2") / 65535
+    shares = shares.reshape(len(run["channels"]), len(run["series"]), 2)
+    found = shares[i, run["series"].index("image")]
+    assert np.abs(found - trace.image[:2, :, 0].mean((1, 2)).numpy()).max() < 1e-4
+    trace.texts = None
+    run = embedded(render([trace], row=0))["runs"][0]
+    assert run["tokens"] == [f"#{i} " for i in trace.ids[0, :3].tolist()]
+    trace.ends[0] = 0
+    with pytest.raises(ValueError, match="row 0 has nothing to show: of its 1 tokens"):
+        render([trace])
+
+
+def test_a_region_found_anew_is_outlined_from_its_step_on():
+    trace = filled_trace()
+    region = trace.regions[0]
+    other = replace(region, mask=region.image & ~region.mask)
+    trace.relocated = [Relocation(0, 2, other), Relocation(1, 1, trace.regions[1])]
+    run = embedded(render([trace]))["runs"][0]
+    cells = region.grids[0].index
+    assert run["region"] == region.mask[cells].int().tolist()
+    assert run["relocated"] == [[2, other.mask[cells].int().tolist()]]
 
 
 def test_large_photos_become_smaller():
@@ -192,6 +228,39 @@ def test_without_steering_there_is_one_trace(tmp_path):
     assert done.exit_code == 0, done.output
     assert [path.name for path in (tmp_path / "t").iterdir()] == ["base"]
     assert Trace.load(tmp_path / "t" / "base").config["gain"] == 1
+
+
+def test_an_answer_without_a_trace_is_told_all_the_same(tmp_path, monkeypatch, capsys):
+    sample = make_samples(1, seed=TEST_SEEDS.start + 500)[0]
+    sample.image.save(tmp_path / "x.png")
+    (tmp_path / "t" / "base").mkdir(parents=True)
+    (tmp_path / "t" / "base" / "thesis.tex").write_text("important")
+    ask = ["vrga", "generate", "--image", tmp_path / "x.png", "--question", sample.question,
+           "--trace", tmp_path / "t"]  # fmt: skip
+    for more, saved, told in (
+        (["--max-new-tokens", 1], 0, "steered: the trace is empty: its answer has one token"),
+        ([], 1, "base: the folder"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(a) for a in [*ask, *more]])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, error = capsys.readouterr()
+        assert stop.value.code == 2 and told in error
+        first, *rest = out.splitlines()
+        assert first and [line.startswith("traces:") for line in rest] == [True] * saved
+
+
+def test_a_model_that_cuts_images_into_tiles_shows_their_maps(tmp_path, monkeypatch):
+    region = filled_trace().regions[1]  # of two grids, from one image
+
+    def answer(*args, **options):
+        return "yes", region, [Image.new("RGB", (90, 60))], {}
+
+    monkeypatch.setattr("vrga.generation.answer", answer)
+    ask = ["generate", "--image", "x.png", "--question", "who?", "--map", tmp_path / "map.png"]
+    done = CliRunner().invoke(app, [str(a) for a in ask])
+    assert done.exit_code == 0, done.output
+    assert "cuts images into tiles" in done.stdout and (tmp_path / "map.png").exists()
 
 
 def test_a_folder_without_a_trace_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):

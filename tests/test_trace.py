@@ -2,11 +2,15 @@
 
 import json
 import sys
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_back import INSIDE, SAID, WORDS, say
 from tiny import EOS, IMAGE, generate
 from traces import Letters, filled_trace
@@ -15,6 +19,7 @@ import vrga
 from vrga import Trace, VRGAConfig
 from vrga.kernels.reference import attention_statistics, decode_attention_reference, key_sets
 from vrga.plots import save, trend_figure
+from vrga.recorder import Recorder, Relocation
 from vrga.texts import back_spans, token_texts
 from vrga.trace import MEASURES, fitted
 
@@ -245,6 +250,13 @@ def test_layers_left_out_run_the_models_own_attention(model, monkeypatch):
         (dict(maps=[(0, 99)]), "head 99 of layer 0"),
         (dict(maps=torch.ones(2, 2, dtype=torch.bool)), "wanted: \\[3, 8\\]"),
         (dict(maps=[(1, 0)], layers=[0]), "layers \\[1\\]"),
+        (dict(maps=np.ones((2, 2), dtype=bool)), "wanted: \\[3, 8\\]"),
+        *((dict(layers=x), "layers=.*give some of 0 to 2") for x in (3, "all", [True], [0.5])),
+        *((dict(maps=x), "pairs") for x in ((0, 1), True, 1.5, [(0, 1, 2)], [(0.5, 1)], [None])),
+        *(
+            (dict(steps=x), "steps=.*: give the numbers of generated tokens")
+            for x in (5, [], [-1], [0, -2], range(-3, 2), "all", iter([1, 2]), [0.5], {True})
+        ),
     ],
     ids=str,
 )
@@ -252,6 +264,66 @@ def test_what_the_model_does_not_have_cannot_be_recorded(model, options, told):
     with vrga.patch(model) as patch:
         with pytest.raises(ValueError, match=told), patch.record(**options):
             pytest.fail("the block must not begin")
+
+
+@pytest.mark.parametrize(
+    "form", [np.array, lambda x: x, torch.tensor], ids=["numpy", "list", "torch"]
+)
+def test_heads_are_chosen_in_several_forms(model, form):
+    mask = [[layer == 1 and head == 2 for head in range(8)] for layer in range(3)]
+    for maps in (form(mask), form([(1, 2)])):
+        with vrga.patch(model) as patch, patch.record(maps=maps, layers=form([1])) as trace:
+            generate(model, QWEN.batch([1]).inputs, 3)
+        assert trace.heads.tolist() == [[1, 2]] and trace.layers.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("images", "tokens", "options", "told"),
+    [
+        (1, 5, dict(steps=[1000]), r"steps=\[1000\] names none of those that came, 0 to 3"),
+        (1, 1, {}, "its answer has one token"),
+        (0, 5, {}, "no prompt with an image came"),
+        (1, 5, None, "the patch was switched off"),
+        (1, 0, {}, "no prompt with an image came"),
+    ],
+    ids=["steps", "one token", "no image", "off", "no call"],
+)
+def test_an_empty_trace_says_why(model, images, tokens, options, told):
+    with vrga.patch(model, VRGAConfig.published(gain=1.0)) as patch:
+        patch.enabled = options is not None
+        with patch.record(**(options or {})) as trace:
+            with pytest.raises(ValueError, match="the trace is empty: it was not recorded yet"):
+                trace.check_filled()
+            if tokens:
+                generate(model, QWEN.batch([images]).inputs, tokens)
+    with pytest.raises(ValueError, match=f"the trace is empty: {told}"):
+        trace.to_pandas()
+
+
+def test_a_recording_in_a_recording_is_refused(model):
+    with vrga.patch(model) as patch, patch.record() as trace:
+        with pytest.raises(RuntimeError, match="records already"), patch.record():
+            pytest.fail("the block must not begin")
+        generate(model, QWEN.batch([1]).inputs, 3)
+    assert trace.steps_of(0) == [0, 1]
+
+
+def test_positions_that_come_again_are_of_other_drafts():
+    """Regions that rejected drafts brought go with them."""
+    one, two, other = (SimpleNamespace(grids=[]) for _ in range(3))
+    recorder = Recorder((1, 1))
+    recorder.aim([one, two], 10)
+    for past, rows in ((10, 1), (11, 3)):
+        recorder.begin(past, rows, [one, two])
+        recorder.count(0)
+    assert recorder.steps == [0, 1, 2, 3] and recorder.relocated == []
+    recorder.begin(14, 1, [one, other])
+    recorder.count(0)
+    assert recorder.relocated == [Relocation(1, 4, other)]
+    recorder.begin(13, 1, [one, other])  # the span was opened before
+    assert recorder.relocated == [Relocation(1, 3, other)] and recorder.steps == [0, 1, 2]
+    recorder.begin(12, 1, [one, two])
+    assert recorder.relocated == [] and recorder.steps == [0, 1]
 
 
 def test_no_step_needs_a_copy_to_the_host(model, monkeypatch):
@@ -274,21 +346,30 @@ def filled():
 
 
 def test_a_saved_trace_is_the_same_when_loaded(filled, tmp_path):
+    video = [replace(grid, video=True) for grid in filled.regions[0].grids]
+    other = replace(filled.regions[0], grids=video)
+    filled.relocated = [Relocation(1, 2, filled.regions[1]), Relocation(0, 3, other)]
     again = Trace.load(filled.save(tmp_path / "deep" / "trace"))
-    for name in (*MEASURES, "steps", "layers", "maps", "heads", "layer_maps", "ids"):
-        one, two = getattr(filled, name), getattr(again, name)
-        assert (one is None and two is None) or torch.equal(one, two), name
+    names = [f.name for f in fields(Trace) if isinstance(getattr(filled, f.name), torch.Tensor)]
+    assert {*MEASURES} - {"watched"} < {*names} and {"spread", "ends", "inside", "ids"} < {*names}
+    for name in names:
+        assert torch.equal(getattr(filled, name), getattr(again, name)), name
     for name in ("config", "versions", "texts", "asked"):
         assert getattr(filled, name) == getattr(again, name)
     assert again.config["gain"] == 3.0 and again.versions["torch"] == torch.__version__
-    for one, two in zip(filled.regions, again.regions, strict=True):
+    assert [(x.row, x.step) for x in again.relocated] == [(1, 2), (0, 3)]
+    pairs = [*zip(filled.regions, again.regions, strict=True)]
+    pairs += [
+        (one.region, two.region) for one, two in zip(filled.relocated, again.relocated, strict=True)
+    ]
+    for one, two in pairs:
         assert one.query == two.query
         for name in ("focus", "mask", "image", "visual", "background"):
             assert torch.equal(getattr(one, name), getattr(two, name))
         assert torch.equal(one.heads.efr, two.heads.efr)
         assert all(torch.equal(a, b) for a, b in zip(one.map, two.map, strict=True))
-        assert [(g.h, g.w, g.index.tolist()) for g in one.grids] == [
-            (g.h, g.w, g.index.tolist()) for g in two.grids
+        assert [(g.h, g.w, g.video, g.index.tolist()) for g in one.grids] == [
+            (g.h, g.w, g.video, g.index.tolist()) for g in two.grids
         ]
     assert [[i.getpixel((0, 0)) for i in row] for row in again.images] == [
         [i.getpixel((0, 0)) for i in row] for row in filled.images
@@ -310,6 +391,52 @@ def test_texts_end_where_the_row_ended(model):
         ["<40>", "<41>", f"<{EOS}>"],
         ["<40>", "<41>", "<42>", "<43>"],
     ]
+
+
+def test_rows_that_end_early_end_in_the_table_as_well(model):
+    batch = QWEN.batch([1, 0, 1])
+    tokens = torch.tensor([[40, 41, EOS, 0, 0], [40, 41, 42, 43, 44], [EOS, 0, 0, 0, 0]])
+    with vrga.patch(model, tokenizer=WORDS) as patch, patch.record(steps=[0, 1, 3]) as trace:
+        say(model, batch, tokens)
+    assert trace.ends.tolist() == [2, 4, 0]  # an end is no query where a row is alone
+    assert trace.steps_of(0) == [0, 1] and trace.steps_of(1) == [0, 1, 3]
+    with pytest.raises(ValueError, match="row 2 has nothing to show: of its 1 tokens"):
+        trace.steps_of(2)
+    frame = trace.attach(Letters()).to_pandas()
+    found = {row: sorted(set(part["step"])) for row, part in frame.groupby("row")}
+    assert found == {0: [0, 1], 1: [0, 1, 3]} and frame.index.tolist() == [*range(len(frame))]
+    assert set(frame.query("row == 1 and step == 3")["text"]) == {"<43>"}
+    # A row without an image has no spread of attention over it.
+    assert trace.spread[:, :, 1].isnan().all() and trace.spread[:, :, [0, 2]].isfinite().all()
+    assert (trace.spread[:, :, [0, 2]] >= 0).all()
+
+
+def test_a_folder_of_an_older_version_still_loads(filled, tmp_path):
+    path = filled.save(tmp_path / "trace")
+    words = json.loads((path / "trace.json").read_text())
+    del words["relocated"]
+    for region in words["regions"]:
+        region["grids"] = [grid[:2] for grid in region["grids"]]
+    (path / "trace.json").write_text(json.dumps(words))
+    tensors = load_file(path / "trace.safetensors")
+    del tensors["spread"], tensors["ends"]
+    save_file(tensors, path / "trace.safetensors")
+    again = Trace.load(path)
+    assert again.spread is None and again.relocated == [] and torch.equal(again.ends, filled.ends)
+    assert "spread" not in again.to_pandas() and "spread" in filled.to_pandas()
+
+
+@pytest.mark.parametrize("returned", [1, 3])
+def test_rows_of_beams_have_no_texts(model, returned):
+    how = dict(max_new_tokens=5, min_new_tokens=5, num_return_sequences=returned)
+    with vrga.patch(model) as patch:
+        with patch.record() as beams:
+            model.generate(**QWEN.batch([1]).inputs, num_beams=3, do_sample=False, **how)
+        with patch.record() as sampled:
+            model.generate(**QWEN.batch([1]).inputs, do_sample=True, **how)
+    assert beams.attach(Letters()).texts is None and beams.ids is None and beams.ends is None
+    assert beams.steps_of(2) == [0, 1, 2, 3] and "text" not in beams.to_pandas()
+    assert len(sampled.attach(Letters()).texts) == len(sampled.asked) == returned
 
 
 @pytest.mark.parametrize(
@@ -377,7 +504,12 @@ def test_without_pandas_the_table_says_what_to_install(filled, monkeypatch):
 def test_images_are_one_for_each_grid(filled):
     region, red = filled.regions[1], Image.new("RGB", (9, 9))  # two grids
     frames = [red, Image.new("RGB", (8, 8)), red.copy(), red]
-    assert fitted(frames, region) == [frames[0], frames[2]]  # a video's frames, merged in pairs
+    with pytest.raises(ValueError, match="4 images given; the region has 2 grids: give one for"):
+        fitted(frames, region)
+    video = replace(region, grids=[replace(grid, video=True) for grid in region.grids])
+    assert fitted(frames, video) == [frames[0], frames[2]]  # merged in pairs
+    with pytest.raises(ValueError, match="3 images given.*or a multiple"):
+        fitted([red] * 3, video)
     with pytest.raises(ValueError, match="3 images given; the region has 2"):
         fitted([red] * 3, region)
     with pytest.raises(ValueError, match="images of 1 rows given; the trace has 2"):

@@ -15,7 +15,7 @@ from vrga.trace import MEASURES
 from vrga.waiting import CHUNK
 
 QWEN = FAMILIES["qwen2_5_vl"]
-CLOSE = dict(rtol=2e-3, atol=1e-5)
+CLOSE = dict(rtol=2e-3, atol=1e-5, equal_nan=True)
 STATIC = dict(cache_implementation="static", disable_compile=True)
 FULLGRAPH = dict(cache_implementation="static", compile_config=COMPILED)
 LONG = CHUNK + 7  # more steps than wait at a time
@@ -177,6 +177,9 @@ def test_regions_found_anew_are_those_of_their_steps(model, at_once, rows_measur
     wanted = record(model, None, 0, config=config, of=answer)[0]
     assert_same(found, wanted)
     assert not torch.equal(found.region[3], found.region[6])
+    (relocation,) = found.relocated
+    assert (relocation.row, relocation.step) == (0, 6)  # <back> is tokens 3 to 5
+    assert found.region_at(0, 5) is found.regions[0] is not found.region_at(0, 6)
 
 
 def test_a_loop_by_hand_is_measured_at_once(model, rows_measured):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 from rich.console import Console
 
 from vrga.analyze_cli import Batch, Data, Model, Resume, Split, Style, analyze
@@ -74,7 +75,7 @@ def generate(
 
     if not vrga and (map is not None or gain is not None or preset is not Preset.default):
         raise ValueError("--map, --gain and --preset are about VRGA: leave out --no-vrga")
-    text, region, images = answer(
+    text, region, images, failed = answer(
         model,
         image,
         question,
@@ -83,14 +84,23 @@ def generate(
         trace=trace,
     )
     console.print(text, markup=False, highlight=False)
+    if (map, trace) != (None, None) and len(images) != len(region.grids):
+        told = "the model cuts images into tiles, whose maps are shown without the images"
+        console.print(told, style="dim", soft_wrap=True)
+        images = [Image.new("RGB", (grid.w, grid.h), "white") for grid in region.grids]
     if map is not None:
         from vrga.plots import region_figure, save
 
         path = save(region_figure(images, region, title=question), map)
         console.print(f"region: {path}", style="dim", soft_wrap=True)
     if trace is not None:
-        runs = [str(trace / run) for run in ("base", "steered") if vrga or run == "base"]
-        console.print(f"traces: {' '.join(runs)}", style="dim", soft_wrap=True)
+        runs = [run for run in ("base", "steered") if vrga or run == "base"]
+        saved = " ".join(str(trace / run) for run in runs if run not in failed)
+        if saved:
+            console.print(f"traces: {saved}", style="dim", soft_wrap=True)
+        if failed:
+            told = "; ".join(f"no trace {trace / run}: {why}" for run, why in failed.items())
+            raise ValueError(told)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from vrga.heads import HeadStatistics
 from vrga.images import read_image
+from vrga.recorder import Relocation
 from vrga.region import Region
 from vrga.tokens import Grid
 from vrga.trace import MEASURES, Trace
 
 FORMAT, VERSION = "vrga-trace", 1
 WORDS, TENSORS = "trace.json", "trace.safetensors"
-_WHOLE = (*MEASURES, "inside", "steps", "layers", "maps", "heads", "layer_maps", "ids")
+_WHOLE = (*MEASURES, "inside", "steps", "layers", "maps", "heads", "layer_maps", "ids", "ends")
 _REGION = ("focus", "mask", "image", "visual", "background")
 _HEADS = ("focus", "entropy", "efr")
 
@@ -34,11 +36,13 @@ def write(trace: Trace, path: Path) -> Path:
     for old in (*path.glob("image-*-*.png"), path / WORDS):
         old.unlink(missing_ok=True)  # the words come last: a folder cut short has none
     tensors = {name: getattr(trace, name) for name in _WHOLE if getattr(trace, name) is not None}
-    regions = []
+    regions, relocated = [], []
     for row, region in enumerate(trace.regions):
         tensors |= _region_tensors(region, f"region.{row}.")
-        grids = [[grid.h, grid.w] for grid in region.grids]
-        regions.append({"query": region.query, "grids": grids})
+        regions.append(_words_of(region))
+    for number, later in enumerate(trace.relocated):
+        tensors |= _region_tensors(later.region, f"relocated.{number}.")
+        relocated.append({"row": later.row, "step": later.step} | _words_of(later.region))
     save_file({name: x.contiguous().clone() for name, x in tensors.items()}, path / TENSORS)
     for row, images in enumerate(trace.images or []):
         for number, image in enumerate(images):
@@ -51,6 +55,7 @@ def write(trace: Trace, path: Path) -> Path:
         "texts": trace.texts,
         "asked": trace.asked,
         "regions": regions,
+        "relocated": relocated,
         "images": None if trace.images is None else [len(images) for images in trace.images],
     }
     text = json.dumps(words, ensure_ascii=False, indent=1)
@@ -72,8 +77,14 @@ def read(path: Path) -> Trace:
         trace = Trace(**{name: tensors[name] for name in _WHOLE if name in tensors})
         for name in ("config", "versions", "texts", "asked"):
             setattr(trace, name, words[name])
+        if trace.ends is None and trace.texts is not None:  # an older folder
+            trace.ends = torch.tensor([len(texts) - 1 for texts in trace.texts])
         trace.regions = [
             _region(entry, tensors, f"region.{row}.") for row, entry in enumerate(words["regions"])
+        ]
+        trace.relocated = [
+            Relocation(entry["row"], entry["step"], _region(entry, tensors, f"relocated.{number}."))
+            for number, entry in enumerate(words.get("relocated", []))  # older folders have none
         ]
         counts = words["images"]
         _check(trace, counts)
@@ -119,9 +130,15 @@ def _check(trace: Trace, counts: list[int] | None) -> None:
         raise ValueError(f"{len(trace.steps)} steps and {len(trace.layers)} layers are named")
     if trace.maps is not None and trace.maps.shape[:2] != (shape[0], len(trace.heads)):
         raise ValueError(f"maps have shape {list(trace.maps.shape)}")
-    rows = [len(x) for x in (trace.regions, trace.texts, trace.asked, counts) if x is not None]
+    described = trace.regions, trace.texts, trace.asked, trace.ends, counts
+    rows = [len(x) for x in described if x is not None]
     if any(n != shape[2] for n in rows):
         raise ValueError(f"{shape[2]} rows were measured, {rows} are described")
+
+
+def _words_of(region: Region) -> dict:
+    grids = [[grid.h, grid.w, grid.video] for grid in region.grids]
+    return {"query": region.query, "grids": grids}
 
 
 def _region_tensors(region: Region, prefix: str) -> dict[str, Tensor]:
@@ -133,11 +150,11 @@ def _region_tensors(region: Region, prefix: str) -> dict[str, Tensor]:
 
 
 def _region(entry: dict, tensors: dict[str, Tensor], prefix: str) -> Region:
-    sizes = entry["grids"]
-    grids = [Grid(tensors[f"{prefix}index.{i}"], h, w) for i, (h, w) in enumerate(sizes)]
+    sizes = entry["grids"]  # [h, w], and in newer folders whether it is of a video
+    grids = [Grid(tensors[f"{prefix}index.{i}"], *size) for i, size in enumerate(sizes)]
     return Region(
         query=entry["query"],
-        map=[tensors[f"{prefix}map.{i}"].view(h, w) for i, (h, w) in enumerate(sizes)],
+        map=[tensors[f"{prefix}map.{i}"].view(grid.h, grid.w) for i, grid in enumerate(grids)],
         grids=grids,
         heads=HeadStatistics(*(tensors[f"{prefix}heads.{name}"] for name in _HEADS)),
         **{name: tensors[prefix + name] for name in _REGION},

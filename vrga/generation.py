@@ -25,7 +25,7 @@ def answer(
     *,
     max_new_tokens: int = 256,
     trace: Path | None = None,
-) -> tuple[str, Region | None, list[Image.Image]]:
+) -> tuple[str, Region | None, list[Image.Image], dict[str, str]]:
     """Load a checkpoint and let it answer greedily.
 
     Args:
@@ -36,7 +36,7 @@ def answer(
             model answers twice then.
 
     Returns:
-        (answer, region or None, images).
+        (answer, region or None, images, why a trace could not be written by its name).
 
     Raises:
         OSError: an image that cannot be read; FileNotFoundError: no such checkpoint.
@@ -51,17 +51,26 @@ def answer(
     inputs = processor(text=[chat], images=images, return_tensors="pt").to(loaded.device)
     if trace is not None:
         base = _recorded(loaded, processor, inputs, images, _off(config), max_new_tokens)
-        base[2].save(trace / "base")
         if config is None:
-            return base[0], None, images
+            return *base[:2], images, _unsaved(trace, base=base[2])
         text, region, found = _recorded(loaded, processor, inputs, images, config, max_new_tokens)
-        found.save(trace / "steered")
-        return text, region, images
+        return text, region, images, _unsaved(trace, base=base[2], steered=found)
     if config is None:
-        return _generate(loaded, processor, inputs, max_new_tokens), None, images
+        return _generate(loaded, processor, inputs, max_new_tokens), None, images, {}
     with patch(loaded, config) as steered:
         text = _generate(loaded, processor, inputs, max_new_tokens)
-        return text, steered.region[0], images
+        return text, steered.region[0], images, {}
+
+
+def _unsaved(folder: Path, **traces: Trace) -> dict[str, str]:
+    """Save traces by their names; why some could not be: the answer is not to be lost for it."""
+    failed = {}
+    for name, trace in traces.items():
+        try:
+            trace.save(folder / name)
+        except (ValueError, OSError) as error:
+            failed[name] = str(error)
+    return failed
 
 
 def _off(config: VRGAConfig | None) -> VRGAConfig:

@@ -257,18 +257,22 @@ class Patch:
                 for each of its images, bool [h, w] on the image's token grid. Or a callable
                 that makes them from each row's list of `Grid`.
             layers: those to measure, counted from 0; None is all.
-            steps: those to measure, counted from 0, e.g. `range(0, 1000, 10)`; None is all.
+            steps: those to measure, counted from 0, e.g. `range(0, 1000, 10)`; None is all. A step
+                is of one generated token, also where drafts bring several in a pass.
             maps: heads of which every measured step's attention on each image token is kept:
-                "visual" (H_v of any row), "all", bool [L, H], or pairs (layer, head). 2 bytes for
-                each step, head and image token.
+                "visual" (H_v of any row), "all", bool [L, H] (of torch or NumPy), or pairs (layer,
+                head). 2 bytes for each step, head and image token.
             layer_maps: whether to keep the mean over each measured layer's heads likewise.
 
         Yields:
             The trace; it can be read when the block is left.
 
         Raises:
-            ValueError: layers or heads that the model does not have.
+            ValueError: layers, steps or heads that there are not, or that are of another form.
+            RuntimeError: the patch records already.
         """
+        if self._recording is not None:
+            raise RuntimeError("the patch records already: leave that block of record() first")
         recorder, trace = Recorder(self._shape(), layers, steps, maps, layer_maps), Trace()
         self._recording = (recorder, watch)
         try:
@@ -280,6 +284,7 @@ class Patch:
             if isinstance(self._step, Steering):
                 self._step.release()
                 self._step = self._step if self._step.applied else None
+        recorder.off = not self.enabled
         trace.fill(recorder)
         trace.describe(recorder, self.config, self.model, self._reader)
 
@@ -318,7 +323,7 @@ class Patch:
             if self._recording is not None:
                 if isinstance(self._step, Steering):
                     self._step.settle()
-                self._recording[0].hear(inputs, output)
+                self._recording[0].hear(inputs, output, self._beams)
             return output
         finally:
             self._passes.forget()
@@ -379,15 +384,15 @@ class Patch:
         if found.kind == "split":
             return self._split(module, inputs, shape, found.length, found.past)
         if found.kind == "step":
-            self._next_step(found.past, ids)
+            self._next_step(found.past, ids, shape[1])
         elif found.kind == "prompt":
             self._prefill(inputs, shape, found)
         elif isinstance(self._step, Probe):
             self._step.begin(found.past)
         return None
 
-    def _next_step(self, past: int, ids: Tensor | None) -> None:
-        """Begin a decode pass of tokens `ids` behind `past` keys."""
+    def _next_step(self, past: int, ids: Tensor | None, rows: int) -> None:
+        """Begin a decode pass of `rows` tokens `ids` behind `past` keys."""
         step = self._step
         if not isinstance(step, Steering):
             return
@@ -395,7 +400,7 @@ class Patch:
             episode = self._episodes.pop()
             self._regions[episode.row] = episode.before
             step.steer_to(self._regions)
-        step.begin(past, ids)
+        step.begin(past, ids, rows)
         if self.config.relocate != "back":
             return
         told = step.phase.on_host(past)
@@ -422,7 +427,7 @@ class Patch:
         rest = columns(inputs, slice(length, None), shape[1], past)
         rest = {name: x for name, x in rest.items() if not name.startswith(MEDIA)}
         rest["past_key_values"] = head.past_key_values
-        self._next_step(past + length, rest.get("input_ids"))
+        self._next_step(past + length, rest.get("input_ids"), shape[1] - length)
         return (), rest
 
     def _join(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
@@ -616,7 +621,7 @@ class Patch:
             elif self.config.method in ("vrga", "released"):
                 question = self._reader.question(self._prompt, self._query)
                 recorder.question = True
-            recorder.aim(regions)
+            recorder.aim(regions, self._passes.reached)
         phase = None
         told = self._recording is not None and self._reader.knows_words
         if told or "back" in (self.config.when, self.config.relocate):

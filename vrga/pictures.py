@@ -52,9 +52,9 @@ def trend(axis: Axes, trace: Trace, row: int, heads: Tensor | None) -> None:
             "patch.record(), without watch, around a call of generate"
         )
     heads = None if heads is None else heads[trace.layers]
-    tokens = (trace.steps + 1).numpy()
+    tokens = np.array(trace.steps_of(row)) + 1
     for (name, style), color in zip(STYLES.items(), COLORS, strict=True):
-        shares = getattr(trace, name)[:, :, row]  # [steps, L, H]
+        shares = getattr(trace, name)[: len(tokens), :, row]  # [steps, L, H]
         mean = shares.mean((1, 2)) if heads is None else shares[:, heads].mean(1)
         axis.plot(tokens, mean.numpy(), style, color=color, label=name)
     for first, end in trace.spans(row):

@@ -46,7 +46,7 @@ def region_figure(
         A matplotlib figure with the image beside the image with the map, per image.
 
     Raises:
-        ValueError: neither as many images as the region has grids, nor a multiple.
+        ValueError: not as many images as the region has grids, nor, of a video, a multiple.
     """
     images = fitted(images, region)
     if not images:
@@ -87,10 +87,11 @@ def token_figure(
         A matplotlib figure with one panel per token and image; each is as bright as it can be.
 
     Raises:
-        ValueError: tokens that were not recorded, or heads without maps.
+        ValueError: tokens that were not recorded, heads without maps, or a row that the trace
+            does not have.
     """
-    maps, steps = trace.map_of(row, heads), trace.steps.tolist()
-    region, grids = trace.regions[row], trace.regions[row].grids
+    maps, steps = trace.map_of(row, heads), trace.steps_of(row)
+    grids = trace.regions[row].grids
     if tokens is None:
         tokens = [steps[i] for i in sorted({int(x) for x in np.linspace(0, len(steps) - 1, 12)})]
     missing = [token for token in tokens if token not in steps]
@@ -107,12 +108,12 @@ def token_figure(
         axis.set_axis_off()
     for place, token in enumerate(tokens):
         parts = maps[steps.index(token)].split([grid.h * grid.w for grid in grids])
-        top = float(maps[steps.index(token)].max())
+        top, looked = float(maps[steps.index(token)].max()), trace.region_at(row, token)
         for i, (part, grid, image) in enumerate(zip(parts, grids, images, strict=True)):
             axis = axes[place // columns * len(grids) + i, place % columns]
             axis.set_axis_on()
             picture(
-                axis, image, grid, part.view(grid.h, grid.w).numpy(), mask_of(region, grid), top
+                axis, image, grid, part.view(grid.h, grid.w).numpy(), mask_of(looked, grid), top
             )
             if i == 0:
                 axis.set_title(plain(word(trace, row, token)), fontsize=8)
@@ -131,7 +132,8 @@ def trend_figure(trace: Trace, row: int = 0, *, heads: Tensor | None = None) -> 
         A matplotlib figure of shares of attention over generated tokens; <back> spans are shaded.
 
     Raises:
-        ValueError: an empty trace, or one that measured watched cells instead.
+        ValueError: an empty trace, one that measured watched cells instead, or a row that it does
+            not have.
     """
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axis = figure.subplots()
@@ -159,12 +161,13 @@ def compare_figure(
     Raises:
         ValueError: as of `token_figure` and `trend_figure`.
     """
+    recorded = [trace.steps_of(row) for trace in (base, steered)]
     count = max(len(trace.regions[row].grids) for trace in (base, steered))
     figure = Figure(figsize=(8, 3.2 * count + 2.6), layout="constrained")
     ratios = [3.2] * count + [2.2]
     axes = figure.subplots(count + 1, 2, squeeze=False, height_ratios=ratios)
     for column, (name, trace) in enumerate({"base": base, "steered": steered}.items()):
-        steps, region = trace.steps.tolist(), trace.regions[row]
+        steps, region = recorded[column], trace.region_at(row, 0 if token is None else token)
         if token is not None and token not in steps:
             raise ValueError(f"token {token} was not recorded in the {name} run")
         maps = trace.map_of(row, heads)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+import operator
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,29 +17,42 @@ SCORES_AT_ONCE = 1 << 24  # of maps: 64 MB in float32
 Heads = str | Tensor | Iterable[tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class Relocation:
+    """From a step on, a row of the batch is steered to another region."""
+
+    row: int
+    step: int
+    region: Region
+
+
 class Recorder:
     """Takes the kernel's statistics during decoding, and maps of chosen heads.
 
     Args:
         shape: (L, H) of the model.
         layers: those to measure; None is all.
-        steps: forward passes after the prefill to measure, counted from 0; None is all.
+        steps: generated tokens to measure at, counted from 0; None is all.
         maps: heads whose attention on every image token is kept: "visual" (H_v of any row),
-            "all", bool [L, H], or pairs (layer, head); None is no head.
+            "all", bool [L, H] (of torch or NumPy), or pairs (layer, head); None is no head.
         layer_maps: whether to keep the mean over all heads of each measured layer likewise.
 
     Attributes:
         opened, closed: weight of each group of keys under an open and a shut gate, for reading
             the statistics, which are those of attention before steering.
         question: whether groups 2 and 3 are the prompt's text, of the question and other.
-        inside: rows inside a <back> span at each step, bool [B], where spans are followed.
-        taken: the steps that were measured.
-        regions: one per row, as steered to.
+        inside: rows inside a <back> span at each query row taken, bool [B], where spans are
+            followed.
+        off: whether the patch was switched off.
+        rows: query rows taken so far, rejected drafts and steps that were not asked for included.
+        regions: one per row, as steered to at first; relocated: those that came later.
         prompt, padding, said: token ids of the call of generate(), its attention mask, and the
-            ids of the answer, int64 [B, S] each, or None.
+            ids of the answer, int64 [B, S] each, or None; with beams, which the rows of a trace do
+            not follow, none of the answer.
 
     Raises:
-        ValueError: layers or heads that the model does not have, or heads of layers left out.
+        ValueError: layers, steps or heads that there are not, or that are of another form, or heads
+            of layers left out.
     """
 
     def __init__(
@@ -49,20 +64,27 @@ class Recorder:
         layer_maps: bool = False,
     ):
         self.shape, self._wanted, self._layer_maps = shape, steps, layer_maps
-        self.layers = list(range(shape[0])) if layers is None else sorted(set(layers))
-        if not self.layers or not 0 <= self.layers[0] <= self.layers[-1] < shape[0]:
-            raise ValueError(f"layers={layers!r}: give some of 0 to {shape[0] - 1}")
+        _check_steps(steps)
+        found = range(shape[0]) if layers is None else _numbers(layers)
+        if not found or not all(0 <= layer < shape[0] for layer in found):
+            raise ValueError(f"layers={layers!r}: give some of 0 to {shape[0] - 1}, as a list")
+        self.layers = sorted(set(found))
         self._maps = maps
         self.mapped = self._chosen(maps)
         self.opened = self.closed = (1.0, 1.0)
         self.question = False
         self.inside: list[Tensor] = []
-        self.taken: list[int] = []
+        self.off = False
+        self.rows = 0
         self.regions: list[Region] = []
+        self.relocated: list[Relocation] = []
         self.prompt: Tensor | None = None
         self.padding: Tensor | None = None
         self.said: Tensor | None = None
-        self._pass = -1  # of no forward pass yet: all are wanted, so that none is passed over
+        self._start = 0  # position of the first generated token
+        self._numbers = range(0)  # steps whose queries the current forward pass has
+        self._inside: Tensor | None = None  # of these queries, bool [B, Q]
+        self._taken: dict[int, int] = {}  # step -> which of the query rows taken; ascending
         self._stats: dict[int, list[Tensor]] = {}  # layer -> [B, H, steps, 3 + groups], in pieces
         self._found: dict[int, list[Tensor]] = {}  # layer -> [B, heads, steps, n], likewise
         self._room: dict[tuple, list[Tensor]] = {}
@@ -79,12 +101,21 @@ class Recorder:
                 raise ValueError(f"maps={maps!r}: give 'visual', 'all', bool [L, H] or pairs")
             chosen[self.layers] = True
             return chosen
-        if isinstance(maps, Tensor) and maps.dtype == torch.bool:
-            if tuple(maps.shape) != self.shape:
-                raise ValueError(f"maps has shape {list(maps.shape)}; wanted: {list(self.shape)}")
-            chosen = maps.cpu().clone()
-        else:
-            for layer, head in torch.as_tensor(maps).tolist() if len(maps) else []:
+        try:
+            given = torch.as_tensor(maps if hasattr(maps, "dtype") else list(maps))
+        except (TypeError, ValueError, RuntimeError):
+            given = torch.zeros(())  # of no form that is known
+        if given.dtype == torch.bool and given.ndim == 2:
+            if tuple(given.shape) != self.shape:
+                raise ValueError(f"maps has shape {list(given.shape)}; wanted: {list(self.shape)}")
+            chosen = given.cpu().clone()
+        elif given.numel() or given.ndim != 1:
+            if given.ndim != 2 or given.shape[1] != 2 or given.is_floating_point():
+                raise ValueError(
+                    f"maps={maps!r}: give 'visual', 'all', bool {list(self.shape)}, or a list of "
+                    "pairs (layer, head)"
+                )
+            for layer, head in given.tolist():
                 if not (0 <= layer < self.shape[0] and 0 <= head < self.shape[1]):
                     raise ValueError(
                         f"maps asks for head {head} of layer {layer}; the model has "
@@ -96,9 +127,9 @@ class Recorder:
             raise ValueError(f"maps asks for heads of layers {sorted(left_out)}, not in layers=...")
         return chosen
 
-    def aim(self, regions: list[Region]) -> None:
-        """The prompt is through: these are its regions, one per row."""
-        self.regions = list(regions)
+    def aim(self, regions: list[Region], start: int) -> None:
+        """The prompt is through: these are its regions, one per row; `start` keys are cached."""
+        self.regions, self._start, self._numbers = list(regions), start, range(0)
         index = [torch.cat([g.index for g in r.grids]) for r in regions if r.grids]
         self._index = torch.full((len(regions), max(map(len, index), default=0)), -1)
         rows = [row for row, region in enumerate(regions) if region.grids]
@@ -109,57 +140,106 @@ class Recorder:
             self.mapped = torch.zeros_like(visual)
             self.mapped[self.layers] = visual[self.layers]
 
-    def hear(self, inputs: dict, output: object) -> None:
-        """What generate() was given, and what it returned."""
+    def hear(self, inputs: dict, output: object, beams: bool) -> None:
+        """What generate() was given, and what it returned; whether it searched with beams."""
+        if beams:
+            return
         said = output if isinstance(output, Tensor) else output.sequences
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         if ids is not None:
-            self.prompt, said = ids.cpu(), said[:, ids.shape[1] :]
+            said, times = said[:, ids.shape[1] :], len(said) // len(ids)  # num_return_sequences
+            self.prompt = ids.cpu().repeat_interleave(times, 0)
         if mask is not None and ids is not None and mask.shape == ids.shape:
-            self.padding = mask.cpu()
+            self.padding = mask.cpu().repeat_interleave(times, 0)
         self.said = said.cpu()
+        # Drafts may have gone on behind the answer; its last token is never a query.
+        self._forget_from(self.said.shape[1] - 1)
 
     @property
-    def steps(self) -> int:
-        """Forward passes measured so far."""
-        return len(self.taken)
+    def steps(self) -> list[int]:
+        """The steps that were measured, ascending."""
+        return list(self._taken)
 
-    def begin(self) -> None:
-        """A forward pass after the prefill begins."""
-        self._pass += 1
+    @property
+    def passed(self) -> int:
+        """Steps that came, measured or not."""
+        return self._numbers.stop
+
+    @property
+    def missing(self) -> str:
+        """Why no step was measured, and what to do."""
+        if not self.regions and self.off:
+            return "the patch was switched off (patch.enabled = False): switch it on"
+        if not self.regions:
+            return "no prompt with an image came: record it around a call of generate with an image"
+        if not self.passed:
+            return (
+                "its answer has one token, and the last one is not measured: let it be longer "
+                "(max_new_tokens)"
+            )
+        if not any(map(self._wants_step, range(self.passed))):
+            return f"steps={self._wanted!r} names none of those that came, 0 to {self.passed - 1}"
+        return "its config steers passes of a single token alone, and every pass brought drafts"
+
+    def begin(self, past: int, rows: int, regions: list[Region]) -> None:
+        """A forward pass after the prefill begins.
+
+        What was taken at the positions of its queries was of drafts that were rejected.
+
+        Args:
+            past: keys before it; rows: its queries; regions: that it is steered to.
+        """
+        first = past - self._start
+        self._numbers, self._inside = range(first, first + rows), None
+        self._forget_from(first)
+        before = list(self.regions)
+        for found in self.relocated:
+            before[found.row] = found.region
+        self.relocated += [
+            Relocation(row, first, region)
+            for row, region in enumerate(regions)
+            if region is not before[row]
+        ]
+
+    def _forget_from(self, step: int) -> None:
+        while self._taken and next(reversed(self._taken)) >= step:
+            self._taken.popitem()
+        self.relocated = [found for found in self.relocated if found.step < step]
 
     def wants(self, layer: int) -> bool:
         """Whether this layer of this forward pass is to be measured."""
-        return layer in self.layers and self._wants_step(self._pass)
+        return layer in self.layers and any(map(self._wants_step, self._numbers))
 
     def _wants_step(self, step: int) -> bool:
-        return step < 0 or self._wanted is None or step in self._wanted
+        return step >= 0 and (self._wanted is None or step in self._wanted)
 
     def note(self, inside: Tensor) -> None:
-        """Which rows are inside a <back> span at this forward pass, bool [B]."""
-        if self._wants_step(self._pass):
-            self.inside.append(inside)
+        """Which rows are inside a <back> span at the queries of this forward pass, bool [B, Q]."""
+        self._inside = inside
 
     def count(self, layer: int) -> None:
         """This layer of this forward pass is measured."""
-        if layer == self.layers[0]:
-            self.taken.append(max(self._pass, 0))
+        if layer != self.layers[0]:
+            return
+        for row, number in enumerate(self._numbers, self.rows):
+            if self._wants_step(number):
+                self._taken[number] = row
+        self.rows += len(self._numbers)
+        if self._inside is not None:
+            self.inside.extend(self._inside.unbind(1))
 
     def count_compiled(self, steps: int) -> list[tuple[int, int]]:
         """Compiled passes have come and gone; the wanted ones as runs [first, end) of them."""
-        numbers = range(self._pass + 1, self._pass + 1 + steps)
-        self._pass += steps
+        numbers = self._numbers = range(self.passed, self.passed + steps)
         kept = [i for i, number in enumerate(numbers) if self._wants_step(number)]
-        self.taken.extend(numbers[i] for i in kept)
+        self._taken.update((numbers[i], self.rows + row) for row, i in enumerate(kept))
+        self.rows += len(kept)
         starts = [i for i in kept if i - 1 not in kept]
         ends = [i + 1 for i in kept if i + 1 not in kept]
         return list(zip(starts, ends, strict=True))
 
     def take(self, layer: int, query: Tensor) -> Tensor:
-        """A buffer for one layer of the current step, float32 [B, H, Q, 3 + groups].
-
-        The last query row's statistics are kept.
-        """
+        """A buffer for one layer of the current pass, float32 [B, H, Q, 3 + groups]."""
         batch, heads, rows, _ = query.shape
         shape = (batch, heads, rows, GROUP + len(self.opened))
         room = self._room.setdefault((layer, shape), [])
@@ -167,11 +247,11 @@ class Recorder:
             empty = torch.empty(CHUNK, *shape, dtype=torch.float32, device=query.device)
             room.extend(reversed(empty.unbind()))
         found = room.pop()
-        self.keep(layer, found[:, :, -1:])
+        self.keep(layer, found)
         return found
 
     def keep(self, layer: int, stats: Tensor) -> None:
-        """Statistics of one layer in some steps, [B, H, steps, 3 + groups]."""
+        """Statistics of one layer at some query rows, [B, H, rows, 3 + groups]."""
         self._stats.setdefault(layer, []).append(stats)
 
     def maps_of(self, layer: int) -> bool:
@@ -211,7 +291,18 @@ class Recorder:
 
     def stacked(self) -> Tensor:
         """All steps, float32 [steps, layers, B, H, 3 + groups], on the CPU."""
-        return _gathered(self._stats, self.layers).permute(3, 0, 1, 2, 4)
+        return self._of_steps(_gathered(self._stats, self.layers).permute(3, 0, 1, 2, 4))
+
+    def stacked_inside(self) -> Tensor | None:
+        """Rows inside a <back> span at each step, bool [steps, B]; None where not followed."""
+        if len(self.inside) != self.rows:
+            return None
+        return self._of_steps(torch.stack(self.inside).cpu())
+
+    def _of_steps(self, rows: Tensor) -> Tensor:
+        """Of all query rows taken, [rows, ...], those of the steps."""
+        chosen = list(self._taken.values())
+        return rows if chosen == list(range(len(rows))) else rows[chosen]
 
     def stacked_maps(self) -> tuple[Tensor | None, Tensor | None]:
         """Maps of the chosen heads [steps, heads, B, n] and of the layers; None where not kept."""
@@ -223,8 +314,34 @@ class Recorder:
             found = _gathered(self._found, [layer])[0].permute(2, 1, 0, 3)
             mean.append(found[:, :1])
             heads.append(found[:, int(self._layer_maps) :])
-        heads, mean = torch.cat(heads, 1), torch.cat(mean, 1)
+        heads, mean = self._of_steps(torch.cat(heads, 1)), self._of_steps(torch.cat(mean, 1))
         return heads if heads.shape[1] else None, mean if self._layer_maps else None
+
+
+def _numbers(given: object) -> list[int] | None:
+    """Whole numbers from a list, range, set, array or the like; None where it is none of these."""
+    try:
+        found = [] if isinstance(given, str) else list(given)
+        whole = [operator.index(number) for number in found]
+    except TypeError:
+        return None
+    return None if any(isinstance(number, bool) for number in found) else whole
+
+
+def _check_steps(steps: object) -> None:
+    """Raise ValueError for what can hold no step; a container that cannot be listed is believed."""
+    listed = isinstance(steps, Iterable)
+    if steps is None or (isinstance(steps, Container) and not listed):
+        return
+    if isinstance(steps, range):
+        found = [steps[0], steps[-1]] if steps else []
+    else:
+        found = None if isinstance(steps, Iterator) else _numbers(steps)
+    if not found or min(found) < 0:
+        raise ValueError(
+            f"steps={steps!r}: give the numbers of generated tokens, from 0, as a range, a list or "
+            "a set, e.g. range(0, 100, 10)"
+        )
 
 
 def _gathered(pieces: dict[int, list[Tensor]], layers: list[int]) -> Tensor:

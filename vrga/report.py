@@ -70,7 +70,8 @@ def render(traces: Sequence[Trace], *, row: int = 0, megabytes: float = 16.0) ->
 
     Raises:
         ImportError: Jinja2 is missing.
-        ValueError: neither one nor two traces, an empty one, or a row that they do not have.
+        ValueError: neither one nor two traces, an empty one, a row that they do not have, or one
+            with no step to show.
     """
     try:
         from jinja2 import Environment, PackageLoader
@@ -79,9 +80,7 @@ def render(traces: Sequence[Trace], *, row: int = 0, megabytes: float = 16.0) ->
     if len(traces) not in (1, 2):
         raise ValueError(f"a report shows one or two traces; {len(traces)} given")
     for trace in traces:
-        trace.check_filled()
-        if not 0 <= row < trace.image.shape[2]:
-            raise ValueError(f"row={row}: the trace has rows 0 to {trace.image.shape[2] - 1}")
+        trace.steps_of(row)
     images: list[str] = []
     runs = [_run(trace, row, images, 1e6 * megabytes / len(traces)) for trace in traces]
     if len({run["name"] for run in runs}) < len(runs):
@@ -101,15 +100,18 @@ def _embedded(page: dict) -> str:
 
 def _run(trace: Trace, row: int, images: list[str], budget: float) -> dict:
     """One trace as the page reads it; its images are added to `images` unless they are there."""
-    region = trace.regions[row]
+    region, steps = trace.regions[row], trace.steps_of(row)
     grids = [(grid.h, grid.w) for grid in region.grids]
     cells = torch.cat([grid.index for grid in region.grids]) if grids else torch.zeros(0).long()
     channels = _channels(trace, row)
-    kept, sizes = _fitting(channels, grids, trace.image.shape[0], budget)
+    kept, sizes = _fitting(channels, grids, len(steps), budget)
     series = [name for name in SERIES if getattr(trace, name) is not None]
     shares = np.stack(
         [
-            [getattr(trace, name)[:, :, row][:, c.heads].mean(1).numpy() for name in series]
+            [
+                getattr(trace, name)[: len(steps), :, row][:, c.heads].mean(1).numpy()
+                for name in series
+            ]
             for c in kept
         ]
     )  # [channels, series, steps]
@@ -122,10 +124,8 @@ def _run(trace: Trace, row: int, images: list[str], budget: float) -> dict:
     return {
         "name": _name(trace.config),
         "tokens": _tokens(trace, row),
-        "steps": trace.steps.tolist(),
-        "back": [
-            [int(trace.steps[first]), int(trace.steps[end - 1])] for first, end in trace.spans(row)
-        ],
+        "steps": steps,
+        "back": [[steps[first], steps[end - 1]] for first, end in trace.spans(row)],
         "channels": [
             {"name": c.name, "mapped": c.map is not None, "single": c.single} for c in kept
         ],
@@ -141,6 +141,11 @@ def _run(trace: Trace, row: int, images: list[str], budget: float) -> dict:
         "sizes": sizes,
         "images": shown,
         "region": region.mask[cells].int().tolist(),
+        "relocated": [
+            [later.step, later.region.mask[cells].int().tolist()]
+            for later in trace.relocated
+            if later.row == row
+        ],
         "relevance": _packed(
             _levels(torch.cat([m.flatten() for m in region.map])[None], grids, grids)
         )
@@ -165,17 +170,19 @@ def _tokens(trace: Trace, row: int) -> list[str]:
     if trace.texts is not None:
         return trace.texts[row]
     if trace.ids is not None:
-        return [f"#{token} " for token in trace.ids[row].tolist()]
+        end = trace.ids.shape[1] if trace.ends is None else int(trace.ends[row]) + 1
+        return [f"#{token} " for token in trace.ids[row, :end].tolist()]
     return [f"step {step} " for step in range(int(trace.steps[-1]) + 1)]
 
 
 def _channels(trace: Trace, row: int) -> list[Channel]:
     """Groups of heads, then single heads with a map, those with the lowest EFR first."""
-    steps, layers, _, heads = trace.image.shape
+    _, layers, _, heads = trace.image.shape
+    steps = len(trace.steps_of(row))
     n, region = sum(grid.h * grid.w for grid in trace.regions[row].grids), trace.regions[row]
     numbers = trace.layers.tolist()
     pairs = [] if trace.heads is None else [tuple(pair) for pair in trace.heads.tolist()]
-    maps = None if trace.maps is None or not n else trace.maps[:, :, row, :n].float()
+    maps = None if trace.maps is None or not n else trace.maps[:steps, :, row, :n].float()
     everything = torch.ones(layers, heads, dtype=torch.bool)
     visual = region.visual[trace.layers]
 
@@ -195,7 +202,7 @@ def _channels(trace: Trace, row: int) -> list[Channel]:
         chosen[list(part)] = True
         mean = None
         if trace.layer_maps is not None and n:
-            mean = trace.layer_maps[:, list(part), row, :n].float().mean(1)
+            mean = trace.layer_maps[:steps, list(part), row, :n].float().mean(1)
         found.append(Channel(name, chosen, mean))
     for i in sorted(range(len(pairs)), key=lambda i: float(region.heads.efr[pairs[i]])):
         layer, head = pairs[i]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -65,6 +65,7 @@ class Steering:
 
     Attributes:
         probe: measures the query rows of this pass as well, or None.
+        regions: that are steered to, one per row.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Steering:
             self._gate = torch.stack([region.visual for region in regions], 1)
         elif self._ablated_heads is not None:
             self._gate = self._ablated_heads.transpose(0, 1)
+        self.regions = list(regions)
         devices = set(self._placed)
         self._placed.clear()
         self.place(devices)
@@ -151,12 +153,13 @@ class Steering:
             visible=visible,
         )
 
-    def begin(self, past: int | None, ids: Tensor | None = None) -> None:
+    def begin(self, past: int | None, ids: Tensor | None = None, rows: int = 1) -> None:
         """Start a forward pass: the masks of the last one are gone.
 
         Args:
             past: cached keys before it; None in a compiled step, which must not depend on them.
             ids: its tokens, int64 [B, Q]; None where they are not known.
+            rows: Q.
 
         Raises:
             ValueError: no ids where the config's `when` or `relocate` needs them.
@@ -165,7 +168,7 @@ class Steering:
             self._past = past
             self._views.clear()
             if self.recorder is not None:
-                self.recorder.begin()
+                self.recorder.begin(past, rows, self.regions)
         elif self._bank is not None:
             self._bank.begin()
         if self.config.when == "always" and self.phase is None:
@@ -191,7 +194,7 @@ class Steering:
             if self._bank is not None and past is None:
                 self._bank.note(self.phase.inside[:, -1])
             elif self.recorder is not None:
-                self.recorder.note(self.phase.inside[:, -1])
+                self.recorder.note(self.phase.inside)
         if config.when in ("always", "back"):
             return self._by_phase(self.phase.inside, self.phase.opened)
         if past is None:
@@ -269,7 +272,7 @@ class Steering:
         return layer in self._bank.layers
 
     def _steer(self, module, query, key, value, attention_mask, kwargs, measured) -> Tensor:
-        rows, keys = query.shape[2], key.shape[2]
+        rows = query.shape[2]
         layer, window, stats = module.layer_idx, kwargs.get("sliding_window"), None
         compiling = torch.compiler.is_compiling()
         if window is not None and compiling:
@@ -290,10 +293,7 @@ class Steering:
             out = self._rows(layer, *tensors, kwargs["scaling"], past, window, stats)
         else:
             parts = []
-            for i in range(rows):  # each query row has a window of its own
-                end, mask = keys - rows + 1 + i, attention_mask
-                if mask is not None:
-                    mask = mask[:, :, i : i + 1, :end] if mask.ndim == 4 else mask[:, :end]
+            for i, end, mask in _one_by_one(query, key, attention_mask):
                 tensors = query[:, :, i : i + 1], key[:, :, :end], value[:, :, :end], mask
                 one = None if stats is None else torch.empty_like(stats[:, :, :1])
                 parts.append(self._rows(layer, *tensors, kwargs["scaling"], past + i, window, one))
@@ -327,14 +327,21 @@ class Steering:
             return
         if stats is None:
             self.recorder.count(layer)
-        window, past = kwargs.get("sliding_window"), self._past + query.shape[2] - 1
+        window, past = kwargs.get("sliding_window"), self._past
+        if window is not None and query.shape[2] > 1:
+            for i, end, seen in _one_by_one(query, key, mask):
+                known = None if stats is None else stats[:, :, i : i + 1]
+                waiting = Waiting(kwargs["scaling"], window)
+                waiting.add(query[:, :, i : i + 1], known, key[:, :, :end], seen, past + i)
+                self._finish(layer, waiting)
+            return
         waiting = self._waiting.get(layer)
         if waiting is not None and waiting.past + 1 != past:
             self._finish(layer, waiting)
             waiting = None
         if waiting is None:
             waiting = self._waiting[layer] = Waiting(kwargs["scaling"], window)
-        waiting.add(query, stats, key, mask, past)
+        waiting.add(query, stats, key, mask, past + query.shape[2] - 1)
         if not self._waits or window is not None:
             self._finish(layer, self._waiting.pop(layer))
 
@@ -504,3 +511,15 @@ class Steering:
                 name: None if x is None else x.to(device) for name, x in own.items()
             }
         return self._placed[device]
+
+
+def _one_by_one(
+    query: Tensor, key: Tensor, mask: Tensor | None
+) -> Iterator[tuple[int, int, Tensor | None]]:
+    """Each query row, which has a window of its own: (row, end of the keys up to it, its mask)."""
+    rows, keys = query.shape[2], key.shape[2]
+    for i in range(rows):
+        end, own = keys - rows + 1 + i, mask
+        if mask is not None:
+            own = mask[:, :, i : i + 1, :end] if mask.ndim == 4 else mask[:, :end]
+        yield i, end, own

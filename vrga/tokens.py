@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,11 +21,13 @@ class Grid:
     Args:
         index: positions in the padded row, int64 [h * w].
         h, w: rows and columns of the token grid (after the vision tower's merge).
+        video: whether it is of a video.
     """
 
     index: Tensor
     h: int
     w: int
+    video: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Prompt:
     def later(self, start: int) -> Prompt:
         """What stands from position `start` on, counted from there."""
         grids = [
-            [Grid(g.index - start, g.h, g.w) for g in row if int(g.index[0]) >= start]
+            [replace(g, index=g.index - start) for g in row if int(g.index[0]) >= start]
             for row in self.grids
         ]
         ids = None if self.ids is None else self.ids[:, start:]
@@ -80,7 +82,7 @@ class Prompt:
 
         grids = [
             [grid for grid in row if int(grid.index[-1]) < past]
-            + [Grid(grid.index + past, grid.h, grid.w) for grid in new]
+            + [replace(grid, index=grid.index + past) for grid in new]
             for row, new in zip(self.grids, later.grids, strict=True)
         ]
         return Prompt(
@@ -170,7 +172,8 @@ def _grids_in_order(
                         f"{len(index)} image tokens are left in row {number}"
                     )
                 rows = index[: cell.h * (cell.w + cell.gap)].view(cell.h, -1)
-                found.append(Grid(rows[:, : cell.w].flatten(), cell.h, cell.w))
+                place = rows[:, : cell.w].flatten()
+                found.append(Grid(place, cell.h, cell.w, kind == VIDEOS))
                 index = _behind(index, cell)
         grids.append(sorted(found, key=lambda grid: int(grid.index[0])))
     left = sum(len(list(coming[k])) for k, v in cells.items() if isinstance(v, Sequence))
@@ -214,7 +217,8 @@ def _grids_by_position(
                     f"{h} x {w}: pass mm_token_type_ids and image_grid_thw, as the processor "
                     "returns them; without them the model takes an image for plain text"
                 )
-            found += [Grid(frame, h, w) for frame in run.split(h * w)]
+            video = int(kind[run[0]]) == VIDEOS
+            found += [Grid(frame, h, w, video) for frame in run.split(h * w)]
         grids.append(found)
     return grids
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vrga.config import VRGAConfig
 from vrga.kernels.reference import ENTROPY, GATE, GROUP, MASS
-from vrga.recorder import Recorder
+from vrga.recorder import Recorder, Relocation
 from vrga.region import Region
 from vrga.texts import back_spans, prompt_ids, token_texts, until_end
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SHARES = ("image", "region", "watched", "question", "prompt", "generated")
-MEASURES = (*SHARES, "entropy", "gate")
+MEASURES = (*SHARES, "entropy", "spread", "gate")
 
 
 @dataclass
@@ -32,8 +32,9 @@ class Trace:
     """Attention of each decode step as it was after steering, on the CPU; empty until filled.
 
     Every tensor is float32 [steps, L, B, H] unless said otherwise. Step 0 is the forward pass
-    whose query is the first generated token; of a pass with several query rows the last one
-    counts. Steps and layers are those that were asked for.
+    whose query is the first generated token, step s the one of token s. Drafts that were rejected
+    are left out. The last token of an answer is no query. Steps and layers are those that were
+    asked for.
 
     Args:
         image: mass on the image tokens.
@@ -44,7 +45,8 @@ class Trace:
         prompt: mass on the prompt's other text, likewise.
         generated: mass on generated tokens, likewise.
         entropy: H_mass in nats, before steering.
-        spread: H_img in nats, before steering: the entropy of attention over the image's tokens.
+        spread: H_img in nats, before steering: the entropy of attention over the image's tokens;
+            NaN where a head gives the image none, as in rows without an image.
         gate: 1 where the gate was open; with gain 1, where it would have been.
         inside: whether each row was inside a <back> span, bool [steps, B]; None where the patch
             has no tokenizer, or was given no token ids.
@@ -54,8 +56,11 @@ class Trace:
         heads: (layer, head) of `maps`, int64 [heads, 2].
         layer_maps: the mean over each layer's heads, float16 [steps, L, B, n]; None without
             `layer_maps`.
-        regions: what was steered to, one per row.
-        ids: generated token ids, int64 [B, tokens]; None without generate().
+        regions: what was steered to at first, one per row.
+        relocated: with `relocate="back"`, the regions that came later, in the order of steps.
+        ends: where each row's answer ends, int64 [B]: steps below are of its tokens, and later ones
+            of padding, which tables, pictures and reports leave out; None where it is not known.
+        ids: generated token ids, int64 [B, tokens]; None without generate(), and of beams.
         texts: the text that each generated token adds, per row up to its end of sequence; see
             `attach`.
         asked: each row's prompt as text, likewise.
@@ -80,6 +85,8 @@ class Trace:
     heads: Tensor | None = None
     layer_maps: Tensor | None = None
     regions: list[Region] = field(default_factory=list)
+    relocated: list[Relocation] = field(default_factory=list)
+    ends: Tensor | None = None
     ids: Tensor | None = None
     texts: list[list[str]] | None = None
     asked: list[str] | None = None
@@ -87,21 +94,24 @@ class Trace:
     config: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
     _source: tuple | None = field(default=None, repr=False)  # what texts are made of
+    _missing: str = field(default="it was not recorded yet", repr=False)  # why it is empty
 
     def fill(self, recorder: Recorder) -> None:
         """Read what a recorder took; nothing when no step was steered or measured."""
-        self.regions = recorder.regions
+        self.regions, self.relocated = recorder.regions, recorder.relocated
+        self._missing = recorder.missing
         if not recorder.steps:
             return
         stats = recorder.stacked()
-        self.steps, self.layers = torch.tensor(recorder.taken), torch.tensor(recorder.layers)
+        self.steps, self.layers = torch.tensor(recorder.steps), torch.tensor(recorder.layers)
         self.maps, self.layer_maps = recorder.stacked_maps()
         if self.maps is not None:
             self.heads = recorder.mapped.nonzero()
         self.entropy, self.gate = stats[..., ENTROPY], stats[..., GATE]
         # a = mass * share, so H_mass = mass (H_img - log mass).
-        mass = stats[..., MASS].clamp_min(1e-12)
-        self.spread = self.entropy / mass + mass.log()
+        mass = stats[..., MASS]
+        seen = mass > torch.finfo(mass.dtype).tiny
+        self.spread = torch.where(seen, self.entropy / mass + mass.log(), torch.nan)
         opened, closed = torch.tensor(recorder.opened), torch.tensor(recorder.closed)
         weight = torch.where(self.gate[..., None] > 0, opened, closed)
         before = stats[..., GROUP:]
@@ -110,8 +120,7 @@ class Trace:
         after = before * weight
         total = after.sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
         after, rest = after / total[..., None], rest / total
-        if len(recorder.inside) == recorder.steps:
-            self.inside = torch.stack(recorder.inside).cpu()
+        self.inside = recorder.stacked_inside()
         if recorder.question:
             # Before steering, group 0 is the image outside T and what was generated.
             outside = (stats[..., MASS] - before[..., 1]).clamp_min(0) * weight[..., 0]
@@ -136,6 +145,8 @@ class Trace:
         said = recorder.said
         if said is not None and (self.image is None or len(said) == self.image.shape[2]):
             self.ids, self._source = said, (recorder.prompt, recorder.padding, reader)
+            answers = [until_end(row, reader.end_tokens()) for row in said.tolist()]
+            self.ends = torch.tensor([len(answer) - 1 for answer in answers])
 
     def attach(
         self,
@@ -207,7 +218,7 @@ class Trace:
         return read(Path(path))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line for each step, layer, head and row of the batch.
+        """One line for each layer, head and row of the batch at each step of the row's answer.
 
         Columns: step, layer, head, row, the measures that were taken, `inside` where spans were
         followed, and `text`, the token that was the query, where texts are known.
@@ -231,31 +242,54 @@ class Trace:
         if self.inside is not None:
             columns["inside"] = self.inside[:, None, :, None].expand(shape)
         frame = pandas.DataFrame({name: x.flatten().numpy() for name, x in columns.items()})
+        if self.ends is not None:
+            frame = frame[frame["step"] < self.ends.numpy()[frame["row"]]].reset_index(drop=True)
         if self.texts is not None:
-            frame["text"] = [
-                self.texts[r][s] if s < len(self.texts[r]) else ""
-                for s, r in zip(frame["step"], frame["row"], strict=True)
-            ]
+            pairs = zip(frame["step"], frame["row"], strict=True)
+            frame["text"] = [self.texts[r][s] for s, r in pairs]
         return frame
 
     def check_filled(self) -> None:
         """Raise ValueError for a trace of no step."""
         if self.image is None:
+            raise ValueError(f"the trace is empty: {self._missing}")
+
+    def steps_of(self, row: int) -> list[int]:
+        """The recorded steps that are of the row's answer; they are the first ones.
+
+        Raises:
+            ValueError: an empty trace, a row that it does not have, or one with no such step.
+        """
+        self.check_filled()
+        rows, steps = self.image.shape[2], self.steps.tolist()
+        if not 0 <= row < rows:
+            raise ValueError(f"row={row}: the trace has rows 0 to {rows - 1}")
+        end = steps[-1] + 1 if self.ends is None else int(self.ends[row])
+        found = [step for step in steps if step < end]
+        if not found:
             raise ValueError(
-                "the trace is empty: record it around a call of generate with an image, of more "
-                "than one token"
+                f"row {row} has nothing to show: of its {end + 1} tokens the last is not measured, "
+                f"and the first recorded step is {steps[0]}"
             )
+        return found
+
+    def region_at(self, row: int, step: int) -> Region:
+        """What the row was steered to at a step."""
+        later = [x.region for x in self.relocated if x.row == row and x.step <= step]
+        return later[-1] if later else self.regions[row]
 
     def map_of(self, row: int, heads: Tensor | None = None) -> Tensor:
         """Mean attention of some heads on the row's image tokens, float32 [steps, n].
+
+        Steps are those of `steps_of`.
 
         Args:
             heads: bool [L, H] over all of the model's layers; None is the row's visual heads.
 
         Raises:
-            ValueError: no head, or heads whose maps were not recorded.
+            ValueError: as of `steps_of`; no head, or heads whose maps were not recorded.
         """
-        self.check_filled()
+        steps = len(self.steps_of(row))
         region = self.regions[row]
         heads = region.visual if heads is None else heads
         wanted = [tuple(pair) for pair in heads.nonzero().tolist()]
@@ -267,16 +301,16 @@ class Trace:
                 "them, patch.record(maps='visual')"
             )
         n = sum(grid.h * grid.w for grid in region.grids)
-        return self.maps[:, [known.index(pair) for pair in wanted], row, :n].float().mean(1)
+        return self.maps[:steps, [known.index(pair) for pair in wanted], row, :n].float().mean(1)
 
     def spans(self, row: int) -> list[tuple[int, int]]:
         """The row's <back> spans as [first, end) in recorded steps, by `inside` or the texts."""
-        self.check_filled()
+        steps = self.steps_of(row)
         if self.inside is not None:
-            inside = self.inside[:, row].tolist()
+            inside = self.inside[: len(steps), row].tolist()
         elif self.texts is not None:
             said = back_spans(self.texts[row])
-            inside = [s < len(said) and said[s] for s in self.steps.tolist()]
+            inside = [said[step] for step in steps]
         else:
             return []
         padded = [False, *inside, False]
@@ -290,14 +324,17 @@ def fitted(images: Sequence[Image.Image], region: Region) -> list[Image.Image]:
     Of a video's frames, which the model merges in time, the first of each group.
 
     Raises:
-        ValueError: neither as many images as grids, nor a multiple.
+        ValueError: not as many images as grids, nor, of a video, a multiple.
     """
     images, grids = list(images), len(region.grids)
     if len(images) == grids:
         return images
-    if not grids or not images or len(images) % grids:
+    video = bool(grids) and all(grid.video for grid in region.grids)
+    if not video or not images or len(images) % grids:
+        more = ", or a multiple, as the model merges frames" if video else ""
         raise ValueError(
-            f"{len(images)} images given; the region has {grids} grids: give one for each, in order"
+            f"{len(images)} images given; the region has {grids} grids: give one for each, in "
+            f"order{more}"
         )
     return images[:: len(images) // grids]
 

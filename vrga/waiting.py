@@ -28,11 +28,11 @@ class LayerShape:
 
 @dataclass
 class Waiting:
-    """Consecutive steps of one layer.
+    """Consecutive steps of one layer; a pass of several queries, such as drafts, has several.
 
     Args:
-        queries: one of each step, [B, H, 1, d].
-        stats: of each step, [B, H, 1, 3 + groups]; none where they are still to be computed.
+        queries: of each pass, [B, H, Q, d].
+        stats: of each pass, [B, H, Q, 3 + groups]; none where they are still to be computed.
         key: what the newest step saw, [B, H_kv, S, d]; mask: what hides some of it, as its
             attention backend was given it.
         window: keys that the layer sees at most, or None.
@@ -50,10 +50,9 @@ class Waiting:
     def add(
         self, query: Tensor, stats: Tensor | None, key: Tensor, mask: Tensor | None, past: int
     ) -> None:
-        """A step more: its last query row, and that row's statistics where they are known."""
-        if query.shape[2] > 1:
-            query, stats = query[:, :, -1:], None if stats is None else stats[:, :, -1:]
-            mask = mask[:, :, -1:] if mask is not None and mask.ndim == 4 else mask
+        """A pass more, whose last query is at `past`, and its statistics where they are known."""
+        if query.shape[2] > 1 and mask is not None and mask.ndim == 4:
+            mask = mask[:, :, -1:]  # the rows before see less of the same keys
         self.queries.append(query)
         if stats is not None:
             self.stats.append(stats)

@@ -89,6 +89,9 @@ def read_items(path: Path, style: str = "semantic") -> list[Item]:
 
 def _item(row: dict, number: str, folder: Path, style: str) -> Item:
     images = row["images"] if "images" in row else [row["image"]] if row.get("image") else []
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        given = {name: row[name] for name in ("image", "images") if name in row}
+        raise ValueError(f"{given}: image is one path, images a list of paths")
     question, choices = str(row["question"]), tuple(map(str, row.get("choices") or ()))
     asked = question
     if choices:
