@@ -52,13 +52,16 @@ def drawn(figure, path):
 
 def test_the_map_of_a_region_is_bright_where_it_is_high(trace, tmp_path):
     scattered = torch.rand(len(trace.regions[1].mask), generator=torch.Generator().manual_seed(0))
-    region = replace(trace.regions[1], mask=scattered < 0.5)
+    strong, weak = trace.regions[1].map[0], trace.regions[1].map[1] / 40
+    region = replace(trace.regions[1], mask=scattered < 0.5, map=[strong, weak])
     figure = region_figure(trace.images[1], region, title="costs $5 or $6?", answers={"a": "b"})
     marked = panels(figure)[1::2]
     assert len(marked) == 2
+    top = float(strong.max())
+    assert weak.max() < top / 10
     for axis, heat, grid in zip(marked, region.map, region.grids, strict=True):
         heat = heat.numpy()
-        np.testing.assert_allclose(darkness(axis), 0.65 * (1 - heat / heat.max()), atol=1e-6)
+        np.testing.assert_allclose(darkness(axis), 0.65 * (1 - heat / top), atol=1e-6)
         mask = region.mask[grid.index].view(grid.h, grid.w)
         # An edge is drawn where one of the two cells that it parts is in T.
         for r in range(1, grid.h):
