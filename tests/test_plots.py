@@ -11,6 +11,7 @@ from tiny import VIDEO, VISION_END, VISION_START, tiny_model, token_types
 from traces import filled_trace
 
 import vrga
+from vrga import Trace, VRGAConfig
 from vrga.intervals import pearson
 from vrga.plots import (
     atlas_figure,
@@ -41,6 +42,11 @@ def darkness(axis):
 def outline(axis):
     """The segments drawn over a picture."""
     return {tuple(map(tuple, line.get_xydata().tolist())) for line in axis.lines}
+
+
+def ones(rows):
+    """Watched cells: all of each image."""
+    return [[torch.ones(grid.h, grid.w, dtype=torch.bool) for grid in grids] for grids in rows]
 
 
 def drawn(figure, path):
@@ -127,6 +133,29 @@ def test_what_was_not_recorded_is_not_drawn(trace):
         token_figure(filled_trace(maps=None))
     with pytest.raises(ValueError, match="token 9 was not recorded in the base run"):
         compare_figure(trace, trace, 9)
+
+
+@pytest.mark.parametrize(
+    ("config", "watch", "why"),
+    [
+        (VRGAConfig.released_mask(), None, "method='released_mask' does not measure them apart"),
+        (VRGAConfig.ablation("visual", 1, 0), None, "method='ablation' does not measure them"),
+        (VRGAConfig.published(), ones, "record it with patch.record.., without watch"),
+    ],
+    ids=["mask", "ablation", "watched"],
+)
+def test_a_trend_that_was_not_measured_says_why(config, watch, why):
+    trace = filled_trace(config=config, counts=(1, 1), watch=watch, maps="all")
+    with pytest.raises(ValueError, match=why):
+        trend_figure(trace)
+    heads = torch.ones_like(trace.regions[0].visual)
+    with pytest.raises(ValueError, match=why):
+        compare_figure(trace, trace, heads=heads)
+
+
+def test_an_empty_trace_has_no_trend():
+    with pytest.raises(ValueError, match="the trace is empty"):
+        trend_figure(Trace())
 
 
 def test_the_trend_of_some_layers_and_steps(trace):

@@ -134,7 +134,8 @@ def trend_figure(trace: Trace, row: int = 0, *, heads: Tensor | None = None) -> 
         A matplotlib figure of shares of attention over generated tokens; <back> spans are shaded.
 
     Raises:
-        ValueError: an empty trace, or one that measured watched cells instead.
+        ValueError: an empty trace, or one that does not tell the question from generated text:
+            with watched cells, of a hard mask or of an ablation.
     """
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axis = figure.subplots()
