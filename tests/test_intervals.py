@@ -58,7 +58,7 @@ def test_the_paired_interval_is_narrower_than_that_of_unrelated_arms():
     [([0.1], False), ([0.1, 0.2, 0.3, 0.4, 0.5], False), ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], True),
      ([0.0] * 99, False), ([0.1] * 99, False), ([0.0] * 100, True),
      ([0.1 + 1e-12, *[0.1] * 50], False), ([1.0, *[0.0] * 50], True)],
-    ids=["one", "five", "six", "zeros", "equal", "many zeros", "equal but for rounding", "one of 51"],
+    ids=["one", "five", "six", "zeros", "equal", "many zeros", "rounding", "one of 51"],
 )  # fmt: skip
 def test_few_or_equal_differences_have_no_interval(differences, bounded):
     differences = np.array(differences)
