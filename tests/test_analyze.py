@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import shlex
 import sys
 
@@ -18,10 +19,11 @@ from vrga import VRGAConfig
 from vrga.analysis import ablate, dispersion, heads, recovery, rrar, study
 from vrga.analysis.study import Study, verdict
 from vrga.cli import app, main
-from vrga.demo.data import TEST_SEEDS, make_samples
+from vrga.demo.data import COLORS, SPLITS, TEST_SEEDS, make_samples
 from vrga.evaluation.items import drawn_items
 
 COUNT, BINS = 4, 5
+SIMILAR = make_samples(6, seed=study.FIRST, **SPLITS["similar"])
 
 
 @pytest.fixture(scope="module")
@@ -419,6 +421,7 @@ def test_a_run_goes_on_where_it_stopped(embedded, tmp_path, monkeypatch):
         (["dispersion", "--prompt", "guided"], "--prompt guided: known are direct, cot, back"),
         (["dispersion", "--bins", "1"], "--bins 1: at least 2"),
         (["heads", "--split", "dark"], "split 'dark': known are clean"),
+        (["recovery", "--config", "best"], "--config best: known are published; paper; tight; tight"),
         (["heads", "--seed", "-1"], "--seed -1: 0 to 89"),
         (["heads", "FILE", "--split", "noise"], "--split is for drawn questions"),
         (["heads", "gone.jsonl"], "gone.jsonl"),
@@ -493,6 +496,67 @@ def test_recovery_pairs_every_config_with_the_true_region(tmp_path):
     assert rrar["wide (true region)"] > 1.5 * rrar["off"], rrar
     assert rrar["wide (true region)"] > rrar["wide"] and rrar["off by gain"] == rrar["off"]
     assert (tmp_path / "recovery.png").stat().st_size > 5_000
+    for name, own in by_arm.items():
+        one = found["configs"].get(name.removesuffix(" (true region)"), found)
+        told = one["outcomes_of_bound" if name.endswith("(true region)") else "outcomes"]
+        wrong = sum(part[0] for part in told["wrong"].values())
+        assert wrong == pytest.approx(1 - right[name].mean()), name
+        named = [
+            bool(re.search(rf"answer {x.letter} ({'|'.join(COLORS)})", y["text"]))
+            for x, y in zip(SIMILAR, own, strict=True)
+        ]
+        assert told["letter"][0] == pytest.approx(np.mean(named)), name
+        assert told["color_given_letter"][0] == pytest.approx(right[name][named].mean()), name
+    for arm, flips in (("wide", "flips"), ("wide (true region)", "flips_of_bound")):
+        change = right[arm] - right["off"]
+        counts = {"gained": (change > 0).sum(), "lost": (change < 0).sum(), "of": 6}
+        assert wide[flips] == counts
+
+
+def test_outcomes_tell_the_letter_from_its_color():
+    told = [
+        ("answer K red. \\boxed{red}", 1),
+        ("see K red. answer K blue. \\boxed{blue}", 0),  # color
+        ("answer K green. \\boxed{blue}", 0),  # color
+        ("answer A red. \\boxed{red}", 1),  # right by chance
+        ("answer A blue. \\boxed{blue}", 0),  # letter
+        ("answer K red. <think}", 0),  # none: the box is what counts
+        ("<think}", 0),  # none
+        ("\\boxed{blue}", 0),  # none: of which letter?
+        (None, None),  # failed
+    ]
+    samples = [{"id": str(i), "text": t, "score": s} for i, (t, s) in enumerate(told)]
+    found = recovery.outcomes(samples, dict.fromkeys(map(str, range(9)), "K"))
+    assert {name: part[0] for name, part in found["wrong"].items()} == {
+        "color": 2 / 9, "letter": 1 / 9, "none": 4 / 9
+    }  # fmt: skip
+    assert found["letter"][0] == 4 / 9 and found["color_given_letter"][0] == 1 / 4
+    assert recovery.wrong_of(found) == "22.2, 11.1, 44.4 %"
+
+
+def test_outcomes_are_left_out_of_questions_that_were_not_drawn():
+    samples = {name: [{**sample(1.0, 0.5), "text": "red"}] for name in ("off", "a")}
+    for one in samples.values():
+        one[0]["looks"] |= {"hit": True, "coverage": 0.1}
+    samples["a (true region)"] = samples["a"]
+    found = recovery.figures(samples, ["a"])
+    assert "outcomes" not in found and "outcomes" not in found["configs"]["a"]
+    assert recovery.WRONG not in [c.header for c in recovery.table(found, "cot", 1).columns]
+
+
+def test_recovery_runs_the_configs_named(tmp_path):
+    command = ["analyze", "recovery", "--split", "long", "--prompt", "direct", "--limit", "3"]
+    command += ["--config", "default", "--config", "paper", "--output", str(tmp_path)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found["configs"]) == found["settings"]["configs"] == ["default", "paper"]
+
+
+@pytest.mark.parametrize("command", ["analyze recovery", "lookback", "eval"])
+def test_help_names_every_split(command):
+    said = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
+    assert all(re.search(rf"\b{split}\b", said) for split in SPLITS), said
 
 
 def test_recovery_needs_boxes(tmp_path):

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 
 from vrga import VRGAConfig
+from vrga.cli import Preset
+from vrga.config import PRESETS
 
 
 def test_the_published_numbers():
@@ -86,6 +88,10 @@ def test_presets_differ_where_they_say():
     assert VRGAConfig.paper(gain=2.0).gain == 2.0
     assert VRGAConfig.released().dilation == 2
     assert VRGAConfig.released_mask().dilation == 3
+
+
+def test_the_commands_know_every_preset():
+    assert tuple(preset.value for preset in Preset) == PRESETS
 
 
 def test_a_config_cannot_be_changed():

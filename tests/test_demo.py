@@ -12,6 +12,7 @@ from vrga.demo.data import (
     CELL,
     COLORS,
     PROMPTS,
+    SPLITS,
     TEST_SEEDS,
     TRAIN_SEEDS,
     VALIDATION_SEEDS,
@@ -20,6 +21,7 @@ from vrga.demo.data import (
     messages,
     parse_answer,
     prepare,
+    split_options,
 )
 from vrga.demo.show import run_arm
 
@@ -42,8 +44,9 @@ def arms(embedded):
     }
 
 
-def test_samples_are_reproducible_and_the_splits_apart():
-    first, again = make_samples(3, seed=5), make_samples(5, seed=5)
+@pytest.mark.parametrize("split", SPLITS)
+def test_samples_are_reproducible_and_the_splits_apart(split):
+    first, again = (make_samples(n, seed=5, **split_options(split)) for n in (3, 5))
     for a, b in zip(first, again, strict=False):
         assert a.objects == b.objects and a.question == b.question
         assert np.array_equal(np.asarray(a.image), np.asarray(b.image))

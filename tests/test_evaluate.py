@@ -103,7 +103,7 @@ def test_the_table_can_go_into_a_paper(whole):
 def test_results_say_what_they_depend_on(whole):
     found = results(whole)
     assert {"torch", "transformers", "lmms-eval", "python", "device"} <= set(found["versions"])
-    assert found["settings"]["config"]["gain"] == 1.5 and found["settings"]["seed"] == 0
+    assert found["settings"]["config"]["gain"] == 3.0 and found["settings"]["seed"] == 0
     assert found["settings"]["attn_implementation"] is None and found["processes"] == 1
 
 

@@ -19,6 +19,7 @@ from vrga.evaluation.tuning import halves, swept
 
 RUNNER = CliRunner()
 BOX = [0, 0, 9, 9]
+GAIN = ("--preset", "published", "--gain", 4)
 SMALL = ("--limit", 6, "--batch-size", 6, "--max-new-tokens", 64, "--split", "similar")
 
 
@@ -33,7 +34,7 @@ def samples(folder):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lookback") / "run"
-    done = run("lookback", *SMALL, "--output", folder, "--gain", 4)
+    done = run("lookback", *SMALL, "--output", folder, *GAIN)
     assert done.exit_code == 0, done.output
     return folder, done.output
 
@@ -87,13 +88,13 @@ def test_an_interrupted_run_goes_on(whole, tmp_path, monkeypatch):
         own(self, several)
 
     monkeypatch.setattr(Store, "add", add)
-    stopped = run("lookback", *SMALL, "--output", tmp_path, "--gain", 4)
+    stopped = run("lookback", *SMALL, "--output", tmp_path, *GAIN)
     assert (
         stopped.exit_code == 130 and "--resume" in stopped.output and len(samples(tmp_path)) == 20
     )
     monkeypatch.setattr(Store, "add", own)
-    assert run("lookback", *SMALL, "--output", tmp_path, "--gain", 4).exit_code != 0  # not over it
-    again = run("lookback", *SMALL, "--output", tmp_path, "--gain", 4, "--resume")
+    assert run("lookback", *SMALL, "--output", tmp_path, *GAIN).exit_code != 0  # not over it
+    again = run("lookback", *SMALL, "--output", tmp_path, *GAIN, "--resume")
     assert again.exit_code == 0, again.output
     results = [json.loads((x / "results.json").read_text())["arms"] for x in (tmp_path, whole[0])]
     assert results[0] == results[1]

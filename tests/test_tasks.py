@@ -11,7 +11,7 @@ pytest.importorskip("lmms_eval")
 
 from PIL import Image
 
-from vrga.demo.data import TEST_SEEDS, make_samples
+from vrga.demo.data import SPLITS, TEST_SEEDS, make_samples, split_options
 from vrga.evaluation import files, local
 from vrga.evaluation.questions import question_of
 from vrga.evaluation.tasks import documents, grid, judged
@@ -115,6 +115,15 @@ def test_the_grid_needs_no_files_and_asks_about_held_out_samples(tmp_path, scrip
         image, text = messages[0]["content"]
         assert text["text"] == sample.question
         assert image["url"].tobytes() == sample.image.tobytes()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_grid_draws_every_split(split):
+    settings = grid.Grid(samples=2, **split_options(split))
+    wanted = make_samples(2, seed=TEST_SEEDS.start, **split_options(split))
+    for row, sample in zip(grid.rows(settings), wanted, strict=True):
+        (image,) = grid.images(json.loads(json.dumps(row)))
+        assert image.tobytes() == sample.image.tobytes() and row["question"] == sample.question
 
 
 def test_the_grid_has_a_thousand_samples_by_default():

@@ -27,7 +27,9 @@ Model = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help="Folder for results.json and the figure.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")]
-Split = Annotated[str, typer.Option(help="Of drawn questions: clean, noise, similar, crowded.")]
+Split = Annotated[
+    str, typer.Option(help="Of drawn questions: clean, noise, similar, crowded, large, long, vast.")
+]
 Style = Annotated[
     str, typer.Option(help="The back prompt: semantic, solution, or a text with {question}.")
 ]
@@ -152,22 +154,28 @@ def recovery(
     output: Output = Path("out/analyze/recovery"),
     prompt: Prompt = "cot",
     style: Style = "semantic",
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions; 300 drawn ones.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions; 200 drawn ones.")] = None,
     split: Split = "similar",
+    config: Annotated[
+        list[str] | None, typer.Option(help="One of those compared, and again for more; all.")
+    ] = None,
     batch_size: Batch = 100,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
     """Accuracy that steering wins, over gates and gains, beside the true region's upper bound."""
-    from vrga.analysis.recovery import analyze
+    from vrga.analysis.recovery import CONFIGS, analyze
 
     _check_prompt(prompt)
+    for name in config or ():
+        if name not in CONFIGS:
+            raise ValueError(f"--config {name}: known are {'; '.join(CONFIGS)}")
     study = _study(
         output, data, model, limit, "clean" if data is not None else split, style=style,
         batch=batch_size, max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
-    analyze(study, prompt=prompt)
+    analyze(study, prompt=prompt, configs={x: CONFIGS[x] for x in config or CONFIGS})
 
 
 def _study(output, data, model, limit, split, **more):

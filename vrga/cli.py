@@ -27,6 +27,7 @@ class Preset(str, enum.Enum):
     """Configurations that have a name."""
 
     default = "default"
+    published = "published"
     paper = "paper"
     released = "released"
     released_mask = "released_mask"

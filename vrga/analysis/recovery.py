@@ -7,7 +7,7 @@ unsteered model is the upper bound of what looking there can do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.table import Table
@@ -15,23 +15,24 @@ from rich.table import Table
 from vrga.analysis.figures import recovery_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.config import VRGAConfig
+from vrga.demo.data import asked_letter, parse_answer, spoken_answer
 from vrga.evaluation.arms import Arm, accuracy, compared, look, right
-from vrga.evaluation.wording import percent, share
+from vrga.evaluation.wording import percent
 from vrga.intervals import paired_difference, wilson
 
-DRAWN = 300
+DRAWN = 200
 OFF = "off"
-_TIGHT = {"region_min": 1, "dilation": 0, "sink_fraction": 0.0}  # for images of few tokens
+WRONG = "wrong color, letter, none"
+# Of the published method the region alone made narrow: tokens that stand out by two standard
+# deviations, at least one.
+_TIGHT = {"region_std": 2.0, "region_min": 1, "dilation": 0, "sink_fraction": 0.0}
 CONFIGS: dict[str, VRGAConfig] = {
-    "default": VRGAConfig(),
+    "published": VRGAConfig.published(),
     "paper": VRGAConfig.paper(),
-    "gain 3": VRGAConfig(gain=3.0),
-    "tight": VRGAConfig(**_TIGHT),
-    "tight, gain 3": VRGAConfig(gain=3.0, **_TIGHT),
-    "tight, gain 3, R > 1.3": VRGAConfig(gain=3.0, gate_focus=1.3, **_TIGHT),
-    "tight, gain 3, low EFR": VRGAConfig(
-        gain=3.0, gate="static", efr_percentile=15.0, focus_percentile=70.0, **_TIGHT
-    ),
+    "tight": VRGAConfig.published(**_TIGHT),
+    "tight, gain 3": VRGAConfig.published(gain=3.0, **_TIGHT),
+    "default": VRGAConfig(),
+    "gain 6": VRGAConfig(gain=6.0),
 }
 
 
@@ -54,7 +55,10 @@ def analyze(
     arms += [Arm(_name(n, t), c, prompt, given=t) for n, c in configs.items() for t in (0, 1)]
     settings = study.settings("recovery", items, prompt=prompt, configs=list(configs))
     samples = study.run(study.load(), items, arms, settings)
-    found = figures({arm.steering: samples[arm.name] for arm in arms}, list(configs))
+    letters = None
+    if study.data is None:
+        letters = {item.id: asked_letter(item.question) for item in items}
+    found = figures({arm.steering: samples[arm.name] for arm in arms}, list(configs), letters)
     study.console.print(table(found, prompt, len(items)))
     return study.finish(settings, found, recovery_figure(found["configs"]))
 
@@ -63,11 +67,16 @@ def _name(config: str, true: bool) -> str:
     return f"{config} (true region)" if true else config
 
 
-def figures(samples: Mapping[str, list[dict]], configs: list[str]) -> dict:
+def figures(
+    samples: Mapping[str, list[dict]],
+    configs: Sequence[str],
+    letters: Mapping[str, str] | None = None,
+) -> dict:
     """Accuracy and its differences, paired by question.
 
     Args:
         samples: of the arms "off", each config, and each config with the true region.
+        letters: id -> the letter asked for, of drawn questions; None leaves the outcomes out.
     """
     base, told = samples[OFF], {}
     for name in configs:
@@ -80,11 +89,54 @@ def figures(samples: Mapping[str, list[dict]], configs: list[str]) -> dict:
             "rrar": change["rrar"],
             "bound": paired_difference(right(true), right(base)),
             "lost_by_localisation": paired_difference(right(true), right(own)),
+            "flips": _flips(own, base),
+            "flips_of_bound": _flips(true, base),
             "hit": wilson(_known(look(own, "hit"))),
             "coverage": float(np.nanmean(look(own, "coverage"))),
             "verdict": verdict(change["accuracy"]),
         }
-    return {"failed": failures(samples), "off": accuracy(base), "configs": told}
+        if letters is not None:
+            told[name]["outcomes"] = outcomes(own, letters)
+            told[name]["outcomes_of_bound"] = outcomes(true, letters)
+    found = {"failed": failures(samples), "off": accuracy(base), "configs": told}
+    if letters is not None:
+        found["outcomes"] = outcomes(base, letters)
+    return found
+
+
+def outcomes(samples: Sequence[dict], letters: Mapping[str, str]) -> dict:
+    """What answers to drawn questions are, the letter scored apart from its colour.
+
+    Args:
+        letters: id -> the letter asked for.
+
+    Returns:
+        "letter": the asked letter is named with a colour; "color_given_letter": of those, the
+        answer is right. "wrong": shares of all answers, exclusive: the letter is right ("color"),
+        it is another one ("letter"), or there is no letter or no colour in a box ("none"). All
+        with intervals.
+    """
+    texts = [one["text"] or "" for one in samples]
+    spoken = [spoken_answer(text) for text in texts]
+    named = np.array([
+        said is not None and said[0] == letters[one["id"]]
+        for said, one in zip(spoken, samples, strict=True)
+    ])  # fmt: skip
+    pairs = zip(spoken, texts, strict=True)
+    broken = np.array([said is None or parse_answer(text) is None for said, text in pairs])
+    good = right(samples) > 0
+    wrong = {"color": ~broken & named, "letter": ~broken & ~named, "none": broken}
+    return {
+        "letter": wilson(named),
+        "color_given_letter": wilson(good[named]),
+        "wrong": {name: wilson(those & ~good) for name, those in wrong.items()},
+    }
+
+
+def _flips(samples: list[dict], base: list[dict]) -> dict[str, int]:
+    """Answers that became right and wrong, and all: what pooling several runs needs."""
+    change = right(samples) - right(base)
+    return {"gained": int((change > 0).sum()), "lost": int((change < 0).sum()), "of": len(change)}
 
 
 def _known(values: np.ndarray) -> np.ndarray:
@@ -97,8 +149,9 @@ def table(found: dict, prompt: str, questions: int) -> Table:
         title=f"{prompt}, {questions} questions: {percent(found['off'])} without VRGA; "
         "differences from that, brackets: 95 % intervals"
     )
-    columns = ("config", "steered", "to the true region", "true cell in T", "T covers", "RRAR",
-               "recovers")  # fmt: skip
+    columns = ["config", "steered", "to the true region", "true cell in T", "T covers"]
+    columns += [WRONG] if "outcomes" in found else []
+    columns += ["recovers"]
     for column in columns:
         made.add_column(column)
     for name, one in found["configs"].items():
@@ -108,7 +161,14 @@ def table(found: dict, prompt: str, questions: int) -> Table:
             percent(one["bound"], "+"),
             percent(one["hit"]),
             f"{100 * one['coverage']:.0f} %",
-            share(one["rrar"], "+"),
+            *([wrong_of(one["outcomes"])] if "outcomes" in found else []),
             one["verdict"],
         )
+    if "outcomes" in found:
+        made.caption = f"without VRGA: {WRONG}: {wrong_of(found['outcomes'])}"
     return made
+
+
+def wrong_of(outcome: Mapping) -> str:
+    """The shares of `WRONG`: "28.0, 0.5, 0.0 %"."""
+    return ", ".join(f"{100 * part[0]:.1f}" for part in outcome["wrong"].values()) + " %"

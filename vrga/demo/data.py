@@ -42,6 +42,12 @@ SPLITS: Mapping[str, dict] = {
     "noise": {"noise": 140.0},  # pixel noise; at most 60 in training
     "similar": {"fade": 0.5},  # colours half-way to their mean
     "crowded": {"objects": (10, 14)},  # more letters, and so longer chains, than the 4 to 8
+    # Larger images than the 6 x 6 of training, over whose tokens attention thins out.
+    "large": {"grid": (10, 10)},
+    # Long chains before the answer, over a larger image that noise makes hard to read: reasoning
+    # costs accuracy here that the direct prompt keeps.
+    "long": {"grid": (8, 8), "objects": (12, 16), "noise": 120.0},
+    "vast": {"grid": (12, 12), "objects": (12, 16)},  # four times the tokens of training
 }
 
 
@@ -163,6 +169,12 @@ def spoken_answer(text: str) -> tuple[str, str] | None:
     """Letter and colour of the last "answer K red" of `text`, None where there is none."""
     found = re.findall(rf"\banswer ([A-Z]) ({'|'.join(COLORS)})\b", text)
     return found[-1] if found else None
+
+
+def asked_letter(question: str) -> str | None:
+    """The letter of "what color is the K?", None where it is another question."""
+    found = re.fullmatch(r"what color is the ([A-Z])\?", question)
+    return found[1] if found else None
 
 
 def messages(sample: Sample, prompt: str) -> list[dict]:

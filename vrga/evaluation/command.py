@@ -44,7 +44,8 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--config", type=Path, help="a config as JSON, such as vrga tune writes")
     add("--prompt", default="task", help="task (its own), direct, cot, back, solution, or a text "
         "with {question}")  # fmt: skip
-    add("--split", default="clean", help="of the grid task: clean, noise, similar, crowded")
+    add("--split", default="clean", help="of the grid task: clean, noise, similar, crowded, large, "
+        "long, vast")  # fmt: skip
     add("--limit", type=_positive, help="samples of each task")
     add("--batch-size", type=_positive, default=1)
     add("--max-new-tokens", type=_positive, help="over the tasks' own")

@@ -19,6 +19,7 @@ class Grid:
         seed: seed of the first; the default starts the held-out ones.
         noise: standard deviation of pixel noise, on the scale 0-255.
         objects: fewest and most letters in an image.
+        grid: rows and columns of an image, in cells.
         fade: in [0, 1], how far colours are moved toward their mean.
     """
 
@@ -26,13 +27,19 @@ class Grid:
     seed: int = TEST_SEEDS.start
     noise: float = 0.0
     objects: tuple[int, int] = (4, 8)
+    grid: tuple[int, int] = (6, 6)
     fade: float = 0.0
 
 
 def rows(grid: Grid) -> list[dict]:
     """One row per sample: how to draw it, its question and its answer."""
     drawn = make_samples(
-        grid.samples, seed=grid.seed, noise=grid.noise, objects=grid.objects, fade=grid.fade
+        grid.samples,
+        seed=grid.seed,
+        noise=grid.noise,
+        objects=grid.objects,
+        grid=grid.grid,
+        fade=grid.fade,
     )
     return [
         {
@@ -40,6 +47,8 @@ def rows(grid: Grid) -> list[dict]:
             "noise": float(grid.noise),
             "fewest": grid.objects[0],
             "most": grid.objects[1],
+            "rows": grid.grid[0],
+            "columns": grid.grid[1],
             "fade": float(grid.fade),
             "question": sample.question,
             "answer": sample.color,
@@ -50,9 +59,13 @@ def rows(grid: Grid) -> list[dict]:
 
 def images(doc: dict) -> list[Image.Image]:
     """The image of a row, drawn."""
-    objects = (doc["fewest"], doc["most"])
     (sample,) = make_samples(
-        1, seed=doc["seed"], noise=doc["noise"], objects=objects, fade=doc["fade"]
+        1,
+        seed=doc["seed"],
+        noise=doc["noise"],
+        objects=(doc["fewest"], doc["most"]),
+        grid=(doc["rows"], doc["columns"]),
+        fade=doc["fade"],
     )
     return [sample.image]
 
