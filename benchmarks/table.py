@@ -244,10 +244,10 @@ def analyses() -> str:
             next(x for x in run["order"] if x["expected"] == expected)["difference"], "+"
         )
 
-    def trend(figure: str, heads: str) -> Callable[[dict], str]:
+    def trend(figure: str, heads: str, of: str = "slope") -> Callable[[dict], str]:
         wanted = {"figure": figure, "heads": heads, "arm": "off"}
         return lambda run: share(
-            next(x for x in run["trends"] if wanted.items() <= x.items())["slope"], "+"
+            next(x for x in run["trends"] if wanted.items() <= x.items())[of], "+"
         )
 
     rows = [
@@ -263,6 +263,8 @@ def analyses() -> str:
         ("attention on the image, trend over a chain", "dispersion", trend("image", "all")),
         ("its spread H_img in nats, trend", "dispersion", trend("spread", "all")),
         ("attention on the box in visual heads, trend", "dispersion", trend("box", "visual")),
+        ("the same, last tenth of the chain less first", "dispersion",
+         trend("box", "visual", "last_less_first")),
     ]  # fmt: skip
     lines = [f"| | {' | '.join(SPLITS)} |", "| --- |" + " --- |" * len(SPLITS)]
     lines += [f"| {name} | {cells(analysis, pick)} |" for name, analysis, pick in rows]

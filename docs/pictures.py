@@ -24,9 +24,7 @@ def main(folder: Path = HERE) -> None:
     (sample,) = make_samples(1, seed=TEST_SEEDS.start + 7, **SPLITS["noise"])
     inputs = prepare(processor, [sample], "cot")
     traces = {}
-    tight = {"region_min": 1, "dilation": 0, "sink_fraction": 0.0}
-    for name, gain in (("base", 1.0), ("steered", 3.0)):
-        config = VRGAConfig(gain=gain, **tight)
+    for name, config in (("base", VRGAConfig(gain=1)), ("steered", VRGAConfig())):
         with vrga.patch(model, config, tokenizer=processor.tokenizer) as patch:
             patch.query = sample.question
             with patch.record(maps="visual") as trace:

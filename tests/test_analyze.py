@@ -167,11 +167,11 @@ def sample(score, ratio):
 
 def test_rrar_splits_right_from_wrong_and_pairs_the_prompts():
     rng = np.random.default_rng(0)
-    base = rng.random(40)
+    base, other = rng.random(40), rng.normal(0, 1e-4, 40)
     samples = {
         "cot": [sample(float(i % 2), x + 0.3 * (i % 2)) for i, x in enumerate(base)],
-        "direct": [sample(1.0, x + 0.3 * (i % 2) + 0.01) for i, x in enumerate(base)],
-        "guided": [sample(1.0, x + 0.3 * (i % 2)) for i, x in enumerate(base)],
+        "direct": [sample(1.0, x + 0.3 * (i % 2) + 0.01) for i, x in enumerate(base - other)],
+        "guided": [sample(1.0, x + 0.3 * (i % 2)) for i, x in enumerate(base + other)],
     }
     found = rrar.figures(samples)
     cot = found["prompts"]["cot"]
@@ -181,7 +181,7 @@ def test_rrar_splits_right_from_wrong_and_pairs_the_prompts():
     half = 1.959964 * math.sqrt(base[1::2].var(ddof=1) / 20 + base[::2].var(ddof=1) / 20)
     assert cot["right_minus_wrong"] == pytest.approx((gap, gap - half, gap + half))
     order = {one["expected"]: one["verdict"] for one in found["order"]}
-    # Far smaller than the spread over questions, but the same for every one of them.
+    # Far smaller than the spread over questions, but much the same for every one of them.
     assert order["cot < direct"] == "holds" and order["direct < guided"] == "reversed"
     assert order["cot < guided"] == "not clear"
     assert found["prompts"]["direct"]["verdict"] == "cannot tell"
@@ -233,6 +233,39 @@ def test_the_course_is_that_of_the_attention_matrices(measured, tmp_path):
     # Steering moves attention to the image's region T, so its first step looks harder.
     steered = {(x["figure"], x["heads"]): x["difference"][0] for x in found["steering"]}
     assert steered["image", "all"] > 0
+
+
+@pytest.mark.parametrize(
+    ("course", "told"),
+    [
+        ([4, 3, 2, 1], "holds"),
+        ([1, 2, 3, 4], "reversed"),
+        ([2, 1, 8, 1], "not clear"),  # a peak near the end: the line rises, the ends fall
+        ([1, 8, 1, 2], "not clear"),
+    ],
+    ids=str,
+)
+def test_a_trend_holds_where_line_and_ends_agree(course, told):
+    rng = np.random.default_rng(0)
+    values = np.array(course) + rng.normal(0, 0.1, (40, 4))
+    looks = [{f"{name}_{heads}": list(row) for name in dispersion.FIGURES
+              for heads in dispersion.HEADS} for row in values]  # fmt: skip
+    own = [{"looks": one, "score": 1.0, "error": None} for one in looks]
+    found = dispersion.figures({"off": own, "on": own}, 4)
+    trend = next(x for x in found["trends"] if x["figure"] == "box")
+    assert trend["verdict"] == told
+    change = values[:, 3] - values[:, 0]
+    half = 1.96 * change.std(ddof=1) / math.sqrt(40)
+    wanted = change.mean(), change.mean() - half, change.mean() + half
+    assert trend["last_less_first"] == pytest.approx(wanted, abs=0.01)
+    for part, end in (("first", 0), ("last", 3)):
+        half = 1.959964 * values[:, end].std(ddof=1) / math.sqrt(40)
+        assert trend[part][0] - trend[part][1] == pytest.approx(half)
+    course, _ = dispersion.tables(found, 40)
+    cells = [list(column.cells)[2] for column in course.columns]  # the box, visual heads
+    assert cells[1] == "box" and all(" (" in cell for cell in cells[3:7])
+    few = dispersion.figures({"off": own[:5], "on": own[:5]}, 4)["trends"]
+    assert {one["verdict"] for one in few} == {"cannot tell"}
 
 
 def test_answers_shorter_than_the_parts_are_left_out(tmp_path):
@@ -388,7 +421,10 @@ def test_a_run_goes_on_where_it_stopped(embedded, tmp_path, monkeypatch):
         (["dispersion", "--prompt", "guided"], "--prompt guided: known are direct, cot, back"),
         (["dispersion", "--bins", "1"], "--bins 1: at least 2"),
         (["heads", "--split", "dark"], "split 'dark': known are clean"),
-        (["recovery", "--config", "best"], "--config best: known are published; paper; tight; tight"),
+        (
+            ["recovery", "--config", "best"],
+            "--config best: known are published; paper; tight; tight",
+        ),
         (["heads", "--seed", "-1"], "--seed -1: 0 to 89"),
         (["heads", "FILE", "--split", "noise"], "--split is for drawn questions"),
         (["heads", "gone.jsonl"], "gone.jsonl"),
@@ -458,7 +494,7 @@ def test_recovery_pairs_every_config_with_the_true_region(tmp_path):
     lost = (right["wide (true region)"] - right["wide"]).mean()
     assert wide["lost_by_localisation"][0] == pytest.approx(lost)
     none = found["configs"]["off by gain"]
-    assert none["change"][0] == none["bound"][0] == 0 and none["verdict"] == "not clear"
+    assert none["change"][0] == none["bound"][0] == 0 and none["verdict"] == "cannot tell"
     rrar = {name: np.mean([one["looks"]["rrar"] for one in own]) for name, own in by_arm.items()}
     assert rrar["wide (true region)"] > 1.5 * rrar["off"], rrar
     assert rrar["wide (true region)"] > rrar["wide"] and rrar["off by gain"] == rrar["off"]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from vrga.analysis.study import verdict
 from vrga.intervals import mcnemar, mean_interval, paired_difference, pearson, wilson
 
 RNG = np.random.default_rng(0)
@@ -50,6 +51,22 @@ def test_the_paired_interval_is_narrower_than_that_of_unrelated_arms():
     steered = base + 0.01
     value, low, high = paired_difference(steered, base)
     assert (value, low, high) == pytest.approx((0.01, 0.01, 0.01))
+
+
+@pytest.mark.parametrize(
+    ("differences", "bounded"),
+    [([0.1], False), ([0.1, 0.2, 0.3, 0.4, 0.5], False), ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], True),
+     ([0.0] * 99, False), ([0.1] * 99, False), ([0.0] * 100, True),
+     ([0.1 + 1e-12, *[0.1] * 50], False), ([1.0, *[0.0] * 50], True)],
+    ids=["one", "five", "six", "zeros", "equal", "many zeros", "rounding", "one of 51"],
+)  # fmt: skip
+def test_few_or_equal_differences_have_no_interval(differences, bounded):
+    differences = np.array(differences)
+    value, low, high = paired_difference(differences + 0.2, np.full(len(differences), 0.2))
+    assert value == pytest.approx(differences.mean())
+    assert math.isnan(low) == math.isnan(high) == (not bounded)
+    assert not bounded or low <= value + 1e-12 <= high + 2e-12
+    assert (verdict((value, low, high)) == "cannot tell") == (not bounded)
 
 
 def test_pairs_that_miss_a_side_are_left_out():

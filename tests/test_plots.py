@@ -12,6 +12,7 @@ from tiny import VIDEO, VISION_END, VISION_START, tiny_model, token_types
 from traces import filled_trace
 
 import vrga
+from vrga import Trace, VRGAConfig
 from vrga.intervals import pearson
 from vrga.plots import (
     atlas_figure,
@@ -45,6 +46,11 @@ def outline(axis):
     return {tuple(map(tuple, line.get_xydata().tolist())) for line in axis.lines}
 
 
+def ones(rows):
+    """Watched cells: all of each image."""
+    return [[torch.ones(grid.h, grid.w, dtype=torch.bool) for grid in grids] for grids in rows]
+
+
 def drawn(figure, path):
     """The figure's file has the size and colours of a picture."""
     with Image.open(save(figure, path)) as image:
@@ -54,13 +60,16 @@ def drawn(figure, path):
 
 def test_the_map_of_a_region_is_bright_where_it_is_high(trace, tmp_path):
     scattered = torch.rand(len(trace.regions[1].mask), generator=torch.Generator().manual_seed(0))
-    region = replace(trace.regions[1], mask=scattered < 0.5)
+    strong, weak = trace.regions[1].map[0], trace.regions[1].map[1] / 40
+    region = replace(trace.regions[1], mask=scattered < 0.5, map=[strong, weak])
     figure = region_figure(trace.images[1], region, title="costs $5 or $6?", answers={"a": "b"})
     marked = panels(figure)[1::2]
     assert len(marked) == 2
+    top = float(strong.max())
+    assert weak.max() < top / 10
     for axis, heat, grid in zip(marked, region.map, region.grids, strict=True):
         heat = heat.numpy()
-        np.testing.assert_allclose(darkness(axis), 0.65 * (1 - heat / heat.max()), atol=1e-6)
+        np.testing.assert_allclose(darkness(axis), 0.65 * (1 - heat / top), atol=1e-6)
         mask = region.mask[grid.index].view(grid.h, grid.w)
         # An edge is drawn where one of the two cells that it parts is in T.
         for r in range(1, grid.h):
@@ -165,6 +174,29 @@ def test_a_row_that_the_trace_does_not_have_is_named(trace, row):
     for figure in (trend_figure, token_figure, partial(compare_figure, trace)):
         with pytest.raises(ValueError, match=f"row={row}: the trace has rows 0 to 1"):
             figure(trace, row=row)
+
+
+@pytest.mark.parametrize(
+    ("config", "watch", "why"),
+    [
+        (VRGAConfig.released_mask(), None, "method='released_mask' does not measure them apart"),
+        (VRGAConfig.ablation("visual", 1, 0), None, "method='ablation' does not measure them"),
+        (VRGAConfig.published(), ones, "record it with patch.record.., without watch"),
+    ],
+    ids=["mask", "ablation", "watched"],
+)
+def test_a_trend_that_was_not_measured_says_why(config, watch, why):
+    trace = filled_trace(config=config, counts=(1, 1), watch=watch, maps="all")
+    with pytest.raises(ValueError, match=why):
+        trend_figure(trace)
+    heads = torch.ones_like(trace.regions[0].visual)
+    with pytest.raises(ValueError, match=why):
+        compare_figure(trace, trace, heads=heads)
+
+
+def test_an_empty_trace_has_no_trend():
+    with pytest.raises(ValueError, match="the trace is empty"):
+        trend_figure(Trace())
 
 
 def test_the_trend_of_some_layers_and_steps(trace):

@@ -14,7 +14,7 @@ from PIL import Image
 from traces import filled_trace
 from typer.testing import CliRunner
 
-from vrga import Trace
+from vrga import Trace, VRGAConfig
 from vrga.cli import app, main
 from vrga.demo.data import TEST_SEEDS, make_samples
 from vrga.recorder import Relocation
@@ -181,6 +181,53 @@ def test_large_photos_become_smaller():
     trace.images[0] = [Image.fromarray(noise)]
     (image,) = embedded(render([trace]))["images"]
     assert image.startswith("data:image/jpeg") and len(image) < 3e6
+
+
+def masked_trace():
+    """The first row of `filled_trace`, under the hard mask, which chooses other heads."""
+    return filled_trace(config=VRGAConfig.released_mask(), counts=(1, 1))
+
+
+def test_runs_of_other_heads_have_an_atlas_each():
+    base, mask = filled_trace(1.0, counts=(1, 1)), masked_trace()
+    page = embedded(render([base, mask]))
+    own, other = (trace.regions[0].visual for trace in (base, mask))
+    counts = int(own.sum()), int(other.sum()), int((own & other).sum())
+    assert counts[0] != counts[1] and page["atlases"] == [0, 1]
+    assert page["differ"] == (
+        f"Not the same heads: {counts[0]} in 'not steered', {counts[1]} in 'released mask'; "
+        f"{counts[2]} are in both."
+    )
+    same = embedded(render([base, filled_trace(counts=(1, 1))]))
+    assert same["atlases"] == [0] and same["differ"] == ""
+    alone = embedded(render([mask]))
+    assert alone["atlases"] == [0] and alone["differ"] == ""
+    bare = filled_trace(counts=(0, 1))
+    assert embedded(render([bare, bare]))["atlases"] == [0]
+
+
+def test_two_prompts_are_not_one_report():
+    first, second = filled_trace(1.0), filled_trace()
+    first.asked[0], second.asked[0] = "see " * 50 + "what is red?", "see " * 50 + "who is blue?"
+    with pytest.raises(ValueError, match="two runs of one prompt") as refused:
+        render([first, second])
+    assert "what is red?" in str(refused.value) and "who is blue?" in str(refused.value)
+    assert "from character 173 on" in str(refused.value)
+    second.asked = None  # unknown, not another one
+    assert "what is red?" in render([first, second])
+
+
+def test_text_cannot_turn_the_direction_of_the_page():
+    trace = filled_trace()
+    turning = "".join(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
+    arabic = "\u0627\u0644\u0644\u0648\u0646 \u200f\u0623\u062d\u0645\u0631"
+    trace.texts[0][:2], trace.asked[0] = [f"a\u202eb{turning}", arabic], f"what{turning}?"
+    text = render([trace])
+    found = embedded(text)["runs"][0]["tokens"]
+    assert found[0].startswith("a[U+202E]b[U+202A]") and found[0].endswith("[U+2069]")
+    assert found[1] == arabic
+    assert "what[U+202A][U+202B]" in text and not set(turning) & set(text)
+    assert not re.search(r"\\u20(2[a-e]|6[6-9])", text)
 
 
 def test_what_cannot_be_shown_is_said():
@@ -371,6 +418,11 @@ def test_arrow_keys_go_from_token_to_token(open_page, hostile):
     from selenium.webdriver.common.keys import Keys
 
     driver = open_page(hostile)
+    # Unless a token has the focus, Home and End scroll the page.
+    ActionChains(driver).send_keys(Keys.ARROW_RIGHT, Keys.END, Keys.HOME).perform()
+    assert driver.find_element("id", "where").text == "token 2 of 5"
+    ActionChains(driver).send_keys(Keys.ARROW_LEFT).perform()
+    driver.execute_script("document.getElementById('text-0').focus({preventScroll: true})")
     seen = [pictures(driver)]
     for key, number in ((Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.END, 4), (Keys.HOME, 0),
                         (Keys.ARROW_LEFT, 0)):  # fmt: skip
@@ -411,6 +463,49 @@ def test_another_head_shows_another_map(open_page, hostile):
     assert driver.get_log("browser") == []
 
 
+def test_every_run_of_other_heads_is_named(open_page):
+    from selenium.webdriver.support.ui import Select
+
+    driver = open_page([filled_trace(1.0, counts=(1, 1)), masked_trace()])
+    titles = [e.text for e in driver.find_elements("css selector", "#atlas > h3")]
+    assert titles == ["not steered", "released mask"]
+    outlined = [
+        len(panels.find_elements("css selector", "figure:first-child rect.visual"))
+        for panels in driver.find_elements("css selector", "#atlas > .panels")
+    ]
+    said = driver.find_element("id", "differ")
+    assert outlined[0] != outlined[1]
+    assert f"{outlined[0]} in 'not steered', {outlined[1]} in 'released mask'" in said.text
+    Select(driver.find_element("id", "channel")).select_by_visible_text("all layers")
+    assert said.text == ""
+    assert driver.get_log("browser") == []
+
+
+def test_the_numbers_of_a_head_can_be_reached_by_keys(open_page, hostile):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    driver = open_page(hostile)
+    where = driver.find_element("id", "where").text
+    driver.execute_script("document.querySelector('#atlas svg').focus()")
+    heads = hostile[0].regions[0].heads
+    back = [Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ARROW_UP]  # one more than there are heads
+    for keys, layer, head in (
+        ([], 0, 0), ([Keys.ARROW_DOWN, Keys.ARROW_RIGHT], 1, 1), (back, 0, 0)
+    ):  # fmt: skip
+        ActionChains(driver).send_keys(*keys).perform()
+        told = driver.find_element("id", "head").text
+        assert told.startswith(f"layer {layer}, head {head}")
+        assert f"R {float(heads.focus[layer, head]):.4g}" in told
+    layer, head = hostile[0].heads[0].tolist()
+    ActionChains(driver).send_keys(*[Keys.ARROW_DOWN] * layer, *[Keys.ARROW_RIGHT] * head).perform()
+    ActionChains(driver).send_keys(Keys.ENTER).perform()
+    channel = driver.find_element("id", "channel").get_attribute("value")
+    assert channel.startswith(f"layer {layer}, head {head}")
+    assert driver.find_element("id", "where").text == where
+    assert driver.get_log("browser") == []
+
+
 def test_on_a_phone_a_tap_works_and_nothing_is_wider_than_the_screen(open_page, hostile):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.actions import interaction
@@ -442,6 +537,7 @@ def test_two_thousand_tokens(open_page):
     driver = open_page([long_trace(), long_trace()])
     assert len(driver.find_elements("css selector", "#text-1 .token")) == 2000
     before = pictures(driver)
+    driver.execute_script("document.getElementById('text-0').focus({preventScroll: true})")
     ActionChains(driver).send_keys(Keys.END, Keys.ARROW_LEFT).perform()
     assert driver.find_element("id", "where").text == "token 1999 of 2000"
     assert pictures(driver) != before
@@ -461,8 +557,35 @@ def test_several_images_have_a_picture_each(open_page):
     assert driver.get_log("browser") == []
 
 
+def test_the_outline_of_a_small_picture_is_as_wide_on_the_screen(open_page):
+    """Two pixels of black between white, whatever the canvas is shrunk to."""
+    trace = filled_trace(counts=(2, 1))
+    trace.regions[0].mask[:] = False
+    for grid in trace.regions[0].grids:
+        trace.regions[0].mask[grid.index.view(grid.h, grid.w)[:, 0]] = True
+    for size in (WIDE, PHONE):
+        driver = open_page([trace] * 2, size)
+        script = """
+          return [...document.querySelectorAll('canvas')].map((canvas) => {
+            const draw = canvas.getContext('2d'), scale = canvas.width / canvas.clientWidth;
+            const row = draw.getImageData(0, canvas.height / 2 | 0, canvas.width, 1).data;
+            const w = arguments[0], edge = canvas.width / w | 0;
+            let black = 0;
+            for (let x = edge - 6 * scale | 0; x < edge + 6 * scale; x++) black += row[4 * x] < 30;
+            return [scale, black / scale];
+          });"""
+        found = driver.execute_script(script, trace.regions[0].grids[0].w)
+        assert found[0][0] > 1.5 and all(1.4 < black < 2.6 for _, black in found[::2]), found
+    assert driver.get_log("browser") == []
+
+
 def test_a_row_without_an_image_has_texts_and_no_picture(open_page):
+    from selenium.webdriver.common.action_chains import ActionChains
+
     driver = open_page([filled_trace(counts=(0, 1))])
+    assert shown(driver).endswith(" %")
+    ActionChains(driver).move_to_element(token(driver, 0, 4)).perform()
+    assert shown(driver) == "Not measured at this token."
     assert pictures(driver) == [] and "No image" in driver.find_element("id", "atlas").text
     assert len(driver.find_elements("css selector", "#text-0 .token")) == 5
     assert driver.get_log("browser") == []

@@ -23,11 +23,12 @@ class Letters:
         return "".join(f"<{i}>" for i in ids)
 
 
-def filled_trace(gain=3.0, tokens=5, counts=(1, 2), **options):
+def filled_trace(gain=3.0, tokens=5, counts=(1, 2), config=None, **options):
     """A trace of rows with the given numbers of images, each image in a colour of its own."""
+    config = VRGAConfig.published(gain=gain) if config is None else config
     family = FAMILIES["qwen2_5_vl"]
     options = {"maps": "visual", "layer_maps": True} | options
-    with vrga.patch(family.shared, VRGAConfig.published(gain=gain), tokenizer=Letters()) as patch:
+    with vrga.patch(family.shared, config, tokenizer=Letters()) as patch:
         with patch.record(**options) as trace:
             generate(family.shared, family.batch(list(counts)).inputs, tokens)
     images = [

@@ -74,7 +74,11 @@ def _unsaved(folder: Path, **traces: Trace) -> dict[str, str]:
 
 
 def _off(config: VRGAConfig | None) -> VRGAConfig:
-    """The same region as with `config`, and no steering to it."""
+    """What the base run is patched with: `config` with gain 1, which steers nothing.
+
+    A hard mask and an ablation have no gain: then it is the default method with gain 1, whose
+    heads and region are others than those of `config`.
+    """
     if config is None or config.method not in ("vrga", "released"):
         return VRGAConfig(gain=1)
     return replace(config, gain=1)

@@ -8,6 +8,10 @@ import numpy as np
 
 Interval = tuple[float, float, float]  # value, lower and upper end of the 95 % interval
 Z = 1.959964  # 97.5th percentile of the normal distribution
+# Fewer pairs decide nothing at 95 %: were all five to differ one way, a sign test's p were 0.06.
+FEWEST_PAIRS = 6
+# Equal differences show no spread. Of n questions that agree, 3/n of all may yet differ.
+FEWEST_EQUAL = 100
 
 
 def wilson(hits: np.ndarray) -> Interval:
@@ -43,7 +47,9 @@ def paired_difference(
     """The mean difference of two arms on the same questions, with its bootstrap interval.
 
     Pairs with a NaN are left out. Percentiles of `resamples` means of pairs drawn with
-    replacement; NaN without pairs.
+    replacement. All three are NaN without pairs; the ends are NaN for fewer than `FEWEST_PAIRS`,
+    and where all differences are equal for fewer than `FEWEST_EQUAL`: a bootstrap of few or equal
+    differences is too narrow.
 
     Args:
         steered, base: scores per question, [N] each, in the same order.
@@ -52,6 +58,8 @@ def paired_difference(
     change = change[~np.isnan(change)]
     if not len(change):
         return math.nan, math.nan, math.nan
+    if len(change) < (FEWEST_EQUAL if np.allclose(change, change[0]) else FEWEST_PAIRS):
+        return float(change.mean()), math.nan, math.nan
     rng = np.random.default_rng(seed)
     # Equal differences are interchangeable, so counting them is enough.
     values, counts = np.unique(change, return_counts=True)

@@ -46,11 +46,13 @@ def picture(
 
 def trend(axis: Axes, trace: Trace, row: int, heads: Tensor | None) -> None:
     """Lines of attention over tokens, <back> spans shaded."""
+    trace.check_filled()
     if trace.question is None:
-        raise ValueError(
-            "the trace has no attention on question and generated text: record it with "
-            "patch.record(), without watch, around a call of generate"
-        )
+        method = trace.config.get("method")
+        advice = "record it with patch.record(), without watch, around a call of generate"
+        if method in ("released_mask", "ablation"):
+            advice = f"method={method!r} does not measure them apart; vrga and released do"
+        raise ValueError(f"the trace has no attention on question and generated text: {advice}")
     heads = None if heads is None else heads[trace.layers]
     tokens = np.array(trace.steps_of(row)) + 1
     for (name, style), color in zip(STYLES.items(), COLORS, strict=True):

@@ -36,6 +36,8 @@ def region_figure(
 ) -> Figure:
     """The relevance map over each image of a row, and the outline of its region T.
 
+    All images of the row share one scale: the brightest cell is the highest of the whole row.
+
     Args:
         images: the row's images in order, of any size; of a video its frames.
         region: the row's region, from `patch.region[row]`.
@@ -54,9 +56,10 @@ def region_figure(
     figure = Figure(figsize=(7, 3.6 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 2, squeeze=False)
     heats = [relevance.float().numpy() for relevance in region.map]
+    top = max(heat.max() for heat in heats)
     for (bare, marked), image, grid, heat in zip(axes, images, region.grids, heats, strict=True):
         picture(bare, image, grid)
-        picture(marked, image, grid, heat, mask_of(region, grid))
+        picture(marked, image, grid, heat, mask_of(region, grid), top)
         bare.set_title("image", fontsize=9)
         marked.set_title("relevance (bright) and region T (outline)", fontsize=9)
     lines = [title] if title else []
@@ -132,8 +135,8 @@ def trend_figure(trace: Trace, row: int = 0, *, heads: Tensor | None = None) -> 
         A matplotlib figure of shares of attention over generated tokens; <back> spans are shaded.
 
     Raises:
-        ValueError: an empty trace, one that measured watched cells instead, or a row that it does
-            not have.
+        ValueError: an empty trace, a row that it does not have, or one that does not tell the
+            question from generated text: with watched cells, of a hard mask or of an ablation.
     """
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axis = figure.subplots()

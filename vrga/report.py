@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from vrga.trace import SHARES, Trace
 
 LONGEST_SIDE = 1280  # pixels of an image in the page
 LARGEST_PNG = 300_000  # bytes; larger ones become JPEG
+# Controls that turn the direction of all text after them: shown as signs. Arabic needs none.
+TURNING = {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 SERIES = tuple(name for name in SHARES if name != "prompt")
 
 
@@ -70,8 +73,8 @@ def render(traces: Sequence[Trace], *, row: int = 0, megabytes: float = 16.0) ->
 
     Raises:
         ImportError: Jinja2 is missing.
-        ValueError: neither one nor two traces, an empty one, a row that they do not have, or one
-            with no step to show.
+        ValueError: neither one nor two traces, an empty one, a row that they do not have, one with
+            no step to show, or two traces of different prompts.
     """
     try:
         from jinja2 import Environment, PackageLoader
@@ -81,15 +84,62 @@ def render(traces: Sequence[Trace], *, row: int = 0, megabytes: float = 16.0) ->
         raise ValueError(f"a report shows one or two traces; {len(traces)} given")
     for trace in traces:
         trace.steps_of(row)
+    asked = _asked(traces, row)
     images: list[str] = []
     runs = [_run(trace, row, images, 1e6 * megabytes / len(traces)) for trace in traces]
     if len({run["name"] for run in runs}) < len(runs):
         for run, which in zip(runs, ("first", "second"), strict=True):
             run["name"] = f"{which}: {run['name']}"
-    asked = traces[0].asked[row] if traces[0].asked is not None else ""
+    page = {"runs": runs, "images": images, "differ": _differ(runs)}
+    page["atlases"] = [0] if _same_heads(runs) else [0, 1]
     environment = Environment(loader=PackageLoader("vrga", ""), autoescape=True)
     template = environment.get_template("report.html.jinja")
-    return template.render(asked=asked, runs=runs, page=_embedded({"runs": runs, "images": images}))
+    return template.render(asked=asked, runs=runs, page=_embedded(page))
+
+
+def _asked(traces: Sequence[Trace], row: int) -> str:
+    """The prompt of all traces, "" where it is unknown.
+
+    Raises:
+        ValueError: two prompts.
+    """
+    asked = [trace.asked[row] for trace in traces if trace.asked is not None]
+    if len(set(asked)) > 1:
+        # Long prompts may begin alike.
+        start = max(len(os.path.commonprefix(asked)) - 30, 0)
+        first, second = (text[start : start + 80] for text in asked)
+        raise ValueError(
+            f"the traces are of different prompts, from character {start + 1} on {first!r} and "
+            f"{second!r}: give two runs of one prompt, or make a report of each"
+        )
+    return asked[0].translate(TURNING) if asked else ""
+
+
+def _same_heads(runs: list[dict]) -> bool:
+    """Whether one atlas shows the heads of all runs; 1 % is rounding."""
+    first, last = runs[0]["heads"], runs[-1]["heads"]
+    if first is None or last is None:
+        return first is last
+    names = ("R", "H_img", "EFR", "visual", "background")
+    return all(
+        np.shape(first[name]) == np.shape(last[name])
+        and np.allclose(first[name], last[name], rtol=0.01)
+        for name in names
+    )
+
+
+def _differ(runs: list[dict]) -> str:
+    """What to say beside the channel of visual heads where two runs have others."""
+    chosen = [
+        set() if run["heads"] is None else set(map(tuple, np.argwhere(run["heads"]["visual"])))
+        for run in runs
+    ]
+    if chosen[0] == chosen[-1]:
+        return ""
+    counts = ", ".join(
+        f"{len(own)} in {run['name']!r}" for own, run in zip(chosen, runs, strict=True)
+    )
+    return f"Not the same heads: {counts}; {len(chosen[0] & chosen[1])} are in both."
 
 
 def _embedded(page: dict) -> str:
@@ -168,7 +218,7 @@ def _name(config: dict) -> str:
 
 def _tokens(trace: Trace, row: int) -> list[str]:
     if trace.texts is not None:
-        return trace.texts[row]
+        return [text.translate(TURNING) for text in trace.texts[row]]
     if trace.ids is not None:
         end = trace.ids.shape[1] if trace.ends is None else int(trace.ends[row]) + 1
         return [f"#{token} " for token in trace.ids[row, :end].tolist()]

@@ -56,6 +56,9 @@ def prompt_ids(
     if padding is not None:
         kept = padding[row] != 0
     if row < len(regions) and len(regions[row].image) == len(kept):
-        image = regions[row].image
+        # Not region.image: methods differ in what they count as image, and the prompt is one.
+        image = torch.zeros_like(kept)
+        for grid in regions[row].grids:
+            image[grid.index] = True
         kept[1:] &= ~(image[1:] & image[:-1])
     return prompt[row, kept].tolist()

@@ -116,6 +116,8 @@ def courses(samples: Sequence[dict], name: str, bins: int) -> np.ndarray:
 def figures(samples: dict[str, list[dict]], bins: int) -> dict:
     """Each figure by heads and arm: its course, and its trend over all parts.
 
+    A trend holds, or is reversed, where the fitted line and the last part less the first say so.
+
     Raises:
         ValueError: all answers are shorter than `bins` tokens.
     """
@@ -130,6 +132,7 @@ def figures(samples: dict[str, list[dict]], bins: int) -> dict:
             }
             for arm, values in own.items():
                 slope = mean_interval(slopes(values))
+                change = paired_difference(values[:, -1], values[:, 0])
                 trends.append(
                     {
                         "figure": name,
@@ -137,9 +140,10 @@ def figures(samples: dict[str, list[dict]], bins: int) -> dict:
                         "arm": arm,
                         "first": mean_interval(values[:, 0]),
                         "last": mean_interval(values[:, -1]),
+                        "last_less_first": change,
                         "slope": slope,
                         "expected": "falls" if sign < 0 else "rises",
-                        "verdict": verdict(_signed(slope, sign)),
+                        "verdict": agreed(_signed(slope, sign), _signed(change, sign)),
                     }
                 )
             # A mean over the parts, which are all there or none.
@@ -177,6 +181,14 @@ def slopes(values: np.ndarray) -> np.ndarray:
     return values @ place / (place @ place)
 
 
+def agreed(slope: Interval, change: Interval) -> str:
+    """The verdict of both; a peak in between can bend the line against the ends."""
+    line, ends = verdict(slope), verdict(change)
+    if "cannot tell" in (line, ends):
+        return "cannot tell"
+    return line if line == ends else "not clear"
+
+
 def _signed(change: Interval, sign: int) -> Interval:
     value, low, high = change
     return change if sign > 0 else (-value, -high, -low)
@@ -186,17 +198,20 @@ def tables(found: dict, questions: int) -> list[Table]:
     """The course of the answers, and what steering changes over all their parts."""
     course = Table(
         title=f"{questions} questions, first and last part of an answer; brackets: 95 % intervals",
-        caption="trend: from start to end of a straight line fitted to all parts",
+        caption="last - first: paired by question; trend: from start to end of a straight line "
+        "fitted to all parts; the verdict is that of both",
     )
-    for column in ("heads", "figure", "VRGA", "first", "last", "trend", "expected"):
+    columns = ("heads", "figure", "VRGA", "first", "last", "last - first", "trend", "expected")
+    for column in columns:
         course.add_column(column)
     for one in found["trends"]:
         course.add_row(
             one["heads"],
             one["figure"],
             one["arm"],
-            f"{one['first'][0]:.3f}",
-            f"{one['last'][0]:.3f}",
+            share(one["first"]),
+            share(one["last"]),
+            share(one["last_less_first"], "+"),
             share(one["slope"], "+"),
             f"{one['expected']}: {one['verdict']}",
         )
