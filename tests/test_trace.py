@@ -258,7 +258,7 @@ def test_layers_left_out_run_the_models_own_attention(model, monkeypatch):
             for x in (5, [], [-1], [0, -2], range(-3, 2), "all", iter([1, 2]), [0.5], {True})
         ),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" object at")[0],
 )
 def test_what_the_model_does_not_have_cannot_be_recorded(model, options, told):
     with vrga.patch(model) as patch:
