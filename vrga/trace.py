@@ -38,7 +38,8 @@ class Trace:
 
     Args:
         image: mass on the image tokens.
-        region: mass on the region T (with `VRGAConfig.ablation`: on the image).
+        region: mass on the region T of that step, see `region_at` (with `VRGAConfig.ablation`: on
+            the image).
         watched: mass on the watched cells; None without `watch`.
         question: mass on the question's text, from the last image or marker before it up to its
             last token; None with `watch`, and for the hard mask and ablations.
