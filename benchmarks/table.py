@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import RESULTS, ROOT
+from vrga.analysis.recovery import CONFIGS
 from vrga.evaluation.wording import percent, share
 from vrga.intervals import Interval, paired_difference
 
@@ -308,7 +309,7 @@ def _recovery(split: str, prompt: str, runs: Sequence[dict]) -> str:
     name = f"{split}, {prompt}: {len(runs)} x {each:,}"
     base = [f"{percentage(off)} right", span(off), "", "", "", "", _wrong(runs)]
     lines = [row([name, "without VRGA", *base])]
-    for config in runs[0]["configs"]:
+    for config in sorted(runs[0]["configs"], key=list(CONFIGS).index):
         own = [run["configs"][config] for run in runs]
         cells = [name, config]
         for kind, flips in (("change", "flips"), ("bound", "flips_of_bound")):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -62,14 +63,14 @@ def test_the_page_holds_the_maps_and_shares_of_the_trace():
     for name, wanted in (
         ("visual heads", trace.maps[:, own, 1, :n].float().mean(1)),
         ("all layers", trace.layer_maps[:, :, 1, :n].float().mean(1)),
-        (f"layer {layer}, head {head} ", trace.maps[:, own[0], 1, :n].float()),
+        (f"layer {layer}, head {head}", trace.maps[:, own[0], 1, :n].float()),
     ):
         found = maps_of(run, channel(run, name))
         wanted = wanted / wanted.amax(1, keepdim=True)
         assert np.abs(found - wanted.numpy()).max() < 0.003
     shares = np.frombuffer(base64.b64decode(run["shares"]), "<u2") / 65535
     shares = shares.reshape(len(run["channels"]), len(run["series"]), 4)
-    found = shares[channel(run, f"layer {layer}, head {head} "), run["series"].index("region")]
+    found = shares[channel(run, f"layer {layer}, head {head}"), run["series"].index("region")]
     assert np.abs(found - trace.region[:, layer, 1, head].numpy()).max() < 1e-4
     cells = torch.cat([g.index for g in region.grids])
     assert run["region"] == region.mask[cells].int().tolist()
@@ -183,9 +184,9 @@ def test_large_photos_become_smaller():
     assert image.startswith("data:image/jpeg") and len(image) < 3e6
 
 
-def masked_trace():
-    """The first row of `filled_trace`, under the hard mask, which chooses other heads."""
-    return filled_trace(config=VRGAConfig.released_mask(), counts=(1, 1))
+def masked_trace(**options):
+    """A trace under the hard mask, which knows one image per row and chooses other heads."""
+    return filled_trace(config=VRGAConfig.released_mask(), counts=(1, 1), **options)
 
 
 def test_runs_of_other_heads_have_an_atlas_each():
@@ -198,6 +199,8 @@ def test_runs_of_other_heads_have_an_atlas_each():
         f"Not the same heads: {counts[0]} in 'not steered', {counts[1]} in 'released mask'; "
         f"{counts[2]} are in both."
     )
+    names = [{c["name"] for c in run["channels"] if c["single"]} for run in page["runs"]]
+    assert names[0] < names[1]  # a head that both have can be compared
     same = embedded(render([base, filled_trace(counts=(1, 1))]))
     assert same["atlases"] == [0] and same["differ"] == ""
     alone = embedded(render([mask]))
@@ -466,7 +469,8 @@ def test_another_head_shows_another_map(open_page, hostile):
 def test_every_run_of_other_heads_is_named(open_page):
     from selenium.webdriver.support.ui import Select
 
-    driver = open_page([filled_trace(1.0, counts=(1, 1)), masked_trace()])
+    traces = [filled_trace(1.0, counts=(1, 1), maps="all"), masked_trace(maps="all")]
+    driver = open_page(traces)
     titles = [e.text for e in driver.find_elements("css selector", "#atlas > h3")]
     assert titles == ["not steered", "released mask"]
     outlined = [
@@ -476,7 +480,12 @@ def test_every_run_of_other_heads_is_named(open_page):
     said = driver.find_element("id", "differ")
     assert outlined[0] != outlined[1]
     assert f"{outlined[0]} in 'not steered', {outlined[1]} in 'released mask'" in said.text
-    Select(driver.find_element("id", "channel")).select_by_visible_text("all layers")
+    heads = Select(driver.find_element("id", "channel"))
+    own, other = (trace.regions[0].visual for trace in traces)
+    kinds = Counter(option.text.partition(" (")[2] for option in heads.options)
+    assert kinds["visual)"] == int((own & other).sum()) > 0
+    assert kinds["visual in released mask)"] == int((other & ~own).sum()) > 0
+    heads.select_by_visible_text("all layers")
     assert said.text == ""
     assert driver.get_log("browser") == []
 

@@ -258,8 +258,8 @@ def _channels(trace: Trace, row: int) -> list[Channel]:
         layer, head = pairs[i]
         chosen = torch.zeros_like(everything)
         chosen[numbers.index(layer), head] = True
-        name = f"layer {layer}, head {head}" + (" (visual)" if region.visual[pairs[i]] else "")
-        found.append(Channel(name, chosen, None if maps is None else maps[:, i], (layer, head)))
+        shown = None if maps is None else maps[:, i]
+        found.append(Channel(f"layer {layer}, head {head}", chosen, shown, (layer, head)))
     return found
 
 
