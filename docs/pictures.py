@@ -33,7 +33,7 @@ def main(folder: Path = HERE) -> None:
         traces[name] = trace.attach(images=[[sample.image]])
     dispersion, recovery = (
         json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ("dispersion-noise", "recovery-similar")
+        for name in ("dispersion-noise", "recovery-long-seed3")
     )
     figures = {
         "region": region_figure([sample.image], region, title=sample.question),

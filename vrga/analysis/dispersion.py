@@ -69,7 +69,9 @@ def course_of(
             parts = [math.nan] * bins
             if values is not None and steps >= bins:
                 own = values[:steps, :, row]  # [T, L, H]
-                mean = own[:, region.visual].mean(1) if heads == "visual" else own.mean((1, 2))
+                # A head that gives the image nothing has no spread.
+                chosen = own[:, region.visual] if heads == "visual" else own.flatten(1)
+                mean = chosen.nanmean(1)
                 parts = _parts(mean, bins)
             found[f"{name}_{heads}"] = parts
     return Course(**found)
