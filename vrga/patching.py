@@ -16,6 +16,7 @@ from transformers import StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from vrga.attention import KEYWORD, Probe, register
+from vrga.choices import Heads
 from vrga.config import VRGAConfig
 from vrga.inputs import (
     MEDIA,
@@ -29,7 +30,7 @@ from vrga.models import family_of, unwrapped
 from vrga.passes import Pass, Passes
 from vrga.phase import Phase, tag_table
 from vrga.reading import PromptReader
-from vrga.recorder import Heads, Recorder
+from vrga.recorder import Recorder
 from vrga.region import Region, empty_region, find_region
 from vrga.released import released_region
 from vrga.steering import Steering, check_implementation

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vrga.choices import Heads, check_steps, chosen_heads, chosen_layers
 from vrga.kernels.reference import GATE, GROUP, KeySets
+from vrga.maps import image_attention
 from vrga.region import Region
 from vrga.waiting import CHUNK
-
-SCORES_AT_ONCE = 1 << 24  # of maps: 64 MB in float32
-Heads = str | Tensor | Iterable[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,10 @@ class Recorder:
         layer_maps: bool = False,
     ):
         self.shape, self._wanted, self._layer_maps = shape, steps, layer_maps
-        _check_steps(steps)
-        found = range(shape[0]) if layers is None else _numbers(layers)
-        if not found or not all(0 <= layer < shape[0] for layer in found):
-            raise ValueError(f"layers={layers!r}: give some of 0 to {shape[0] - 1}, as a list")
-        self.layers = sorted(set(found))
+        check_steps(steps)
+        self.layers = chosen_layers(layers, shape[0])
         self._maps = maps
-        self.mapped = self._chosen(maps)
+        self.mapped = chosen_heads(maps, shape, self.layers)
         self.opened = self.closed = (1.0, 1.0)
         self.question = False
         self.inside: list[Tensor] = []
@@ -90,42 +85,6 @@ class Recorder:
         self._room: dict[tuple, list[Tensor]] = {}
         self._index = torch.zeros(0, 0, dtype=torch.int64)  # [B, n], -1 where a row has fewer
         self._placed: dict[torch.device, Tensor] = {}
-
-    def _chosen(self, maps: Heads | None) -> Tensor:
-        """Heads whose maps are kept, bool [L, H]; those that "visual" means are not known yet."""
-        chosen = torch.zeros(self.shape, dtype=torch.bool)
-        if maps is None or (isinstance(maps, str) and maps == "visual"):
-            return chosen
-        if isinstance(maps, str):
-            if maps != "all":
-                raise ValueError(f"maps={maps!r}: give 'visual', 'all', bool [L, H] or pairs")
-            chosen[self.layers] = True
-            return chosen
-        try:
-            given = torch.as_tensor(maps if hasattr(maps, "dtype") else list(maps))
-        except (TypeError, ValueError, RuntimeError):
-            given = torch.zeros(())  # of no form that is known
-        if given.dtype == torch.bool and given.ndim == 2:
-            if tuple(given.shape) != self.shape:
-                raise ValueError(f"maps has shape {list(given.shape)}; wanted: {list(self.shape)}")
-            chosen = given.cpu().clone()
-        elif given.numel() or given.ndim != 1:
-            if given.ndim != 2 or given.shape[1] != 2 or given.is_floating_point():
-                raise ValueError(
-                    f"maps={maps!r}: give 'visual', 'all', bool {list(self.shape)}, or a list of "
-                    "pairs (layer, head)"
-                )
-            for layer, head in given.tolist():
-                if not (0 <= layer < self.shape[0] and 0 <= head < self.shape[1]):
-                    raise ValueError(
-                        f"maps asks for head {head} of layer {layer}; the model has "
-                        f"{self.shape[0]} layers of {self.shape[1]} heads"
-                    )
-                chosen[layer, head] = True
-        left_out = set(chosen.any(1).nonzero().flatten().tolist()) - set(self.layers)
-        if left_out:
-            raise ValueError(f"maps asks for heads of layers {sorted(left_out)}, not in layers=...")
-        return chosen
 
     def aim(self, regions: list[Region], start: int) -> None:
         """The prompt is through: these are its regions, one per row; `start` keys are cached."""
@@ -318,32 +277,6 @@ class Recorder:
         return heads if heads.shape[1] else None, mean if self._layer_maps else None
 
 
-def _numbers(given: object) -> list[int] | None:
-    """Whole numbers from a list, range, set, array or the like; None where it is none of these."""
-    try:
-        found = [] if isinstance(given, str) else list(given)
-        whole = [operator.index(number) for number in found]
-    except TypeError:
-        return None
-    return None if any(isinstance(number, bool) for number in found) else whole
-
-
-def _check_steps(steps: object) -> None:
-    """Raise ValueError for what can hold no step; a container that cannot be listed is believed."""
-    listed = isinstance(steps, Iterable)
-    if steps is None or (isinstance(steps, Container) and not listed):
-        return
-    if isinstance(steps, range):
-        found = [steps[0], steps[-1]] if steps else []
-    else:
-        found = None if isinstance(steps, Iterator) else _numbers(steps)
-    if not found or min(found) < 0:
-        raise ValueError(
-            f"steps={steps!r}: give the numbers of generated tokens, from 0, as a range, a list or "
-            "a set, e.g. range(0, 100, 10)"
-        )
-
-
 def _gathered(pieces: dict[int, list[Tensor]], layers: list[int]) -> Tensor:
     """Every layer's pieces put together, [layers, ...] on the CPU; one copy from each device."""
     whole = {layer: torch.cat(pieces[layer], 2) for layer in layers}
@@ -353,56 +286,3 @@ def _gathered(pieces: dict[int, list[Tensor]], layers: list[int]) -> Tensor:
         stacked = torch.stack([whole[layer] for layer in here])
         found.update(zip(here, stacked.cpu(), strict=True))
     return torch.stack([found[layer] for layer in layers])
-
-
-def image_attention(
-    query: Tensor,
-    key: Tensor,
-    heads: list[int],
-    sets: KeySets,
-    gate: Tensor | None,
-    places: Tensor,
-    *,
-    scale: float,
-) -> Tensor:
-    """Attention of some heads on the image's tokens, after steering.
-
-    What `decode_attention_reference` weighs its values with, for these heads and keys.
-
-    Args:
-        query: [B, H, Q, d]; key: [B, H_kv, S, d].
-        heads: ascending.
-        sets: of the keys, for these query rows.
-        gate: 1 where the head's gate is open, [B, heads, Q]; None: attention before steering.
-        places: the image's tokens among the keys, int64 [B, n]; those outside of 0 to S - 1 get 0.
-
-    Returns:
-        float32 (or wider) [B, heads, Q, n].
-    """
-    rows, found = query.shape[2], []
-    at_once = max(1, SCORES_AT_ONCE // (len(query) * len(heads) * key.shape[2]))
-    for first in range(0, rows, at_once):
-        part = slice(first, first + at_once)
-        scores = _scores(query[:, :, part], key, heads) * scale  # [B, heads, Q, S]
-        scores = scores.masked_fill(sets.hidden[:, :, part], -torch.inf)
-        if gate is not None:
-            # Weighing probabilities and renormalising is adding log weights to the scores.
-            weight = sets.shut + gate[:, :, part, None] * sets.change
-            weighted = scores + weight.log()
-            empty = weighted.amax(-1, keepdim=True) == -torch.inf  # then the head stays unsteered
-            scores = torch.where(empty, scores, weighted)
-        index = places.clamp(0, key.shape[2] - 1)[:, None, None]
-        found.append(scores.softmax(-1).gather(3, index.expand(*scores.shape[:3], -1)))
-    inside = (places >= 0) & (places < key.shape[2])
-    return torch.cat(found, 2) * inside[:, None, None]
-
-
-def _scores(query: Tensor, key: Tensor, heads: list[int]) -> Tensor:
-    """q . k of some heads, float32 or wider [B, heads, Q, S]; each KV head's keys are read once."""
-    batch, _, rows, size = query.shape
-    group, scores = query.shape[1] // key.shape[1], []
-    for kv in sorted({head // group for head in heads}):
-        members = [head for head in heads if head // group == kv]
-        packed = query[:, members].reshape(batch, -1, size)
-        scores.append((packed @ key[:, kv].transpose(1, 2)).view(batch, len(members), rows, -1))
-    return torch.cat(scores, 1).to(torch.promote_types(query.dtype, torch.float32))
