@@ -15,7 +15,7 @@ test: .venv/ready
 # all the rest come from .venv. One version alone: make test-versions VERSIONS=4.57.6
 VERSIONS ?= 4.57.6 5.10.* 5.*
 VERSIONED := $(addprefix tests/test_,$(addsuffix .py,patch oracle generation families windows \
-	conversation integrations models tokens region cli back trace asking))
+	conversation integrations models tokens region cli back trace asking waiting trace_drafts))
 
 test-versions: .venv/ready
 	set -e; for version in $(VERSIONS); do \

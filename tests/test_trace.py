@@ -221,7 +221,8 @@ def test_chosen_layers_and_steps_are_those_of_the_whole(model):
             assert torch.equal(getattr(part, name), getattr(whole, name)[1::2][:, [0, 2]])
     kept = [i for i, (layer, _) in enumerate(whole.heads.tolist()) if layer != 1]
     assert torch.equal(part.heads, whole.heads[kept])
-    assert torch.equal(part.maps, whole.maps[1::2][:, kept])
+    # Maps of the whole are computed many steps at a time, in sums of another order.
+    torch.testing.assert_close(part.maps, whole.maps[1::2][:, kept], rtol=2e-3, atol=1e-6)
 
 
 def test_layers_left_out_run_the_models_own_attention(model, monkeypatch):
