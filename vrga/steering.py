@@ -392,7 +392,8 @@ class Steering:
     ) -> Tensor:
         """Statistics of attention as the model's own backend computes it, [B, H, Q, 3 + groups]."""
         state = self._on(query.device)
-        stats = torch.empty(*query.shape[:3], GROUP + self.groups, device=query.device)
+        shape = (*query.shape[:3], GROUP + self.groups)
+        stats = torch.empty(shape, dtype=torch.float32, device=query.device)
         numbers = dict(
             scale=scale,
             focus=self.config.gate_focus,
@@ -490,7 +491,8 @@ class Steering:
         batch, heads, rows, _ = query.shape
         if layer < self.config.first_layer:
             return torch.zeros(batch, heads, dtype=torch.bool, device=query.device)
-        stats = torch.empty(batch, heads, rows, GROUP + self.groups, device=query.device)
+        shape = (batch, heads, rows, GROUP + self.groups)
+        stats = torch.empty(shape, dtype=torch.float32, device=query.device)
         decode(*tensors, opened=self.closed, closed=self.closed, stats=stats, **arguments)
         mass, mass_entropy = stats[:, :, 0, MASS], stats[:, :, 0, ENTROPY]
         extent, keys = arguments["extent"], tensors[1].shape[2]

@@ -94,7 +94,8 @@ class Bank:
                 shape = (steps, batch, heads, size)
                 self.queries[number] = torch.zeros(shape, dtype=layer.dtype, device=layer.device)
             if columns:
-                self.stats[number] = torch.zeros(steps, batch, heads, columns, device=layer.device)
+                shape = (steps, batch, heads, columns)
+                self.stats[number] = torch.zeros(shape, dtype=torch.float32, device=layer.device)
         for tensor in (self.at, self.inside, *self.queries.values(), *self.stats.values()):
             torch._dynamo.mark_static_address(tensor)
 
