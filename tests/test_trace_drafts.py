@@ -8,15 +8,13 @@ from families import FAMILIES
 from test_back import WORDS
 from test_windows import windowed
 from tiny import tiny_model
-from traces import Letters
+from traces import CLOSE, Letters, assert_same
 
 import vrga
 from vrga import VRGAConfig
-from vrga.trace import MEASURES
 
 QWEN = FAMILIES["qwen2_5_vl"]
 TOKENS = 14
-CLOSE = dict(rtol=2e-3, atol=1e-5, equal_nan=True)
 
 
 def recorded(model, inputs, config, **how):
@@ -32,16 +30,8 @@ def recorded(model, inputs, config, **how):
             out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, **how)
     finally:
         hook.remove()
+    assert trace.inside is not None
     return trace, out[:, inputs["input_ids"].shape[1] :], widths
-
-
-def assert_same(found, wanted):
-    assert torch.equal(found.steps, wanted.steps) and torch.equal(found.inside, wanted.inside)
-    for name in (*MEASURES, "maps", "layer_maps"):
-        one, two = getattr(found, name), getattr(wanted, name)
-        assert (one is None) == (two is None), name
-        if one is not None:
-            torch.testing.assert_close(one.float(), two.float(), **CLOSE)
 
 
 CONFIGS = {

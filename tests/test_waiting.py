@@ -7,16 +7,15 @@ from families import FAMILIES
 from test_back import BACK, LESS, MORE, SAID, WORDS, say
 from test_generation import COMPILED
 from tiny import generate
+from traces import assert_same
 from transformers import DynamicCache, StaticCache
 
 import vrga
 from vrga import VRGAConfig, patching
 from vrga.steering import Steering
-from vrga.trace import MEASURES
 from vrga.waiting import CHUNK
 
 QWEN = FAMILIES["qwen2_5_vl"]
-CLOSE = dict(rtol=2e-3, atol=1e-5, equal_nan=True)
 STATIC = dict(cache_implementation="static", disable_compile=True)
 FULLGRAPH = dict(cache_implementation="static", compile_config=COMPILED)
 LONG = CHUNK + 7  # more steps than wait at a time
@@ -54,18 +53,6 @@ def record(model, inputs, tokens, *, config=None, impl="auto", of=None, how=None
         with patch.record(**options) as trace:
             out = (of or generate)(model, inputs, tokens, **(how or {}))
     return trace, out
-
-
-def assert_same(found, wanted, names=MEASURES):
-    assert torch.equal(found.steps, wanted.steps) and torch.equal(found.layers, wanted.layers)
-    for name in (*names, "maps", "layer_maps"):
-        one, two = getattr(found, name), getattr(wanted, name)
-        assert (one is None) == (two is None), name
-        if one is not None:
-            torch.testing.assert_close(one.float(), two.float(), **CLOSE)
-    assert (found.inside is None) == (wanted.inside is None)
-    if found.inside is not None:
-        assert torch.equal(found.inside, wanted.inside)
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])

@@ -1,11 +1,15 @@
 """Traces of a tiny model, with all that a trace can carry."""
 
+import torch
 from families import FAMILIES
 from PIL import Image
 from tiny import generate
 
 import vrga
 from vrga import VRGAConfig
+from vrga.trace import MEASURES
+
+CLOSE = dict(rtol=2e-3, atol=1e-5, equal_nan=True)
 
 
 class Letters:
@@ -36,3 +40,16 @@ def filled_trace(gain=3.0, tokens=5, counts=(1, 2), config=None, **options):
         for r in patch.region
     ]
     return trace.attach(images=images)
+
+
+def assert_same(found, wanted):
+    """Two traces say the same of the same steps, up to the order of sums."""
+    assert torch.equal(found.steps, wanted.steps) and torch.equal(found.layers, wanted.layers)
+    for name in (*MEASURES, "maps", "layer_maps"):
+        one, two = getattr(found, name), getattr(wanted, name)
+        assert (one is None) == (two is None), name
+        if one is not None:
+            torch.testing.assert_close(one.float(), two.float(), **CLOSE)
+    assert (found.inside is None) == (wanted.inside is None)
+    if found.inside is not None:
+        assert torch.equal(found.inside, wanted.inside)

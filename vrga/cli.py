@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from vrga.analyze_cli import Batch, Data, Model, Resume, Split, Style, analyze
+from vrga.config import PRESETS
 
 app = typer.Typer(
     help="Make a vision-language model look at the region its question is about.",
@@ -24,14 +25,8 @@ app.add_typer(analyze, name="analyze")
 console = Console()
 
 
-class Preset(str, enum.Enum):
-    """Configurations that have a name."""
-
-    default = "default"
-    published = "published"
-    paper = "paper"
-    released = "released"
-    released_mask = "released_mask"
+# Configurations that have a name.
+Preset = enum.Enum("Preset", {name: name for name in PRESETS}, type=str)
 
 
 @app.callback()

@@ -281,8 +281,7 @@ class Steering:
                 "disable_compile=True"
             )
         if measured and compiling:
-            shape = (*query.shape[:3], GROUP + self.groups)
-            stats = torch.empty(shape, dtype=torch.float32, device=query.device)
+            stats = self._room(query)
         elif measured:
             self.recorder.count(layer)
             stats = self.recorder.take(layer, query)
@@ -392,8 +391,7 @@ class Steering:
     ) -> Tensor:
         """Statistics of attention as the model's own backend computes it, [B, H, Q, 3 + groups]."""
         state = self._on(query.device)
-        shape = (*query.shape[:3], GROUP + self.groups)
-        stats = torch.empty(shape, dtype=torch.float32, device=query.device)
+        stats = self._room(query)
         numbers = dict(
             scale=scale,
             focus=self.config.gate_focus,
@@ -410,6 +408,11 @@ class Steering:
                 extent=view.extent, stats=stats, **numbers,
             )  # fmt: skip
         return stats
+
+    def _room(self, query: Tensor) -> Tensor:
+        """Room for the statistics of query rows, [B, H, Q, 3 + groups]."""
+        shape = (*query.shape[:3], GROUP + self.groups)
+        return torch.empty(shape, dtype=torch.float32, device=query.device)
 
     # --- the attention of a step ---
 
@@ -488,11 +491,9 @@ class Steering:
     def _ablated(self, layer: int, decode, tensors: tuple, arguments: dict) -> Tensor:
         """The heads of this layer and step that lose their image attention, bool [B, H]."""
         query = tensors[0]
-        batch, heads, rows, _ = query.shape
         if layer < self.config.first_layer:
-            return torch.zeros(batch, heads, dtype=torch.bool, device=query.device)
-        shape = (batch, heads, rows, GROUP + self.groups)
-        stats = torch.empty(shape, dtype=torch.float32, device=query.device)
+            return torch.zeros(query.shape[:2], dtype=torch.bool, device=query.device)
+        stats = self._room(query)
         decode(*tensors, opened=self.closed, closed=self.closed, stats=stats, **arguments)
         mass, mass_entropy = stats[:, :, 0, MASS], stats[:, :, 0, ENTROPY]
         extent, keys = arguments["extent"], tensors[1].shape[2]
