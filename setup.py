@@ -58,6 +58,7 @@ setup(
         # What lmms-eval imports, but lmms-eval itself: its own requirements would replace torch by
         # another build. After this extra: pip install --no-deps lmms-eval==0.7.3
         "eval": [
+            "filelock<4",  # lmms-eval 0.7.3 imports a private module that 4.0 dropped
             "datasets",
             "loguru",
             "jsonlines",

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+# What versions of transformers call the key cache, among a model's inputs and in its output.
+CACHES = ("cache", "past_key_values")
+
 # Beginnings of the names of inputs that come with images and videos.
 MEDIA = ("pixel_values", "mm_encoder_outputs", "image_", "video_", "second_per_grid")
 PIXELS = MEDIA[:2]  # sizes alone may come with every pass
@@ -82,3 +85,9 @@ def check_inputs(inputs: dict, module: nn.Module) -> None:
             "output_attentions=True is not available on a patched model, whose decode kernel "
             "never builds the attention matrix: use patch.record(), or patch.enabled = False"
         )
+
+
+def cache_of(source: object) -> object | None:
+    """The key cache among a model's inputs, or in its output; None where there is none."""
+    found = source if isinstance(source, dict) else vars(source)
+    return next((found[name] for name in CACHES if found.get(name) is not None), None)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vrga.inputs import PIXELS
+from vrga.inputs import PIXELS, cache_of
 from vrga.reading import Announcement
 
 
@@ -86,7 +86,7 @@ class Passes:
         Raises:
             ValueError: a cache that this object knows nothing of.
         """
-        cache, announced = inputs.get("past_key_values"), self._announced
+        cache, announced = cache_of(inputs), self._announced
         known = cache is not None and cache is self._cache()
         static = getattr(cache, "is_compileable", False)
         if known and shape[1] == 1 and announced is None and self._end is None:

@@ -19,7 +19,9 @@ from vrga.attention import KEYWORD, Probe, register
 from vrga.choices import Heads
 from vrga.config import VRGAConfig
 from vrga.inputs import (
+    CACHES,
     MEDIA,
+    cache_of,
     check_inputs,
     check_options,
     columns,
@@ -163,6 +165,7 @@ class Patch:
         self._reader = PromptReader(model, family, tokenizer)
         self._outer, self._text = family.modules(model)
         self._parameters = list(inspect.signature(self._outer.forward).parameters)
+        self._cache_name = next(name for name in CACHES if name in self._parameters)
         self._step: Probe | Steering | None = None
         self._prompt: Prompt | None = None
         self._query: Tensor | None = None
@@ -427,7 +430,8 @@ class Patch:
         self._head = head
         rest = columns(inputs, slice(length, None), shape[1], past)
         rest = {name: x for name, x in rest.items() if not name.startswith(MEDIA)}
-        rest["past_key_values"] = head.past_key_values
+        rest = {name: x for name, x in rest.items() if name not in CACHES}
+        rest[self._cache_name] = cache_of(head)
         self._next_step(past + length, rest.get("input_ids"), shape[1] - length)
         return (), rest
 
@@ -511,7 +515,7 @@ class Patch:
             return
         if torch.compiler.is_compiling():
             return
-        cache = getattr(output, "past_key_values", None)
+        cache = cache_of(output)
         if isinstance(self._step, Steering) and self._step.probe is not None:
             self._relocate(self._step)
         if not self._passes.ran(cache) or not isinstance(self._step, Probe):
