@@ -17,6 +17,7 @@ setup(
     packages=[
         "vrga",
         "vrga.kernels",
+        "vrga.hf",
         "vrga.demo",
         "vrga.analysis",
         "vrga.evaluation",

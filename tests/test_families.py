@@ -8,7 +8,7 @@ from tiny import generate
 
 import vrga
 from vrga import VRGAConfig
-from vrga.models import FAMILIES as SUPPORTED
+from vrga.hf.families import FAMILIES as SUPPORTED
 
 
 @pytest.fixture(params=list(FAMILIES))

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny import batch, generate, tiny_model, token_types
 
 import vrga
-from vrga.models import embedded, load_processor
+from vrga.hf.checkpoints import embedded, load_processor
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vrga
 from vrga import VRGAConfig
-from vrga.attention import KEYWORD
+from vrga.hf.attention import KEYWORD
 
 ONE = [[(6, 6)]]
 COMPILED = CompileConfig(fullgraph=True, dynamic=False, mode=None, backend="aot_eager")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vrga.layouts import by_patches
+from vrga.hf.layouts import by_patches
 from vrga.tokens import Prompt, check_query, question_end, read_prompt, user_end
 
 IMAGE, VIDEO = 90, 91

@@ -15,7 +15,7 @@ _HOME = {
     "Patch": "patching",
     "patch": "patching",
     "unpatch": "patching",
-    "load": "models",
+    "load": "hf.checkpoints",
     "Region": "region",
     "Trace": "trace",
 }

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from vrga.config import VRGAConfig
+from vrga.hf.checkpoints import load
 from vrga.images import read_image
-from vrga.models import load
 from vrga.patching import patch
 from vrga.region import Region
 from vrga.trace import Trace

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vrga.inputs import PIXELS, cache_of
+from vrga.hf.inputs import PIXELS, cache_of
 from vrga.reading import Announcement
 
 

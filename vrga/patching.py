@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from vrga.attention import KEYWORD, Probe, register
 from vrga.choices import Heads
 from vrga.config import VRGAConfig
-from vrga.inputs import (
+from vrga.hf.attention import KEYWORD, register
+from vrga.hf.families import family_of, unwrapped
+from vrga.hf.inputs import (
     CACHES,
     MEDIA,
     cache_of,
@@ -28,9 +29,9 @@ from vrga.inputs import (
     option,
     refusal,
 )
-from vrga.models import family_of, unwrapped
 from vrga.passes import Pass, Passes
 from vrga.phase import Phase, tag_table
+from vrga.probe import Probe
 from vrga.reading import PromptReader
 from vrga.recorder import Recorder
 from vrga.region import Region, empty_region, find_region

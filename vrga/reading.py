@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from vrga.models import Family, load_tokenizer
+from vrga.hf.checkpoints import load_tokenizer
+from vrga.hf.families import Family
 from vrga.tokens import Prompt, Query, expanded, question_end, read_prompt, user_end
 
 

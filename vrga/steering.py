@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from vrga.attention import Probe, check_plain, exactly
 from vrga.config import VRGAConfig
 from vrga.groups import group_count, key_groups, weights
 from vrga.heads import choose_ablated
@@ -21,6 +20,7 @@ from vrga.kernels.reference import (
     decode_attention_reference,
 )
 from vrga.phase import Phase
+from vrga.probe import Probe, check_plain, exactly
 from vrga.recorder import Recorder
 from vrga.region import Region
 from vrga.views import View, view_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vrga.layouts import IMAGES, VIDEOS, Cells
+from vrga.hf.layouts import IMAGES, VIDEOS, Cells
 
 Query = str | int | Tensor | Sequence | Callable[[Tensor, Tensor], Tensor]
 
@@ -112,7 +112,7 @@ def read_prompt(
         attention_mask: [B, S or more], zero on padding, or None; its last S columns count.
         token_types: mm_token_type_ids [B, S], 1 on image and 2 on video tokens; read only
             where `ids` is None.
-        cells: the images' and frames' tokens in the order of the rows, see `vrga.layouts`. None:
+        cells: the images' and frames' tokens in the order of the rows, see `vrga.hf.layouts`. None:
             the grids are read from
         positions: multimodal rotary positions, int64 [3 or 4, B, S], the last three of them
             time, height and width.

@@ -17,9 +17,9 @@ from vrga.evaluation.arms import Arm, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
 from vrga.evaluation.looking import cells_in
 from vrga.evaluation.store import Store, fingerprint, write_json
+from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.intervals import Interval
-from vrga.models import load
 from vrga.plots import save
 
 FIRST = TEST_SEEDS.start + 100_000  # seed of the first drawn question; those before are others'

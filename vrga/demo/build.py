@@ -8,7 +8,7 @@ from tokenizers import pre_tokenizers as pre
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2TokenizerFast
 
 from vrga.demo.data import CAPTION, CELL, COLORS, LETTERS, PROMPTS
-from vrga.models import image_only_processor_class, image_processor_class
+from vrga.hf.checkpoints import image_only_processor_class, image_processor_class
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -18,8 +18,8 @@ from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import drawn_items
 from vrga.evaluation.looking import Looks
 from vrga.evaluation.wording import percent, share
+from vrga.hf.checkpoints import load
 from vrga.intervals import mean_interval, paired_difference, wilson
-from vrga.models import load
 from vrga.patching import patch
 from vrga.region import Region
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from vrga.config import VRGAConfig
 from vrga.evaluation.looking import cells_in, looks_of
+from vrga.hf.families import FAMILIES
 from vrga.images import read_image
-from vrga.models import FAMILIES
 from vrga.patching import Patch, patch, patch_of
 from vrga.region import Region
 from vrga.tokens import Grid

@@ -19,7 +19,7 @@ from vrga.evaluation import scoring
 from vrga.evaluation.asking import Answer, Asker, Request
 from vrga.evaluation.questions import question_of
 from vrga.evaluation.store import Store
-from vrga.models import embedded, load
+from vrga.hf.checkpoints import embedded, load
 
 JUDGED = ("vrga_haloquest", "vrga_mmhal", "vrga_rhbench")
 OURS = "vrga_"  # beginning of the names of this package's tasks, which score raw texts

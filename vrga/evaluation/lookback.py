@@ -23,7 +23,7 @@ from vrga.evaluation.arms import Arm, accuracy, compared, mean_look, right, run_
 from vrga.evaluation.items import PROMPTS, drawn_items, read_items
 from vrga.evaluation.store import Store, fingerprint, write_json
 from vrga.evaluation.wording import percent, share
-from vrga.models import load
+from vrga.hf.checkpoints import load
 
 FIRST = TEST_SEEDS.start + 10_000  # seed of the first drawn question
 STEERINGS = {

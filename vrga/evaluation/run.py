@@ -20,7 +20,7 @@ from vrga.demo.data import split_options
 from vrga.evaluation.arms import progress, versions
 from vrga.evaluation.store import Store, fingerprint, write_json
 from vrga.evaluation.tables import markdown, rich_table, summary
-from vrga.models import load
+from vrga.hf.checkpoints import load
 
 RESULTS, TABLE, TASKS = "results.json", "table.md", "tasks"
 BASE, STEERED = "base", "vrga"

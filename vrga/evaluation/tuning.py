@@ -19,7 +19,7 @@ from vrga.evaluation.arms import Arm, accuracy, compared, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
 from vrga.evaluation.store import Store, fingerprint, write_json
 from vrga.evaluation.wording import percent, share
-from vrga.models import load
+from vrga.hf.checkpoints import load
 
 OFF = "off"
 BEST, RESULTS, FIGURE = "best.json", "results.json", "tuning.png"

@@ -1,77 +1,14 @@
-"""The attention given to transformers: the model's own backend, a probe row, or steering.
-
-`register` makes an attention implementation that does what the model's own one does, unless the
-forward pass brings a `Probe` or a `Steering` as the keyword argument `KEYWORD`.
-"""
+"""The probe: attention of one query row per sample, taken beside a prefill."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vrga.kernels.reference import probe_scores_reference
 from vrga.waiting import LayerShape
-
-KEYWORD = "vrga"
-
-
-def register(delegate: str) -> str:
-    """Register the implementation that wraps the attention backend `delegate`; its name.
-
-    Raises:
-        ValueError: a backend without a mask function: padding would silently be attended to.
-    """
-    if delegate == "flex_attention":
-        raise ValueError(
-            "attn_implementation='flex_attention' hides its mask in a BlockMask, so vrga cannot "
-            "tell which keys are visible; load the model with 'sdpa', 'eager' or "
-            "'flash_attention_2'"
-        )
-    if delegate not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
-        known = ", ".join(sorted(ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()))
-        raise ValueError(
-            f"attn_implementation={delegate!r} has no mask function that vrga could use; "
-            f"load the model with one of: {known}"
-        )
-    name = f"{KEYWORD}_{delegate.replace('/', '_').replace('|', '_')}"
-
-    def attend(module, query, key, value, attention_mask, **kwargs):
-        step = kwargs.pop(KEYWORD, None)
-        own = _backend(delegate, module)
-        if delegate not in ("eager", "sdpa"):
-            # Flash attention looks its kernel up by the name in the module's config.
-            module = _Seen(module, config=_Seen(module.config, _attn_implementation=delegate))
-        if step is None:
-            return own(module, query, key, value, attention_mask, **kwargs)
-        return step.attend(own, module, query, key, value, attention_mask, **kwargs)
-
-    AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[delegate])
-    return name
-
-
-class _Seen:
-    """An object as somebody else is to see it: with some attributes replaced."""
-
-    def __init__(self, target: object, **replaced: object):
-        self.__dict__.update(replaced, _target=target)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._target, name)
-
-
-def _backend(name: str, module: torch.nn.Module) -> Callable:
-    """The function of an attention implementation; eager's lives in the model's own file."""
-    if name == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[name]
 
 
 def exactly(device: torch.device) -> AbstractContextManager:

@@ -1,0 +1,1 @@
+"""All that knows transformers: its names, its model families, its files."""

@@ -1,0 +1,105 @@
+"""What differs between model families: where they keep what a patch needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from vrga.hf.layouts import Layout, any_resolution, by_patches, patches_per_side, tiles
+
+REFUSED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model family keeps what the patch needs; attribute paths and config fields.
+
+    Args:
+        text: the text model, below the multimodal model.
+        layout: how the tokens of an image are laid out, see `vrga.hf.layouts`.
+        inputs: the model's inputs that the layout reads, for errors.
+        outer: the multimodal model below the language-model head, which sees `input_ids`.
+        text_config: the key of the text model's sub-config.
+        image_token, video_token: config fields of the placeholder tokens' ids.
+        vision_tokens: config fields of all tokens that are not text.
+        refused: methods that a patched model must not run.
+        processor: class of its processor, where that can do without the torchvision that its
+            video half needs.
+    """
+
+    text: str = "language_model"
+    layout: Layout = by_patches
+    inputs: tuple[str, ...] = ("image_grid_thw", "video_grid_thw")
+    outer: str = "model"
+    text_config: str = "text_config"
+    image_token: str = "image_token_id"
+    video_token: str = "video_token_id"
+    vision_tokens: tuple[str, ...] = (
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "vision_token_id",
+        "boi_token_id",
+        "eoi_token_id",
+    )
+    refused: tuple[str, ...] = REFUSED
+    processor: str | None = None
+
+    def modules(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The multimodal model and its text model."""
+        outer = model.get_submodule(self.outer)
+        return outer, outer.get_submodule(self.text)
+
+
+def _tiled(side: Callable[[object], float], text: str = "language_model") -> Family:
+    return Family(text=text, layout=tiles(side), inputs=())
+
+
+def _shuffled(config: object) -> float:
+    return patches_per_side(config.vision_config) / config.scale_factor
+
+
+# All that differs between the families, by model_type.
+FAMILIES = {
+    "qwen2_vl": Family(processor="Qwen2VLProcessor"),
+    "qwen2_5_vl": Family(processor="Qwen2_5_VLProcessor"),
+    "qwen3_vl": Family(processor="Qwen3VLProcessor"),
+    "qwen3_vl_moe": Family(processor="Qwen3VLProcessor"),
+    "llava_onevision": Family(layout=any_resolution, inputs=("image_sizes",)),
+    "llava": _tiled(lambda config: patches_per_side(config.vision_config)),
+    "internvl": _tiled(lambda config: config.image_seq_length**0.5),
+    "gemma3": _tiled(lambda config: config.mm_tokens_per_image**0.5),
+    "idefics3": _tiled(_shuffled, text="text_model"),
+    "smolvlm": _tiled(_shuffled, text="text_model"),
+}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT one; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a model.
+
+    Raises:
+        ValueError: a model that vrga does not know.
+    """
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", None)
+    if kind in FAMILIES and hasattr(model, "generate"):
+        return FAMILIES[kind]
+    why = "is not supported"
+    if getattr(config, "is_encoder_decoder", False):
+        why = (
+            "is an encoder-decoder model, whose decoder does not attend to image tokens as keys of "
+            "its own; it is not supported"
+        )
+    raise ValueError(
+        f"{type(model).__name__} (model_type {kind!r}) {why}; supported model types: "
+        f"{', '.join(FAMILIES)}, as a class with generate(), such as "
+        "Qwen2_5_VLForConditionalGeneration"
+    )
