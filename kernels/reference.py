@@ -118,7 +118,7 @@ def decode_attention_reference(
 
     Args:
         q: queries [B, H, Q, d]; the Q rows are the last Q visible keys, causal among themselves.
-        k, v: cache [B, H_kv, S, d], any strides.
+        k, v: cache [B, H_kv, S, d], any strides; values may be of another size.
         flags: int32 [B, F], F <= S: -1 hidden, else (group << 1) | on image. Keys from F on are
             in group 0 and not on an image.
         images: number n of image keys of each row, int32 [B].
@@ -173,7 +173,7 @@ def decode_attention_reference(
     probs = e * weight
     probs = probs * probs.sum(-1, keepdim=True).clamp_min(torch.finfo(accurate).tiny).reciprocal()
     out = probs.to(q.dtype).reshape(batch, kv_heads, -1, keys) @ v
-    return out.view(batch, heads, rows, size).transpose(1, 2)
+    return out.view(batch, heads, rows, v.shape[3]).transpose(1, 2)
 
 
 def attention_statistics(

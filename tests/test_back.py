@@ -33,6 +33,9 @@ class Words:
         tags = {LESS: "<", BACK: "back", MORE: ">", CLOSE_LESS: "</", STOP: ">."}
         return [tags.get(i, f"w{i}") for i in ids]
 
+    def decode(self, ids, skip_special_tokens=True):
+        return " ".join(self.convert_ids_to_tokens(ids))
+
 
 WORDS = Words()
 

@@ -16,6 +16,7 @@ from transformers.utils import is_hqq_available
 
 import vrga
 from vrga import VRGAConfig
+from vrga.call import AttentionCall
 
 QWEN = FAMILIES["qwen2_5_vl"]
 GAIN = VRGAConfig.published(gain=3.0)
@@ -582,16 +583,14 @@ def test_autocast_and_inference_mode(model, impl):
 def test_our_own_sums_are_not_rounded_by_autocast(model):
     g = torch.Generator().manual_seed(0)
     batch = QWEN.batch([1])
-    layer = model.model.language_model.layers[1].self_attn
     with vrga.patch(model, GAIN) as patch:
         model(**batch.inputs, use_cache=True)
         keys = batch.inputs["input_ids"].shape[1] + 1
         q, k, v = (torch.randn(1, h, n, 16, generator=g) for h, n in ((8, 1), (2, keys), (2, keys)))
-        exact = patch._step.attend(None, layer, q, k, v, None, scaling=0.25)[0]
+        call = AttentionCall(1, q, k, v, None, scale=0.25, window=None, own=None)
+        exact = patch._step.attend(call)[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(
-                patch._step.attend(None, layer, q, k, v, None, scaling=0.25)[0], exact
-            )
+            assert torch.equal(patch._step.attend(call)[0], exact)
 
 
 # --- refusals ---

@@ -11,7 +11,8 @@ from traces import assert_same
 from transformers import DynamicCache, StaticCache
 
 import vrga
-from vrga import VRGAConfig, patching
+from vrga import VRGAConfig
+from vrga.hf.cache import KeyCache
 from vrga.steering import Steering
 from vrga.waiting import CHUNK
 
@@ -30,7 +31,7 @@ def model():
 @pytest.fixture
 def at_once(monkeypatch):
     """A switch: from now on no step waits."""
-    return lambda: monkeypatch.setattr(patching, "only_grows", lambda cache: False)
+    return lambda: monkeypatch.setattr(KeyCache, "only_grows", False)
 
 
 @pytest.fixture

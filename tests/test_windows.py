@@ -102,11 +102,12 @@ def flash_stand_in(model):
         sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return sdpa(module, query, key, value, allowed, scaling=scaling)
 
-    AttentionInterface.register("flash_stand_in", backend)
+    backend.__module__ = "transformers.stand_in"  # of those known to be a plain softmax
+    AttentionInterface.register("flash_attention_stand_in", backend)
     AttentionMaskInterface.register(
-        "flash_stand_in", ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"]
+        "flash_attention_stand_in", ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"]
     )
-    model.set_attn_implementation({"text_config": "flash_stand_in"})
+    model.set_attn_implementation({"text_config": "flash_attention_stand_in"})
     model.config._attn_implementation_internal = "flash_attention_2"
     return model
 

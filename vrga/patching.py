@@ -1,45 +1,35 @@
-"""patch and unpatch: the only module that edits a model."""
+"""patch and unpatch: what a user holds of a patched model."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-import weakref
-from collections.abc import Callable, Container, Iterable, Iterator
+import copy
+import pickle
+import threading
+import warnings
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from types import TracebackType
 
 import torch
-from torch import Tensor, nn
-from transformers import StoppingCriteriaList
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from torch import nn
 
 from vrga.choices import Heads
 from vrga.config import VRGAConfig
-from vrga.hf.attention import KEYWORD, register
-from vrga.hf.families import family_of, unwrapped
-from vrga.hf.inputs import (
-    CACHES,
-    MEDIA,
-    cache_of,
-    check_inputs,
-    check_options,
-    columns,
-    option,
-    refusal,
-)
-from vrga.passes import Pass, Passes
-from vrga.phase import Phase, tag_table
+from vrga.generate_call import GenerateCall
+from vrga.hf.attention import KEYWORD
+from vrga.hf.host import ForwardInputs, GenerateOptions, Host, warn_if_untested
+from vrga.passes import Pass, what_is
 from vrga.probe import Probe
-from vrga.reading import PromptReader
+from vrga.reading import Announcement, PromptReader
 from vrga.recorder import Recorder
-from vrga.region import Region, empty_region, find_region
-from vrga.released import released_region
+from vrga.region import Region
+from vrga.run import Episode, ForwardPass, Options, Recording, Run
 from vrga.steering import Steering, check_implementation
-from vrga.tokens import Grid, Prompt, Query, cells_mask, check_query, visible_keys
+from vrga.steps import Steps
+from vrga.tokens import GridCells, Query
 from vrga.trace import Trace
-from vrga.waiting import CHUNK
+
+SETTABLE = ("config", "enabled", "query", "given", "ablated")
 
 
 def patch(
@@ -91,31 +81,18 @@ def patch_of(model: nn.Module) -> Patch | None:
     return None
 
 
-def only_grows(cache: object) -> bool:
-    """Whether keys stay in a cache as they were when attention saw them."""
-    layers = getattr(cache, "layers", ())
-    plain = bool(layers) and all(type(layer) in (DynamicLayer, StaticLayer) for layer in layers)
-    return plain and not getattr(cache, "offloading", False)
+class _Here(threading.local):
+    """What one thread is at: each has a call, a pass and a recording of its own."""
 
+    def __init__(self):
+        self.call: GenerateCall | None = None
+        self.announced: Announcement | None = None  # a prompt that comes in a loop by hand
+        self.passing: ForwardPass | None = None
+        self.recording: Recording | None = None
+        self.run: Run | None = None  # of the last prompt
 
-# For each row, for each of its images: bool [h, w] on the image's token grid; or a callable that
-# makes them from each row's list of `Grid`.
-Cells = list[list[Tensor]] | Callable[[list[list[Grid]]], list[list[Tensor]]]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One <back> at which the region was found anew.
-
-    Args:
-        row: of the batch; position: of the token that opened the span, in the padded row.
-        region: what it looks at, steered to from here on; before: what was steered to before.
-    """
-
-    row: int
-    position: int
-    region: Region
-    before: Region
+    def __deepcopy__(self, memo: dict) -> _Here:
+        return _Here()
 
 
 class Patch:
@@ -147,74 +124,71 @@ class Patch:
         impl: str = "auto",
         tokenizer: object | None = None,
     ):
-        model = unwrapped(model)
-        config = VRGAConfig() if config is None else config
-        if not isinstance(config, VRGAConfig):
-            raise ValueError(f"config={config!r} is not a VRGAConfig")
-        family = family_of(model)
-        if patch_of(model) is not None:
+        self.config = VRGAConfig() if config is None else config
+        self._host = Host(model)
+        if patch_of(self._host.model) is not None:
             raise ValueError(
                 "the model is patched already: call vrga.unpatch(model) first, or set the config "
                 "of the patch it has"
             )
-        check_implementation(impl, next(model.parameters()).device)
-        self.model, self.config, self.query, self.impl = model, config, query, impl
-        self.enabled = True
-        self.given: Cells | None = None
-        self.ablated: Tensor | Callable[[list[Region]], Tensor] | None = None
-        self._family = family
-        self._reader = PromptReader(model, family, tokenizer)
-        self._outer, self._text = family.modules(model)
-        self._parameters = list(inspect.signature(self._outer.forward).parameters)
-        self._cache_name = next(name for name in CACHES if name in self._parameters)
-        self._step: Probe | Steering | None = None
-        self._prompt: Prompt | None = None
-        self._query: Tensor | None = None
-        self._regions: list[Region] | None = None
-        self._passes = Passes(self._reader.end_tokens)
-        self._episodes: list[Episode] = []
-        self._generating = False  # whether generate() is running
-        self._chosen = 0  # tokens that it has chosen
-        self._beams = False  # whether it is searching with beams
-        self._reordered: Callable[[], object] = lambda: None  # a cache that tells of beams
-        self._head = None  # output of a prompt that drafts follow in the same call
-        self._recording: tuple[Recorder, object] | None = None
-
-        own = self._text.config._attn_implementation
-        self._name = register(own)
-        self._own = own
-        self._set_attention(self._name)
-        if self._text.config._attn_implementation != self._name:
-            raise ValueError(
-                f"{type(self._text).__name__} does not let its attention be replaced; it has no "
-                "attention interface in this version of transformers"
+        check_implementation(impl, self._host.device)
+        self._impl = impl
+        self.query = query
+        self.enabled, self.given, self.ablated = True, None, None
+        self._reader = PromptReader(self._host, tokenizer)
+        self._here = _Here()
+        self._last: Run | None = None  # of the last prompt in any thread
+        warn_if_untested()
+        hooks = {"before": self._before, "behind": self._behind, "inject": self._inject,
+                 "after": self._after}  # fmt: skip
+        self._host.attach(hooks, self._generate)
+        if self._host.set_aside:
+            warnings.warn(
+                "the model, or a part of it, was compiled before vrga.patch(model): its code does "
+                "not know of the patch, so the model runs uncompiled until vrga.unpatch(model)",
+                stacklevel=3,
             )
-        self._handles = [
-            self._outer.register_forward_pre_hook(self._before, with_kwargs=True),
-            self._outer.register_forward_hook(self._join, with_kwargs=True),
-            self._text.register_forward_pre_hook(self._inject, with_kwargs=True),
-            self._text.register_forward_hook(self._after, with_kwargs=True),
-        ]
-        self._replaced = {m: refusal(m) for m in family.refused if hasattr(model, m)}
-        # Bound to the patch, so that a deep copy of the model gets a generate() of its own.
-        self._replaced["generate"] = self._generate
-        model.__dict__.update(self._replaced)
 
-    def _set_attention(self, name: str) -> None:
-        # By the key of the sub-config, so that the vision tower keeps its own implementation.
-        self.model.set_attn_implementation({self._family.text_config: name})
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "config" and not isinstance(value, VRGAConfig):
+            raise ValueError(f"config={value!r} is not a VRGAConfig")
+        if name == "enabled" and not isinstance(value, bool):
+            raise ValueError(f"enabled={value!r} is not True or False")
+        if name == "query" and value is None:
+            raise ValueError("query=None: give 'user_end' (the default), positions, or a text")
+        if name not in SETTABLE and not name.startswith("_"):
+            where = "patch.config = dataclasses.replace(patch.config, ...)"
+            raise AttributeError(
+                f"a patch has no {name!r} to be set: it has {', '.join(SETTABLE)}; numbers of the "
+                f"method are set by {where}"
+            )
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        config = self.config
+        parts = [self._host.family.title]
+        parts.append(f"gain {config.gain:g}" if config.method in ("vrga", "released")
+                     else config.method)  # fmt: skip
+        run = self._run
+        if not self._host.is_attached:
+            parts.append("taken off")
+        elif not self.enabled:
+            parts.append("switched off")
+        if run is None or run.regions is None:
+            return f"Patch({', '.join([*parts, 'no prompt yet'])})"
+        for row, region in enumerate(run.regions[:1]):
+            heads, total = int(region.visual.sum()), region.visual.numel()
+            parts.append(f"{heads} of {total} heads")
+            parts.append(f"T {int(region.mask.sum())} of {int(region.image.sum())} tokens")
+            parts.append(str(run.steps[row]))
+        if len(run.regions) > 1:
+            parts.append(f"and {len(run.regions) - 1} more rows")
+        return f"Patch({', '.join(parts)})"
 
     def remove(self) -> None:
         """Take the patch off. Doing it twice does nothing."""
-        for handle in self._handles:
-            handle.remove()
-        if self._handles:
-            for method in self._replaced:
-                self.model.__dict__.pop(method, None)
-            if self._text.config._attn_implementation == self._name:
-                self._set_attention(self._own)
-        self._handles = []
-        self._step = self._head = None
+        self._host.detach()
+        self._here.passing = None
 
     def __enter__(self) -> Patch:
         return self
@@ -227,9 +201,49 @@ class Patch:
     ) -> None:
         self.remove()
 
+    def __deepcopy__(self, memo: dict) -> Patch:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        own = {name: value for name, value in vars(self).items() if name != "_last"}
+        vars(twin).update({k: copy.deepcopy(v, memo) for k, v in own.items()}, _last=None)
+        return twin
+
+    def __reduce__(self) -> tuple:
+        raise pickle.PicklingError(
+            "a patched model cannot be saved or sent as a pickle: its patch holds hooks of this "
+            "process. Call vrga.unpatch(model) first (or save its weights alone, with "
+            "model.save_pretrained), and patch it anew where it is loaded"
+        )
+
+    # --- what was found ---
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is patched."""
+        return self._host.model
+
+    @property
+    def impl(self) -> str:
+        """ "auto", "torch" or "triton", as `patch` was given it."""
+        return self._impl
+
+    @property
+    def _run(self) -> Run | None:
+        return self._here.run or self._last
+
+    @property
+    def _regions(self) -> list[Region] | None:
+        return None if self._run is None else self._run.regions
+
+    @property
+    def _step(self) -> Probe | Steering | None:
+        return None if self._run is None else self._run.step
+
     @property
     def region(self) -> list[Region]:
         """What the last prompt's questions look at, one `Region` per row of the batch.
+
+        Of several threads, each sees its own last prompt.
 
         Raises:
             RuntimeError: no prompt has been seen yet.
@@ -239,14 +253,28 @@ class Patch:
         return self._regions
 
     @property
+    def steps(self) -> list[Steps]:
+        """What became of the last answer's steps, one `Steps` per row of the batch.
+
+        For a row with an image, steps steered and steps left alone are together one less than its
+        tokens: the first token comes from the prompt's own pass. Reads the device.
+
+        Raises:
+            RuntimeError: no prompt has been seen yet.
+        """
+        if self._regions is None:
+            raise RuntimeError("no steps yet: run model.generate(...) with the patch enabled")
+        return self._run.steps
+
+    @property
     def episodes(self) -> list[Episode]:
         """With `relocate="back"`: each <back> of the last generation, and where it looked."""
-        return list(self._episodes)
+        return [] if self._run is None else list(self._run.episodes)
 
     @contextmanager
     def record(
         self,
-        watch: Cells | None = None,
+        watch: GridCells | None = None,
         *,
         layers: Iterable[int] | None = None,
         steps: Container[int] | None = None,
@@ -276,22 +304,24 @@ class Patch:
             ValueError: layers, steps or heads that there are not, or that are of another form.
             RuntimeError: the patch records already.
         """
-        if self._recording is not None:
+        here = self._here
+        if here.recording is not None:
             raise RuntimeError("the patch records already: leave that block of record() first")
-        recorder, trace = Recorder(self._shape(), layers, steps, maps, layer_maps), Trace()
-        self._recording = (recorder, watch)
+        recorder, trace = Recorder(self._host.shape, layers, steps, maps, layer_maps), Trace()
+        recording = here.recording = Recording(recorder, watch)
         try:
             yield trace
-            if isinstance(self._step, Steering):
-                self._step.settle()
+            if recording.run is not None and isinstance(recording.run.step, Steering):
+                recording.run.step.settle()
         finally:
-            self._recording = None
-            if isinstance(self._step, Steering):
-                self._step.release()
-                self._step = self._step if self._step.applied else None
+            here.recording = None
+            run = recording.run
+            if run is not None and isinstance(run.step, Steering):
+                run.step.release()
+                run.step = run.step if run.step.applied else None
         recorder.off = not self.enabled
         trace.fill(recorder)
-        trace.describe(recorder, self.config, self.model, self._reader)
+        trace.describe(recorder, self.config, self._host.model, self._reader.known_tokenizer)
 
     def announce(self, inputs: dict) -> None:
         """Tell of a prompt whose forward passes are made by hand, in more than one piece.
@@ -304,365 +334,215 @@ class Patch:
         Raises:
             ValueError: neither input_ids nor inputs_embeds.
         """
-        self._passes.announce(inputs)
+        self._here.announced = Announcement(ForwardInputs.of(dict(inputs)))
+
+    # --- generate() ---
 
     def _generate(self, *args, **kwargs) -> object:
-        """generate() of the patched model: check its options, announce the prompt."""
-        own = functools.partial(type(self.model).generate, self.model)
+        """generate() of the patched model: resolve its options, follow it, account for it."""
         if not self.enabled:
-            return own(*args, **kwargs)
-        inputs = dict(kwargs)
-        if args or inputs.get("inputs") is not None:
-            inputs["input_ids"] = args[0] if args else inputs["inputs"]
-        check_options(inputs, self.model.generation_config)
-        self._beams = (option(inputs, self.model.generation_config, "num_beams") or 1) > 1
-        if inputs.get("input_ids") is None and inputs.get("inputs_embeds") is None:
-            return own(*args, **kwargs)  # which says what it misses
-        self.announce(inputs)
-        if self._recording is not None or "back" in (self.config.when, self.config.relocate):
-            criteria = [*(kwargs.get("stopping_criteria") or ()), self._between_steps]
-            kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
-        self._generating, self._chosen = True, 0
+            return self._host.generate(args, kwargs, None)
+        options = self._host.options(args, kwargs)
+        if options.inputs is None:
+            return self._host.generate(args, kwargs, None)  # which says what it misses
+        here = self._here
+        call, outer = GenerateCall(options, here.recording), here.call
+        here.call, here.announced = call, None
+        followed = here.recording is not None or self._follows_spans
         try:
-            output = own(*args, **kwargs)
-            if self._recording is not None:
-                if isinstance(self._step, Steering):
-                    self._step.settle()
-                self._recording[0].hear(inputs, output, self._beams)
-            return output
+            output = self._host.generate(args, kwargs, call.between if followed else None)
         finally:
-            self._passes.forget()
-            self._head = None
-            self._beams = self._generating = False
-            self._forget_beams()
+            here.call = outer
+            call.close()
+        if call.run is not None:
+            here.run = self._last = call.run
+        if self.enabled:
+            call.end(output)
+        return output
 
-    def _between_steps(self, ids: Tensor, scores: object, **kwargs) -> Tensor:
-        """A criterion that stops nothing, called when a token was chosen.
+    @property
+    def _follows_spans(self) -> bool:
+        return "back" in (self.config.when, self.config.relocate)
 
-        It sees the newest tokens before generate() waits for the device anyway, so that the next
-        pass need not; and it computes what compiled steps left to be computed.
-        """
-        step = self._step
-        if isinstance(step, Steering):
-            if step.phase is not None and not self._beams and len(ids) == len(step.phase.state):
-                step.phase.look_ahead(ids[:, -1:], ids.shape[1] - 1)
-            self._chosen += 1
-            if self._chosen % CHUNK == 0 and self._recording is not None:
-                step.settle()
-        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    def _options(self, options: GenerateOptions | None) -> Options:
+        ends = self._host.end_tokens | (set() if options is None else options.end_tokens)
+        return Options(
+            self.config, self.query, self.given, self.ablated, self._impl, frozenset(ends)
+        )
 
     # --- hooks ---
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Before the multimodal model: decide what this forward pass is."""
-        if not self.enabled:
-            return None
-        self._head = None
-        inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
-        check_inputs(inputs, module)
-        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-        self._device = (ids if ids is not None else embeds).device
-        shape = tuple(ids.shape if ids is not None else embeds.shape[:2])
         if torch.compiler.is_compiling():
-            if shape[1] == 1:  # compiled decoding: the state of the prefill stands
-                if isinstance(self._step, Steering):
-                    self._step.begin(None, ids)
-                    if self.config.relocate == "back":
-                        raise RuntimeError(
-                            "relocate='back' finds a region amid decoding, which cannot be "
-                            "compiled: call generate with disable_compile=True"
-                        )
-            else:
-                raise RuntimeError(
-                    "a patched model cannot compile passes of several tokens, such as chunks of "
-                    "the prefill: call generate with disable_compile=True, or without "
-                    "prefill_chunk_size"
-                )
+            if self.enabled:
+                self._compiled_step(self._host.read(args, kwargs))
             return None
-        if self._text.config._attn_implementation != self._name:
+        here = self._here
+        here.passing = None
+        if not self.enabled:
+            self._pass_by(args, kwargs)
+            return None
+        if not self._host.is_attached:
             raise RuntimeError(
-                f"the attention implementation was changed to "
-                f"{self._text.config._attn_implementation!r} while the model is patched: call "
-                "vrga.unpatch(model) first"
+                f"the attention implementation was changed to {self._host.current_backend!r} "
+                "while the model is patched: call vrga.unpatch(model) first"
             )
-        found = self._passes.next(inputs, shape)
+        inputs = self._host.read(args, kwargs)
+        found, run, announced = self._what_is(inputs)
         if found.kind == "split":
-            return self._split(module, inputs, shape, found.length, found.past)
-        if found.kind == "step":
-            self._next_step(found.past, ids, shape[1])
-        elif found.kind == "prompt":
-            self._prefill(inputs, shape, found)
-        elif isinstance(self._step, Probe):
-            self._step.begin(found.past)
+            return self._split(module, inputs, found)
+        self._enter(inputs, found, run, announced)
         return None
 
-    def _next_step(self, past: int, ids: Tensor | None, rows: int) -> None:
-        """Begin a decode pass of `rows` tokens `ids` behind `past` keys."""
-        step = self._step
-        if not isinstance(step, Steering):
-            return
-        while self._episodes and self._episodes[-1].position >= past:  # of rejected drafts
-            episode = self._episodes.pop()
-            self._regions[episode.row] = episode.before
-            step.steer_to(self._regions)
-        step.begin(past, ids, rows)
-        if self.config.relocate != "back":
-            return
-        told = step.phase.on_host(past)
-        opened = step.phase.opened.cpu() if told is None else told[1]
-        opened = opened & torch.tensor([bool(grids) for grids in self._prompt.grids])[:, None]
-        if not opened.any():
-            return
-        # A row may open several spans in a block of drafts; the last one counts.
-        place = torch.where(opened, torch.arange(past, past + opened.shape[1]), -1).amax(1)
-        later = past + opened.shape[1] - self._prompt.visible.shape[1]
-        visible = torch.nn.functional.pad(self._prompt.visible, (0, later), value=True)
-        step.probe = Probe(place.tolist(), visible, self.impl)
-        step.probe.begin(past)
+    def _what_is(self, inputs: ForwardInputs) -> tuple[Pass, Run | None, Announcement | None]:
+        """What a pass is, the run that its cache belongs to, and the prompt that was announced."""
+        here, cache = self._here, inputs.cache
+        call = here.call
+        announced = here.announced if call is None else call.announced
+        run = None if cache is None else cache.run
+        ends = set(self._options(None if call is None else call.options).ends)
+        found = what_is(
+            inputs.width,
+            held=_held(inputs, run, announced),
+            progress=None if run is None else run.progress,
+            announced=None if announced is None else announced.end,
+            opens_turn=lambda: self._reader.opens_turn(inputs, ends),
+            brings_images=inputs.brings_images,
+            in_call=call is not None,
+            may_cut=call is None or call.options.drafts,
+        )
+        return found, run, announced
 
-    def _split(
-        self, module: nn.Module, inputs: dict, shape: tuple, length: int, past: int
-    ) -> tuple[tuple, dict]:
+    def _enter(
+        self,
+        inputs: ForwardInputs,
+        found: Pass,
+        run: Run | None,
+        announced: Announcement | None,
+    ) -> Run:
+        """A pass of one kind begins."""
+        here, call = self._here, self._here.call
+        if found.kind == "prompt":
+            held = run.prompt if run is not None and found.past else None
+            run = Run(self._host, self._reader, self._options(None if call is None
+                                                              else call.options))  # fmt: skip
+        if announced is not None:
+            here.announced = None
+            if call is not None:
+                call.begin(run, found.past)
+        if found.kind == "prompt":
+            run.begin(inputs, found.past, announced, held)
+            run.reached = found.past + inputs.width
+        elif found.kind == "piece":
+            run.reached = found.past + inputs.width
+            run.go_on(found.past)
+        else:
+            run.next_step(found.past, inputs.ids, inputs.width)
+        static = inputs.cache is not None and inputs.cache.static
+        here.passing = ForwardPass(run, found, inputs.width, static)
+        return run
+
+    def _compiled_step(self, inputs: ForwardInputs) -> None:
+        """A compiled pass: the state of its prompt stands."""
+        if inputs.width > 1:
+            raise RuntimeError(
+                "a patched model cannot compile passes of several tokens, such as chunks of "
+                "the prefill: call generate with disable_compile=True, or without "
+                "prefill_chunk_size"
+            )
+        run = None if inputs.cache is None else inputs.cache.run
+        if run is None:
+            raise RuntimeError(
+                "a compiled step without the cache of a prompt that the patch has seen: run the "
+                "prompt on the patched model, uncompiled, and hand its static cache on"
+            )
+        step = run.step
+        if isinstance(step, Steering):
+            step.begin(None, inputs.ids)
+            if step.config.relocate == "back":
+                raise RuntimeError(
+                    "relocate='back' finds a region amid decoding, which cannot be "
+                    "compiled: call generate with disable_compile=True"
+                )
+
+    def _pass_by(self, args: tuple, kwargs: dict) -> None:
+        """A pass goes by while the patch is switched off: its prompt's account goes on."""
+        run = self._host.run_in(self._host.named(args, kwargs))
+        if run is None or run.ledger is None:
+            return
+        inputs = ForwardInputs.of(self._host.named(args, kwargs))
+        run.pass_by(_held(inputs, run, None), inputs.ids, inputs.width)
+
+    def _split(self, module: nn.Module, inputs: ForwardInputs, found: Pass) -> tuple[tuple, dict]:
         """Run the prompt alone, then go on with what assisted decoding drafted behind it.
 
         The region is known only when the prompt is through, and drafts are steered.
         """
-        head = module(**columns(inputs, slice(0, length), shape[1], past))
-        self._head = head
-        rest = columns(inputs, slice(length, None), shape[1], past)
-        rest = {name: x for name, x in rest.items() if not name.startswith(MEDIA)}
-        rest = {name: x for name, x in rest.items() if name not in CACHES}
-        rest[self._cache_name] = cache_of(head)
-        self._next_step(past + length, rest.get("input_ids"), shape[1] - length)
+        past, length = found.past, found.length
+        head = module(**self._host.cut(inputs, slice(0, length), past))
+        rest = self._host.behind(inputs, slice(length, None), past, head)
+        later = ForwardInputs.of(rest)
+        run = later.cache.run
+        self._enter(later, Pass("step", past + length), run, None)
+        self._here.passing.head = head
         return (), rest
 
-    def _join(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+    def _behind(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
         """After the multimodal model: put the prompt's states before those of the drafts."""
-        head, self._head = self._head, None
-        if head is None:
+        if torch.compiler.is_compiling():
             return None
-        output.last_hidden_state = torch.cat([head.last_hidden_state, output.last_hidden_state], 1)
-        if output.hidden_states is not None:
-            pairs = zip(head.hidden_states, output.hidden_states, strict=True)
-            output.hidden_states = tuple(torch.cat(pair, 1) for pair in pairs)
-        return output
-
-    def _prefill(self, inputs: dict, shape: tuple, begun: Pass) -> None:
-        """Read the prompt and set up the probe of its query rows."""
-        past, announced = begun.past, begun.announced
-        mask = inputs.get("attention_mask")
-        if isinstance(mask, dict):
-            mask = mask["full_attention"]
-        if mask is not None and mask.ndim == 4:  # as generate() makes it for a static cache
-            mask = visible_keys(mask, past + shape[1]).expand(shape[0], -1)
-        held = self._prompt if begun.known and past else None
-        if announced is not None:
-            prompt, start = self._reader.read_announced(announced, shape[0], mask, held, past)
-            end = announced.end(past)
-        else:
-            prompt, start = self._reader.read(inputs, shape, mask), past
-            if past:
-                prompt = held.extend(prompt, past)
-                if mask is not None and mask.shape[1] == past + shape[1]:
-                    prompt = replace(prompt, visible=mask.cpu() != 0)
-            end = past + shape[1]
-        given = inputs if announced is None else announced.inputs
-        self._check_positions(given, prompt.later(start))
-        query = check_query(self._reader.positions(prompt, self.query, start), prompt)
-        self._prompt, self._query, self._regions = prompt, query, None
-        rows = [row for row, grids in enumerate(prompt.grids) if grids]
-        probed = (query - self._query_shift()).tolist()
-        if any(probed[row] < past for row in rows):
-            raise ValueError(
-                f"query={query.tolist()} lies before the tokens of this forward pass, which start "
-                f"at {past + self._query_shift()}: give the position of the new question"
-            )
-        self._step = None
-        self._passes.expect(end)
-        if not rows:
-            self._locate(None)
-            return
-        probed = [place if grids else -1 for place, grids in zip(probed, prompt.grids, strict=True)]
-        self._step = Probe(probed, prompt.visible, self.impl)
-        self._step.begin(past)
-
-    def _check_positions(self, inputs: dict, new: Prompt) -> None:
-        """Refuse images that the model would silently number like plain text."""
-        positions = inputs.get("position_ids")
-        if (
-            "mm_token_type_ids" in self._parameters
-            and inputs.get("mm_token_type_ids") is None
-            and (positions is None or positions.ndim != 3)
-            and any(new.grids)
-        ):
-            raise ValueError(
-                "the inputs lack mm_token_type_ids, without which this version of transformers "
-                "gives image tokens the positions of plain text: pass what the processor returned"
-            )
-
-    def _query_shift(self) -> int:
-        # The released code probes the token before the question's last.
-        return 1 if self.config.reproduces else 0
+        passing, self._here.passing = self._here.passing, None
+        if passing is None or passing.head is None:
+            return None
+        return self._host.join(passing.head, output)
 
     def _inject(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Before the text model: hand this step to its attention layers."""
-        if not self.enabled or self._step is None:
+        if not self.enabled:
             return None
-        return args, {**kwargs, KEYWORD: self._step}
+        if torch.compiler.is_compiling():
+            run = self._host.run_in(kwargs)
+            step = None if run is None else run.step
+        else:
+            step = self._here.passing
+        return None if step is None else (args, {**kwargs, KEYWORD: step})
 
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-        """After the text model's prefill: find the regions, and steer from here on."""
-        if not self.enabled:
+        """After the text model: the pass must be what it seemed; find the regions behind a
+        prompt."""
+        if torch.compiler.is_compiling() or not self.enabled:
             return
-        if torch.compiler.is_compiling():
+        here = self._here
+        passing = here.passing
+        if passing is None:
             return
-        cache = cache_of(output)
-        if isinstance(self._step, Steering) and self._step.probe is not None:
-            self._relocate(self._step)
-        if not self._passes.ran(cache) or not isinstance(self._step, Probe):
+        passing.check_layers()
+        run, call = passing.run, here.call
+        if passing.what.kind == "step":
+            run.relocate()
+        before = here.run
+        run.pass_is_through(self._host.cache_of(output), here.recording, call)
+        if run.regions is None or run is before:
             return
-        probe, self._step = self._step, None
-        self._locate(probe)
-        if self._beams and cache is not None:
-            self._follow_beams(cache)
+        if before is not None and call is None:
+            before_prompt = None if before.cached else before.prompt
+            run.check_is_new(before_prompt)
+        if call is None or call.run is run:
+            here.run = self._last = run
 
-    def _locate(self, probe: Probe | None) -> None:
-        """Turn probed attention rows into regions and the steering; None: no row has an image."""
-        config, prompt = self.config, self._prompt
-        if probe is not None and probe.windowed and config.reproduces:
-            raise ValueError(
-                f"method={config.method!r} reproduces code without sliding windows, which "
-                f"{type(self._text).__name__} has: use VRGAConfig() or VRGAConfig.paper()"
-            )
-        self._episodes = []
-        length = prompt.image.shape[1]
-        regions = []
-        for row, grids in enumerate(prompt.grids):
-            query = int(self._query[row])
-            if grids:
-                regions.append(self._find(probe, row, query))
-            else:
-                regions.append(empty_region(query, length, self._shape()))
-        self._regions = regions
-        self._step = None
-        if probe is not None:
-            self._step = self._steering(regions, probe)
 
-    def _shape(self) -> tuple[int, int]:
-        """(L, H) of the text model."""
-        return self._text.config.num_hidden_layers, self._text.config.num_attention_heads
-
-    def _find(self, probe: Probe, row: int, query: int) -> Region:
-        """The region of a row from its probed attention."""
-        rows, seen = probe.attention_rows(row, self._shape()[0]), probe.seen(row)
-        find = find_region
-        if self.config.reproduces:
-            # The released code averages over the whole row, keys after the query included.
-            find, seen = released_region, self._prompt.visible[row].expand_as(seen)
-        return find(rows, self._prompt.grids[row], query, seen, self.config)
-
-    def _follow_beams(self, cache: object) -> None:
-        """Let the rows' <back> spans, and regions found there, follow their beams, as the cache
-        does."""
-        if not isinstance(self._step, Steering) or self._step.phase is None:
-            return
-        own, step = cache.reorder_cache, self._step
-
-        def reorder_cache(beams: Tensor) -> None:
-            own(beams)
-            step.phase.reorder(beams)
-            if not self._episodes:
-                return  # all beams of a row still look at one region
-            regions = [self._regions[beam] for beam in beams.tolist()]
-            if any(new is not old for new, old in zip(regions, self._regions, strict=True)):
-                self._regions = regions
-                step.steer_to(regions)
-
-        cache.reorder_cache = reorder_cache
-        self._reordered = weakref.ref(cache)
-
-    def _forget_beams(self) -> None:
-        cache = self._reordered()
-        if cache is not None:
-            vars(cache).pop("reorder_cache", None)
-        self._reordered = lambda: None
-
-    def _relocate(self, step: Steering) -> None:
-        """Steer rows that have just opened a <back> span to what that token looks at."""
-        probe, step.probe = step.probe, None
-        length = self._prompt.image.shape[1]
-        for row, place in enumerate(probe.query):
-            if place < 0:
-                continue
-            found = self._find(probe, row, place)
-            # Generated tokens are no image; the other rows' masks end with the prompt.
-            found = replace(found, mask=found.mask[:length], image=found.image[:length])
-            self._episodes.append(Episode(row, place, found, self._regions[row]))
-            self._regions[row] = found
-        step.steer_to(self._regions)
-
-    def _cells(self, cells: Cells, name: str) -> Tensor:
-        """Cells of the images as keys of the prompt, bool [B, S]."""
-        cells = cells(self._prompt.grids) if callable(cells) else cells
-        return cells_mask(cells, self._prompt, name)
-
-    def _steering(self, regions: list[Region], probe: Probe) -> Steering | None:
-        """What the decode steps do; None where they do what the unpatched model does."""
-        if self.given is not None:
-            if self.config.method == "ablation":
-                raise ValueError("patch.given is not read by method='ablation': set it to None")
-            masks = self._cells(self.given, "given")
-            regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
-        ablated = self._ablated_heads(regions)
-        off = not self.config.steers
-        if off and self._recording is None:
-            return None
-        watch = recorder = question = None
-        if self._recording is not None:
-            recorder, watch = self._recording
-            if recorder.steps:
-                raise ValueError("a trace holds one call of generate: record each on its own")
-            if watch is not None:
-                watch = self._cells(watch, "watch")
-            elif self.config.method in ("vrga", "released"):
-                question = self._reader.question(self._prompt, self._query)
-                recorder.question = True
-            recorder.aim(regions, self._passes.reached)
-        phase = None
-        told = self._recording is not None and self._reader.knows_words
-        if told or "back" in (self.config.when, self.config.relocate):
-            if self.given is not None and self.config.relocate == "back":
-                raise ValueError("relocate='back' would replace patch.given: set one of them back")
-            vocabulary = self._text.get_input_embeddings().num_embeddings
-            table = tag_table(self._reader.tokenizer, vocabulary)
-            phase = Phase(table, len(regions), self._device, self._passes.reached)
-        cache = self._passes.cache
-        waits = self._generating and not self._beams and only_grows(cache)
-        steering = Steering(
-            regions, self.config, self.impl, applied=not off, watch=watch, recorder=recorder,
-            waits=waits, capacity=probe.capacity, phase=phase, question=question, ablated=ablated,
-        )  # fmt: skip
-        steering.place(probe.devices)
-        static = getattr(cache, "is_compileable", False) and only_grows(cache)
-        if recorder is not None and static and not self._beams:
-            steps = CHUNK if self._generating else probe.capacity - self._passes.reached
-            steering.expect_compiled(probe.layers, steps, cache, self._prompt.visible)
-        return steering
-
-    def _ablated_heads(self, regions: list[Region]) -> Tensor | None:
-        """The heads given to be ablated, bool [B, L, H]; None where the config asks for none."""
-        if (self.config.ablate == "given") != (self.ablated is not None):
-            raise ValueError(
-                "patch.ablated and VRGAConfig.ablation('given') go together: patch.ablated is "
-                f"{'None' if self.ablated is None else 'set'}, ablate={self.config.ablate!r}"
-            )
-        if self.ablated is None:
-            return None
-        heads = torch.as_tensor(self.ablated(regions) if callable(self.ablated) else self.ablated)
-        wanted = (len(regions), *self._shape())
-        if heads.dtype != torch.bool or tuple(heads.shape) not in (wanted, wanted[1:]):
-            raise ValueError(
-                f"ablated is {heads.dtype} {list(heads.shape)}; wanted: bool {list(wanted)}, or "
-                f"{list(wanted[1:])} for all rows"
-            )
-        return heads.cpu().expand(wanted)
+def _held(inputs: ForwardInputs, run: Run | None, announced: Announcement | None) -> int | None:
+    """Keys in the cache before a pass; None without a cache."""
+    cache = inputs.cache
+    if cache is None:
+        return None
+    if not cache.static or run is None:
+        return cache.length
+    if announced is None and inputs.width == 1 and run.progress.complete:
+        # A static cache on a GPU would have to be waited for to tell its length.
+        return run.reached
+    length = cache.length
+    # Older versions count a static cache's keys in one row, without padding.
+    whole = bool(length) and announced is not None and announced.whole(length)
+    return announced.width - inputs.width if whole else length

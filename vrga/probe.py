@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
+from vrga.call import AttentionCall, exactly
 from vrga.kernels.reference import probe_scores_reference
 from vrga.waiting import LayerShape
-
-
-def exactly(device: torch.device) -> AbstractContextManager:
-    """Our own sums in the types they are given, also where autocast would round them."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
-def check_plain(kwargs: dict) -> None:
-    """Refuse attention that is more than a softmax over the keys.
-
-    Raises:
-        ValueError: attention sinks or capped scores, which our kernels do not know.
-    """
-    for name in ("s_aux", "softcap"):
-        if kwargs.get(name) is not None:
-            raise ValueError(
-                f"the text model's attention has {name}={type(kwargs[name]).__name__}, which is "
-                "not part of steered attention; use a model without attention sinks and capped "
-                "scores"
-            )
 
 
 class Probe:
@@ -58,36 +35,40 @@ class Probe:
         """Open a forward pass behind `offset` cached keys."""
         self._offset = offset
 
-    def attend(self, own, module, query, key, value, attention_mask, **kwargs):
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """The model's own attention, and the probe rows beside it."""
-        output = own(module, query, key, value, attention_mask, **kwargs)
-        self.collect(module, query, key, kwargs)
+        output = call.output()
+        self.collect(call)
         return output
 
-    def collect(self, module, query: Tensor, key: Tensor, kwargs: dict) -> None:
-        """Score the query rows of this pass; `kwargs` are the attention function's."""
-        check_plain(kwargs)
-        self.capacity = key.shape[2]
-        with torch.no_grad(), exactly(query.device):
-            self._probe(module.layer_idx, query, key, kwargs)
+    def collect(self, call: AttentionCall) -> None:
+        """Score the query rows of this pass."""
+        call.check()
+        self.capacity = call.keys
+        with torch.no_grad(), exactly(call.query.device):
+            self._probe(call)
 
-    def _probe(self, layer: int, query: Tensor, key: Tensor, kwargs: dict) -> None:
-        window = kwargs.get("sliding_window")
+    def _probe(self, call: AttentionCall) -> None:
+        layer, query, key, window = call.layer, call.query, call.key, call.window
         self._windows[layer] = window
         shape = (len(query), query.shape[1], query.shape[3])
-        self.layers[layer] = LayerShape(shape, query.dtype, query.device, kwargs["scaling"])
+        self.layers[layer] = LayerShape(shape, query.dtype, query.device, call.scale)
         if layer not in self._scores:
             shape = *query.shape[:2], self._visible.shape[1]
             self._scores[layer] = torch.full(shape, -torch.inf, device=query.device)
         # A sliding window's cache drops the first keys.
-        first = max(self._offset + query.shape[2] - key.shape[2], 0)
+        first = max(self._offset + call.rows - call.keys, 0)
+        scores = self._scores[layer][:, :, first:]
+        if not call.plain:
+            self._read_off(call, scores, first)
+            return
         place = query.device, window, first
         if place not in self._placed:
-            last = torch.tensor(self.query, dtype=torch.int32) - first
+            last = torch.tensor(self.query, dtype=torch.int32, device="cpu") - first
             hidden = torch.stack([~self._sees(row, window) for row in range(len(self.query))])
             self._placed[place] = last.to(query.device), hidden[:, first:].to(query.device)
-        arguments = (query, key, *self._placed[place], self._scores[layer][:, :, first:])
-        numbers = dict(offset=self._offset - first, scale=kwargs["scaling"])
+        arguments = (query, key, *self._placed[place], scores)
+        numbers = dict(offset=self._offset - first, scale=call.scale)
         if self._impl == "torch" or (self._impl == "auto" and not query.is_cuda):
             probe_scores_reference(*arguments, **numbers)
         else:
@@ -97,9 +78,24 @@ class Probe:
             self._workspace = self._workspace or Workspace()
             probe_scores(*arguments, **numbers, workspace=self._workspace)
 
+    def _read_off(self, call: AttentionCall, scores: Tensor, first: int) -> None:
+        """Logarithms of the attention that the model's own backend gives the query rows."""
+        for row, place in enumerate(self.query):
+            at = place - self._offset
+            if not 0 <= at < call.rows:
+                continue
+            end, mask = place - first + 1, call.mask
+            if mask is not None:
+                mask = mask[row % len(mask)][None]
+                mask = mask[:, :, at : at + 1, :end] if mask.ndim == 4 else mask[:, :end]
+            one = slice(row, row + 1)
+            query = call.query[one, :, at : at + 1]
+            alone = call.of(query, call.key[one, :, :end], call.value[one, :, :end], mask)
+            scores[row, :, :end] = alone.probabilities()[0, :, 0].log().to(scores.dtype)  # [H, end]
+
     def _sees(self, row: int, window: int | None) -> Tensor:
         """Keys that a sample's query sees through a window, bool [S]."""
-        place, last = torch.arange(self._visible.shape[1]), self.query[row]
+        place, last = torch.arange(self._visible.shape[1], device="cpu"), self.query[row]
         seen = self._visible[row] & (place <= last)
         return seen if window is None else seen & (place > last - window)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from vrga.kernels.reference import GATE, GROUP, KeySets
 from vrga.maps import image_attention
 from vrga.region import Region
 from vrga.waiting import CHUNK
+
+if TYPE_CHECKING:
+    from vrga.hf.host import ForwardInputs
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Recorder:
         prompt, padding, said: token ids of the call of generate(), its attention mask, and the
             ids of the answer, int64 [B, S] each, or None; with beams, which the rows of a trace do
             not follow, none of the answer.
+        ends: ids that end an answer.
 
     Raises:
         ValueError: layers, steps or heads that there are not, or that are of another form, or heads
@@ -76,6 +81,7 @@ class Recorder:
         self.prompt: Tensor | None = None
         self.padding: Tensor | None = None
         self.said: Tensor | None = None
+        self.ends: set[int] = set()
         self._start = 0  # position of the first generated token
         self._numbers = range(0)  # steps whose queries the current forward pass has
         self._inside: Tensor | None = None  # of these queries, bool [B, Q]
@@ -99,18 +105,15 @@ class Recorder:
             self.mapped = torch.zeros_like(visual)
             self.mapped[self.layers] = visual[self.layers]
 
-    def hear(self, inputs: dict, output: object, beams: bool) -> None:
-        """What generate() was given, and what it returned; whether it searched with beams."""
-        if beams:
-            return
-        said = output if isinstance(output, Tensor) else output.sequences
-        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    def hear(self, given: ForwardInputs, said: Tensor, ends: set[int]) -> None:
+        """What generate() was given, the ids of its answer int64 [B, T], and what ends one."""
+        ids, mask = given.ids, given.mask
         if ids is not None:
-            said, times = said[:, ids.shape[1] :], len(said) // len(ids)  # num_return_sequences
+            times = len(said) // len(ids)  # num_return_sequences
             self.prompt = ids.cpu().repeat_interleave(times, 0)
-        if mask is not None and ids is not None and mask.shape == ids.shape:
-            self.padding = mask.cpu().repeat_interleave(times, 0)
-        self.said = said.cpu()
+            if mask is not None and mask.shape == ids.shape:
+                self.padding = mask.cpu().repeat_interleave(times, 0)
+        self.said, self.ends = said.cpu(), ends
         # Drafts may have gone on behind the answer; its last token is never a query.
         self._forget_from(self.said.shape[1] - 1)
 

@@ -34,6 +34,7 @@ class Region:
         visual: H_v, bool [L, H].
         background: H_b, bool [L, H].
         heads: R, H_img and EFR of every head, [L, H] each; NaN without an image.
+        question: the text that was taken for the question; None where no tokenizer is known.
     """
 
     query: int
@@ -45,6 +46,20 @@ class Region:
     visual: Tensor
     background: Tensor
     heads: HeadStatistics
+    question: str | None = None
+
+    def __repr__(self) -> str:
+        chosen, tokens = int(self.mask.sum()), int(self.image.sum())
+        grids = ", ".join(f"{grid.h} x {grid.w}" for grid in self.grids) or "no image"
+        asked = "" if self.question is None else f", question {_shortened(self.question)!r}"
+        return (
+            f"Region({grids}; T {chosen} of {tokens} tokens, {int(self.visual.sum())} of "
+            f"{self.visual.numel()} heads, query at {self.query}{asked})"
+        )
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def empty_region(query: int, length: int, shape: tuple[int, int]) -> Region:

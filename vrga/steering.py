@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from vrga.call import AttentionCall, exactly
 from vrga.config import VRGAConfig
 from vrga.groups import group_count, key_groups, weights
 from vrga.heads import choose_ablated
@@ -20,9 +21,10 @@ from vrga.kernels.reference import (
     decode_attention_reference,
 )
 from vrga.phase import Phase
-from vrga.probe import Probe, check_plain, exactly
+from vrga.probe import Probe
 from vrga.recorder import Recorder
 from vrga.region import Region
+from vrga.steps import CHOICE, GAIN, OPENS, OUTSIDE
 from vrga.views import View, view_of
 from vrga.waiting import Bank, LayerShape, Waiting
 
@@ -94,7 +96,7 @@ class Steering:
             recorder.opened = recorder.closed = (1.0,) * self.groups
         self._watch, self._question, self._capacity = watch, question, capacity
         self._ablated_heads = ablated
-        self._random = torch.Generator().manual_seed(config.seed)
+        self._random = torch.Generator("cpu").manual_seed(config.seed)
         self._waits = waits
         self._waiting: dict[int, Waiting] = {}  # layer -> steps
         self._bank: Bank | None = None
@@ -102,7 +104,10 @@ class Steering:
         self._workspace = None
         self._past = 0
         self._now: Tensor | None = None  # which query rows are steered, bool [B, Q]; None: all
+        self._asked: Tensor | None = None  # the same, kept where it turned out to be all or none
         self._idle = False
+        self._ran: Tensor | None = None  # compiled steps that have run, int64 [1]
+        self._left: Tensor | None = None  # of each row, those left alone, int64 [B]
         self._placed: dict[torch.device, dict[str, Tensor | None]] = {}
         self.steer_to(regions)
 
@@ -124,6 +129,11 @@ class Steering:
         elif self._ablated_heads is not None:
             self._gate = self._ablated_heads.transpose(0, 1)
         self.regions = list(regions)
+        self._ran = (
+            torch.zeros(1, dtype=torch.int64, device="cpu") if self._ran is None else self._ran
+        )
+        if self._left is None:
+            self._left = torch.zeros(len(regions), dtype=torch.int64, device="cpu")
         devices = set(self._placed)
         self._placed.clear()
         self.place(devices)
@@ -132,6 +142,11 @@ class Steering:
         """Put the state on the layers' devices, before a step is compiled that would do it."""
         for device in devices:
             self._on(device)
+        if devices and self._ran.device.type == "cpu":
+            first = min(devices, key=str)
+            self._ran, self._left = self._ran.to(first), self._left.to(first)
+            for tensor in (self._ran, self._left):
+                torch._dynamo.mark_static_address(tensor)
 
     def expect_compiled(
         self, layers: Mapping[int, LayerShape], steps: int, cache: object, visible: Tensor
@@ -169,8 +184,11 @@ class Steering:
             self._views.clear()
             if self.recorder is not None:
                 self.recorder.begin(past, rows, self.regions)
-        elif self._bank is not None:
-            self._bank.begin()
+        else:
+            self._ran.add_(1)
+            if self._bank is not None:
+                self._bank.begin()
+        self._now, self._asked, self._idle = None, None, False
         if self.config.when == "always" and self.phase is None:
             return
         if ids is None:
@@ -180,11 +198,37 @@ class Steering:
                 f"when={self.config.when!r} with relocate={self.config.relocate!r} follows the "
                 "tokens: give the model input_ids, not inputs_embeds, in decode steps"
             )
-        self._now, self._idle = self._chosen(ids, past), False
+        self._now = self._asked = self._chosen(ids, past)
+        if past is None and self._asked is not None:
+            self._left.add_((~self._asked[:, -1]).to(self._left.device))
         told = None if self._now is None or past is None else self._told(past)
         if told is not None:  # one attention is enough where all rows are treated alike
             self._idle = not bool(told.any())
             self._now = None if bool(told.all()) else self._now
+
+    @property
+    def chosen_rows(self) -> tuple[str | None, Tensor | None, Tensor | None]:
+        """Of the current pass: why rows are left alone that are not chosen; which tokens are
+        chosen, bool [B, Q]; which of the others open a <back> span. None: all are steered."""
+        if self._asked is None:
+            return None, None, None
+        opened = self.phase.opened if self.config.relocate == "back" else None
+        return self._reason, self._asked, opened
+
+    @property
+    def _reason(self) -> str:
+        if callable(self.config.when):
+            return CHOICE
+        return OUTSIDE if self.config.when == "back" else OPENS
+
+    def compiled_steps(self) -> tuple[int, dict[str, Tensor]]:
+        """Compiled steps that have run, and for each row those left alone, by reason."""
+        ran = int(self._ran)
+        if not ran:
+            return 0, {}
+        if not self.applied:
+            return ran, {GAIN: torch.full_like(self._left, ran)}
+        return ran, {self._reason: self._left}
 
     def _chosen(self, ids: Tensor, past: int | None) -> Tensor | None:
         """Which of the new tokens are steered, bool [B, Q]; None for all."""
@@ -226,36 +270,31 @@ class Steering:
         told = None if callable(self.config.when) else self.phase.on_host(past)
         return None if told is None else self._by_phase(*told)
 
-    def attend(self, own, module, query, key, value, attention_mask, **kwargs):
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """Steered attention; [B, Q, H, d] and None, as every attention backend returns."""
-        rows = query.shape[2]
-        if kwargs.get("dropout"):
-            raise ValueError(
-                f"attention dropout of {kwargs['dropout']} is not part of steered attention: call "
-                "model.eval(), or set attention_dropout=0"
-            )
-        if rows > 1 and self.config.reproduces:
+        if call.rows > 1 and self.config.reproduces:
             # The released code steers forward passes of exactly one query token.
-            return own(module, query, key, value, attention_mask, **kwargs)
-        check_plain(kwargs)
+            return call.output()
+        call.check()
+        call.check_dropout()
         if self.probe is not None:
-            self.probe.collect(module, query, key, kwargs)
-        measured = self._measures(module.layer_idx)
+            self.probe.collect(call)
+        device, measured = call.query.device, self._measures(call.layer)
         if not self.applied or (self._idle and not measured):
-            output = own(module, query, key, value, attention_mask, **kwargs)
+            output = call.output()
             if measured:
-                with exactly(query.device):
-                    self._observe(module.layer_idx, query, key, attention_mask, kwargs, None)
+                with exactly(device):
+                    self._observe(call, None)
             return output
-        with exactly(query.device):
-            steered = self._steer(module, query, key, value, attention_mask, kwargs, measured)
+        with exactly(device):
+            steered = self._steer(call, measured)
         if self.every_row and self._now is None:
             return steered, None
-        output, weights = own(module, query, key, value, attention_mask, **kwargs)
+        output, weights = call.output()
         # Rows that are not steered keep the model's own attention, bit for bit.
-        chosen = self._on(query.device)["steered"][:, None]
+        chosen = self._on(device)["steered"][:, None]
         if self._now is not None:
-            chosen = chosen & self._now.to(query.device)
+            chosen = chosen & self._now.to(device)
         return torch.where(chosen[:, :, None, None], steered, output), weights
 
     def _measures(self, layer: int) -> bool:
@@ -271,78 +310,73 @@ class Steering:
             )
         return layer in self._bank.layers
 
-    def _steer(self, module, query, key, value, attention_mask, kwargs, measured) -> Tensor:
-        rows = query.shape[2]
-        layer, window, stats = module.layer_idx, kwargs.get("sliding_window"), None
-        compiling = torch.compiler.is_compiling()
-        if window is not None and compiling:
+    def _steer(self, call: AttentionCall, measured: bool) -> Tensor:
+        stats, compiling = None, torch.compiler.is_compiling()
+        if call.window is not None and compiling:
             raise RuntimeError(
                 "sliding-window layers are steered in eager decoding alone: call generate with "
                 "disable_compile=True"
             )
         if measured and compiling:
-            stats = self._room(query)
+            stats = self._room(call.query)
         elif measured:
-            self.recorder.count(layer)
-            stats = self.recorder.take(layer, query)
+            self.recorder.count(call.layer)
+            stats = self.recorder.take(call.layer, call.query)
         # A compiled step must not depend on how many keys there are.
         past = 0 if compiling else self._past
-        if window is None or rows == 1:
-            tensors = query, key, value, attention_mask
-            out = self._rows(layer, *tensors, kwargs["scaling"], past, window, stats)
+        if call.window is None or call.rows == 1:
+            out = self._rows(call, past, stats)
         else:
             parts = []
-            for i, end, mask in _one_by_one(query, key, attention_mask):
-                tensors = query[:, :, i : i + 1], key[:, :, :end], value[:, :, :end], mask
+            for i, part in call.each_row():
                 one = None if stats is None else torch.empty_like(stats[:, :, :1])
-                parts.append(self._rows(layer, *tensors, kwargs["scaling"], past + i, window, one))
+                parts.append(self._rows(part, past + i, one))
                 if stats is not None:
                     stats[:, :, i : i + 1] = one
             out = torch.cat(parts, 1)
         if stats is not None and self._now is not None:
             stats[..., GATE] *= self._now.to(stats.device)[:, None]  # what is not steered is shut
-        if measured and (compiling or self.recorder.maps_of(layer)):
-            self._observe(layer, query, key, attention_mask, kwargs, stats)
+        if measured and (compiling or self.recorder.maps_of(call.layer)):
+            self._observe(call, stats)
         return out
 
     # --- measuring ---
 
-    def _observe(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        kwargs: dict,
-        stats: Tensor | None,
-    ) -> None:
+    def _observe(self, call: AttentionCall, stats: Tensor | None) -> None:
         """Let a step wait until its statistics, or maps, are computed; or do it now.
 
         Args:
             stats: of the step, [B, H, Q, 3 + groups]; None where they are still to be computed.
         """
+        layer = call.layer
         if torch.compiler.is_compiling():
-            self._bank.put(layer, query, stats)
+            self._bank.put(layer, call.query, stats)
             return
         if stats is None:
             self.recorder.count(layer)
-        window, past = kwargs.get("sliding_window"), self._past
-        if window is not None and query.shape[2] > 1:
-            for i, end, seen in _one_by_one(query, key, mask):
+        past = self._past
+        if call.window is not None and call.rows > 1:
+            for i, part in call.each_row():
                 known = None if stats is None else stats[:, :, i : i + 1]
-                waiting = Waiting(kwargs["scaling"], window)
-                waiting.add(query[:, :, i : i + 1], known, key[:, :, :end], seen, past + i)
-                self._finish(layer, waiting)
+                self._finish(layer, self._wait(None, part, known, past + i))
             return
         waiting = self._waiting.get(layer)
         if waiting is not None and waiting.past + 1 != past:
-            self._finish(layer, waiting)
-            waiting = None
-        if waiting is None:
-            waiting = self._waiting[layer] = Waiting(kwargs["scaling"], window)
-        waiting.add(query, stats, key, mask, past + query.shape[2] - 1)
-        if not self._waits or window is not None:
             self._finish(layer, self._waiting.pop(layer))
+            waiting = None
+        self._waiting[layer] = self._wait(waiting, call, stats, past + call.rows - 1)
+        if not self._waits or not call.plain or call.window is not None:
+            self._finish(layer, self._waiting.pop(layer))
+
+    @staticmethod
+    def _wait(
+        waiting: Waiting | None, call: AttentionCall, stats: Tensor | None, past: int
+    ) -> Waiting:
+        """A call whose last query is at `past` waits, behind those that wait already."""
+        plain, call = call.plain, call.as_softmax()
+        waiting = Waiting(call.scale, call.window, plain) if waiting is None else waiting
+        waiting.add(call.query, stats, call.key, call.mask, past)
+        return waiting
 
     def settle(self) -> None:
         """Compute what waits."""
@@ -380,25 +414,26 @@ class Steering:
             view = self._view(waiting.mask, query, keys, past - rows + 1, waiting.window)
             gates = torch.cat(waiting.stats, 2) if waiting.stats else None
             if gates is None:
-                recorder.keep(layer, self._statistics(layer, query, key, view, waiting.scale))
+                recorder.keep(layer, self._statistics(layer, query, key, view, waiting))
             if recorder.maps_of(layer):
                 first = max(past + 1 - keys, 0)
                 sets = view.key_sets(query, keys, self.opened, self.closed)
                 recorder.keep_maps(layer, query, key, sets, gates, scale=waiting.scale, first=first)
 
     def _statistics(
-        self, layer: int, query: Tensor, key: Tensor, view: View, scale: float
+        self, layer: int, query: Tensor, key: Tensor, view: View, waiting: Waiting
     ) -> Tensor:
         """Statistics of attention as the model's own backend computes it, [B, H, Q, 3 + groups]."""
         state = self._on(query.device)
         stats = self._room(query)
+        plain = waiting.plain
         numbers = dict(
-            scale=scale,
+            scale=waiting.scale,
             focus=self.config.gate_focus,
             entropy=self.config.gate_entropy,
             gate=None if state["gate"] is None else state["gate"][layer],
         )
-        decode = self._implementation(query, False)
+        decode = self._implementation(query, False, plain)
         if decode is decode_attention_reference:
             sets = view.key_sets(query, key.shape[2], self.opened, self.closed)
             attention_statistics(query, key, view.images, sets, stats, **numbers)
@@ -416,24 +451,16 @@ class Steering:
 
     # --- the attention of a step ---
 
-    def _rows(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        past: int,
-        window: int | None,
-        stats: Tensor | None,
-    ) -> Tensor:
+    def _rows(self, call: AttentionCall, past: int, stats: Tensor | None) -> Tensor:
         """Steered attention of query rows that see the same window of the keys."""
+        dtype, plain, call = call.value.dtype, call.plain, call.as_softmax()
+        layer, query, key, value = call.layer, call.query, call.key, call.value
         state = self._on(query.device)
-        view = self._view(mask, query, key.shape[2], past, window)
-        decode = self._implementation(query, any(x.requires_grad for x in (query, key, value)))
+        view = self._view(call.mask, query, call.keys, past, call.window)
+        gradients = any(x.requires_grad for x in (query, key, value))
+        decode = self._implementation(query, gradients, plain)
         arguments = dict(
-            scale=scaling,
+            scale=call.scale,
             focus=self.config.gate_focus,
             entropy=self.config.gate_entropy,
             extent=view.extent,
@@ -443,14 +470,18 @@ class Steering:
         if self.config.method == "ablation" and gate is None:
             gate = self._ablated(layer, decode, tensors, arguments)
         elif decode is decode_attention_reference and not torch.compiler.is_compiling():
-            arguments["sets"] = view.key_sets(query, key.shape[2], self.opened, self.closed)
-        return decode(
+            arguments["sets"] = view.key_sets(query, call.keys, self.opened, self.closed)
+        out = decode(
             *tensors, opened=self.opened, closed=self.closed, gate=gate, stats=stats, **arguments
         )
+        return out.to(dtype)
 
-    def _implementation(self, query: Tensor, needs_gradient: bool):
-        """The decode function for this device; gradients need the one in torch."""
+    def _implementation(self, query: Tensor, needs_gradient: bool, plain: bool):
+        """The decode function for this device; gradients need the one in torch, and so do
+        attention probabilities in the place of queries, which are as long as the cache."""
         differentiable = torch.is_grad_enabled() and needs_gradient
+        if not plain:
+            return decode_attention_reference
         if self.impl == "torch" or (self.impl == "auto" and (not query.is_cuda or differentiable)):
             return decode_attention_reference
         if differentiable:
@@ -514,15 +545,3 @@ class Steering:
                 name: None if x is None else x.to(device) for name, x in own.items()
             }
         return self._placed[device]
-
-
-def _one_by_one(
-    query: Tensor, key: Tensor, mask: Tensor | None
-) -> Iterator[tuple[int, int, Tensor | None]]:
-    """Each query row, which has a window of its own: (row, end of the keys up to it, its mask)."""
-    rows, keys = query.shape[2], key.shape[2]
-    for i in range(rows):
-        end, own = keys - rows + 1 + i, mask
-        if mask is not None:
-            own = mask[:, :, i : i + 1, :end] if mask.ndim == 4 else mask[:, :end]
-        yield i, end, own

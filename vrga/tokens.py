@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vrga.hf.inputs import TYPES
 from vrga.hf.layouts import IMAGES, VIDEOS, Cells
+from vrga.turns import TurnMarks
 
+TEXT_READ = 8192  # text tokens at the end of a prompt in which the last turn is looked for
 Query = str | int | Tensor | Sequence | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,6 +31,11 @@ class Grid:
     h: int
     w: int
     video: bool = False
+
+
+# For each row, for each of its images: bool [h, w] on the image's token grid; or a callable that
+# makes them from each row's list of `Grid`.
+GridCells = list[list[Tensor]] | Callable[[list[list[Grid]]], list[list[Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ def read_prompt(
     Args:
         ids: int64 [B, S] or None; then `token_types` must say where the images are.
         attention_mask: [B, S or more], zero on padding, or None; its last S columns count.
-        token_types: mm_token_type_ids [B, S], 1 on image and 2 on video tokens; read only
+        token_types: [B, S], 1 on image and 2 on video tokens; read only
             where `ids` is None.
         cells: the images' and frames' tokens in the order of the rows, see `vrga.hf.layouts`. None:
             the grids are read from
@@ -133,7 +141,7 @@ def read_prompt(
         kinds = token_types.detach().to("cpu", torch.int64)
     else:
         raise ValueError(
-            "inputs_embeds do not tell where the images are: pass input_ids, or mm_token_type_ids "
+            f"inputs_embeds do not tell where the images are: pass input_ids, or {TYPES} "
             "(1 on image tokens, 2 on video tokens, 0 on text) where the model takes them"
         )
     if attention_mask is None:
@@ -171,8 +179,15 @@ def _grids_in_order(
                         f"{source} announces an image of {cell.h} x {cell.w} tokens, but only "
                         f"{len(index)} image tokens are left in row {number}"
                     )
-                rows = index[: cell.h * (cell.w + cell.gap)].view(cell.h, -1)
-                place = rows[:, : cell.w].flatten()
+                span = int(index[cell.tokens - 1] - index[0]) + 1
+                if span != cell.span:
+                    raise ValueError(
+                        f"row {number} has an image of {cell.h} x {cell.w} tokens by {source}, but "
+                        f"its {cell.tokens} image tokens stand over {span} positions, with text "
+                        "among them: the processor and the model's vision config do not agree"
+                    )
+                rows = index[cell.lead : cell.lead + cell.h * (cell.w + cell.gap)]
+                place = rows.view(cell.h, -1)[:, : cell.w].flatten()
                 found.append(Grid(place, cell.h, cell.w, kind == VIDEOS))
                 index = _behind(index, cell)
         grids.append(sorted(found, key=lambda grid: int(grid.index[0])))
@@ -214,7 +229,7 @@ def _grids_by_position(
             if len(run) % (h * w):
                 raise ValueError(
                     f"row {row} has {len(run)} image tokens in a run whose positions span "
-                    f"{h} x {w}: pass mm_token_type_ids and image_grid_thw, as the processor "
+                    f"{h} x {w}: pass {TYPES} and image_grid_thw, as the processor "
                     "returns them; without them the model takes an image for plain text"
                 )
             video = int(kind[run[0]]) == VIDEOS
@@ -240,12 +255,25 @@ def visible_keys(mask: Tensor, keys: int) -> Tensor:
     return torch.nn.functional.pad(visible[:, :keys], (0, max(keys - visible.shape[1], 0)))
 
 
-def user_end(prompt: Prompt, end_tokens: set[int], vision_tokens: set[int]) -> Tensor:
-    """Default query: the last text token of the last closed turn of each row.
+def user_end(
+    prompt: Prompt,
+    end_tokens: set[int],
+    vision_tokens: set[int],
+    *,
+    header: int = 8,
+    unlisted: int = 0,
+) -> Tensor:
+    """Default query without a chat template: the last text token of each row's last user turn.
 
-    That is the last visible token before the row's last end-of-turn token which is neither an
-    image token nor a vision marker; without an end-of-turn token, the last one of the row. A
-    question that stands before its image cannot see it: then it is the last token of the turn.
+    The turn is taken to end at the row's last end-of-turn token. It is open, and goes on to the
+    end of the row, where that token has an image behind it, no text before it, or more than
+    `header` tokens behind it. A question that stands before its image cannot see it: then it is
+    the last token of the turn.
+
+    Args:
+        header: most tokens that a template puts between a closed turn and the answer.
+        unlisted: so many tokens at the end of a row without an end-of-turn token close its turn
+            and begin the answer.
 
     Returns:
         int64 [B]; 0 where a row has neither text nor image.
@@ -258,25 +286,63 @@ def user_end(prompt: Prompt, end_tokens: set[int], vision_tokens: set[int]) -> T
             "the question cannot be found: the model was given inputs_embeds, not input_ids; set "
             "patch.query to the position of each row's last question token"
         )
-    place = torch.arange(prompt.ids.shape[1])
-    end = torch.isin(prompt.ids, torch.tensor(sorted(end_tokens), dtype=torch.int64))
-    end = torch.where(end & prompt.visible, place, -1).amax(1)
-    end = torch.where(end < 0, prompt.ids.shape[1], end)
-    skip = torch.isin(prompt.ids, torch.tensor(sorted(vision_tokens), dtype=torch.int64))
-    text = prompt.visible & ~prompt.image & ~skip & (place < end[:, None])
-    found = torch.where(text, place, -1).amax(1)
-    last_image = torch.where(prompt.image & (place < end[:, None]), place, -1).amax(1)
-    turn = prompt.visible & ~prompt.image & (place < end[:, None])
-    found = torch.where(
-        (found >= 0) & (found < last_image), torch.where(turn, place, -1).amax(1), found
-    )
-    for row, grids in enumerate(prompt.grids):
-        if grids and found[row] < 0:
+    length = prompt.ids.shape[1]
+    ends = torch.isin(prompt.ids, torch.tensor(sorted(end_tokens), dtype=torch.int64))
+    ends &= prompt.visible
+    marks = torch.isin(prompt.ids, torch.tensor(sorted(vision_tokens), dtype=torch.int64))
+    words = prompt.visible & ~prompt.image & ~ends
+    found = torch.zeros(len(prompt.ids), dtype=torch.int64)
+    for row in range(len(prompt.ids)):
+        end = _last(ends[row], length)
+        if end is None:
+            closed = length - unlisted
+            end = closed if words[row, :closed].any() else length
+        elif (
+            prompt.image[row, end:].any()
+            or not words[row, :end].any()
+            or int(prompt.visible[row, end + 1 :].sum()) > header
+        ):
+            end = length
+        text, image = words[row] & ~marks[row], _last(prompt.image[row], end)
+        last = _last(text, end)
+        if last is not None and image is not None and last < image:
+            last = _last(words[row], end)
+        if last is None and prompt.grids[row]:
             raise ValueError(
                 f"row {row} has an image but no text token before the end of its turn: set "
                 "patch.query to the position of the question's last token"
             )
-    return found.clamp_min(0)
+        found[row] = 0 if last is None else last
+    return found
+
+
+def _last(where: Tensor, end: int) -> int | None:
+    """The last place before `end` where a mask [S] is true; None for none."""
+    places = where[:end].nonzero().flatten()
+    return int(places[-1]) if len(places) else None
+
+
+def template_end(prompt: Prompt, decode: Callable, marks: TurnMarks, row: int) -> int | None:
+    """The last token of a row's question, as the chat template's marks tell it; None for none.
+
+    Args:
+        decode: token ids (list of int) -> text, special tokens included.
+    """
+    place = (prompt.visible[row] & ~prompt.image[row]).nonzero().flatten()[-TEXT_READ:]
+    tokens = prompt.ids[row, place].tolist()
+    text = decode(tokens)
+    found = marks.question(text)
+    if found is None:
+        return None
+    start, end = found
+    said = len(text[:end].rstrip())
+    if said <= start:
+        return None  # the turn says nothing
+    low, high = 0, len(tokens)  # the shortest beginning that has all of it
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(decode(tokens[:middle])) >= said else (middle, high)
+    return int(place[high - 1])
 
 
 def question_end(prompt: Prompt, questions: Sequence[str], decode: Callable) -> Tensor:
@@ -366,15 +432,48 @@ def cells_mask(cells: list[list[Tensor]], prompt: Prompt, name: str) -> Tensor:
         name: what to call them in an error.
 
     Raises:
-        ValueError: cells that do not fit the prompt's rows and grids.
+        ValueError: cells that do not fit the prompt's rows and grids, or of another form.
     """
-    cells = expanded(cells, len(prompt.grids))
-    found = [[tuple(cell.shape) for cell in row] for row in cells]
     grids = [[(grid.h, grid.w) for grid in row] for row in prompt.grids]
+    wanted = (
+        f"wanted: for each row, for each of its images a mask bool [h, w] on its token grid, here "
+        f"of shapes {grids}; or a callable that makes them from each row's list of Grid"
+    )
+    if isinstance(cells, (str, dict, Tensor)) or not isinstance(cells, Sequence):
+        raise ValueError(f"{name} is {_told(cells)}; {wanted}")
+    cells = expanded(list(cells), len(prompt.grids))
+    masks: list[list[Tensor]] = []
+    for row in cells:
+        if isinstance(row, (str, dict, Tensor)) or not isinstance(row, Sequence):
+            raise ValueError(f"{name} has a row that is {_told(row)}; {wanted}")
+        masks.append([_mask_of(cell, name, wanted) for cell in row])
+    found = [[tuple(cell.shape) for cell in row] for row in masks]
     if found != grids:
         raise ValueError(f"{name} has cells of shape {found}; the prompt's images have {grids}")
     mask = torch.zeros_like(prompt.image)
-    for row, (images, row_grids) in enumerate(zip(cells, prompt.grids, strict=True)):
+    for row, (images, row_grids) in enumerate(zip(masks, prompt.grids, strict=True)):
         for cell, grid in zip(images, row_grids, strict=True):
-            mask[row, grid.index] = torch.as_tensor(cell).flatten().to(torch.bool)
+            mask[row, grid.index] = cell.flatten()
     return mask
+
+
+def _mask_of(cell: object, name: str, wanted: str) -> Tensor:
+    """One image's mask, bool [h, w], on the CPU."""
+    try:
+        found = torch.as_tensor(cell).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} has cells that are {_told(cell)}; {wanted}") from None
+    plain = found.dtype == torch.bool or bool(((found == 0) | (found == 1)).all())
+    if found.ndim != 2 or not plain:
+        raise ValueError(
+            f"{name} has cells that are {found.dtype} {list(found.shape)} and no mask; {wanted}"
+        )
+    return found.to(torch.bool)
+
+
+def _told(value: object) -> str:
+    """A value in an error."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {value.dtype}"
+    text = repr(value)
+    return f"{text[:60]}..." if len(text) > 60 else text

@@ -136,8 +136,10 @@ class Trace:
         self.region = after[..., 1::2].sum(-1)
         self.watched = after[..., 2:].sum(-1) if after.shape[-1] == 4 else None
 
-    def describe(self, recorder: Recorder, config: VRGAConfig, model: object, reader) -> None:
-        """Note what was asked, answered and set; `reader` is the patch's PromptReader."""
+    def describe(
+        self, recorder: Recorder, config: VRGAConfig, model: object, tokenizer: object | None
+    ) -> None:
+        """Note what was asked, answered and set; the model itself is let go of."""
         self.config = asdict(config)
         if callable(self.config["when"]):
             self.config["when"] = getattr(config.when, "__name__", "callable")
@@ -145,8 +147,9 @@ class Trace:
         self.versions |= _versions()
         said = recorder.said
         if said is not None and (self.image is None or len(said) == self.image.shape[2]):
-            self.ids, self._source = said, (recorder.prompt, recorder.padding, reader)
-            answers = [until_end(row, reader.end_tokens()) for row in said.tolist()]
+            self.ids = said
+            self._source = recorder.prompt, recorder.padding, recorder.ends, tokenizer
+            answers = [until_end(row, recorder.ends) for row in said.tolist()]
             self.ends = torch.tensor([len(answer) - 1 for answer in answers])
 
     def attach(
@@ -178,14 +181,12 @@ class Trace:
             ]
         if self.ids is None or self._source is None:
             return self
-        prompt, padding, reader = self._source
-        try:
-            tokenizer = reader.tokenizer if tokenizer is None else tokenizer
-        except ValueError:
+        prompt, padding, ends, known = self._source
+        tokenizer = known if tokenizer is None else tokenizer
+        if tokenizer is None:
             return self  # a model without a tokenizer: a report shows the tokens' numbers
         # Cleaning up would move spaces from one token to another.
         decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
-        ends = reader.end_tokens()
         self.texts = [token_texts(until_end(row, ends), decode) for row in self.ids.tolist()]
         if prompt is not None:
             asked = [prompt_ids(prompt, padding, self.regions, row) for row in range(len(prompt))]

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vrga.hf.cache import KeyCache
+
 CHUNK = 64  # steps that wait at most
 
 
@@ -36,11 +38,13 @@ class Waiting:
         key: what the newest step saw, [B, H_kv, S, d]; mask: what hides some of it, as its
             attention backend was given it.
         window: keys that the layer sees at most, or None.
+        plain: whether queries and keys are the model's own, see `AttentionCall.as_softmax`.
         past: position of the newest step.
     """
 
     scale: float
     window: int | None
+    plain: bool = True
     queries: list[Tensor] = field(default_factory=list)
     stats: list[Tensor] = field(default_factory=list)
     key: Tensor | None = None
@@ -78,7 +82,7 @@ class Bank:
         steps: int,
         columns: int,
         queries: bool,
-        cache: object,
+        cache: KeyCache,
         visible: Tensor,
     ):
         self.layers, self._cache, self._visible = dict(layers), cache, visible
@@ -127,7 +131,7 @@ class Bank:
         found = Waiting(self.layers[layer].scale, None, mask=mask, past=self._past + end - 1)
         if self.queries:
             found.queries = [self.queries[layer][first:end].permute(1, 2, 0, 3)]
-            found.key = self._cache.layers[layer].keys
+            found.key = self._cache.keys(layer)
         if self.stats:
             # A copy: the next steps write here again.
             found.stats = [self.stats[layer][first:end].permute(1, 2, 0, 3).clone()]

@@ -38,6 +38,7 @@ from vrga.demo.data import (
     make_samples,
 )
 from vrga.demo.show import run_arm
+from vrga.hf.inputs import TYPES
 from vrga.phase import Phase, tag_table
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -128,7 +129,7 @@ class Batches:
                 looks[i, t] = places.get(int(ids[i, t]), -1)
             looks[i, start:end][self._opens(target)] = places[self.letters[sample.letter]]
         types = (ids == self.ids["<|image_pad|>"]).int()
-        inputs |= {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
+        inputs |= {"input_ids": ids, "attention_mask": mask, TYPES: types}
         return inputs, labels, looks
 
     def _opens(self, target: list[int]) -> Tensor:

@@ -123,6 +123,7 @@ def sample(answer: Answer, arm: Arm, item: Item, right: bool | None) -> dict:
         "tokens": answer.tokens,
         "seconds": round(answer.seconds, 4),
         "steered": answer.steered,
+        "steps": answer.steps,
         "region": answer.region,
         "looks": None if answer.looks is None else dataclasses.asdict(answer.looks),
         "score": None if right is None else float(right),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from vrga.config import VRGAConfig
 from vrga.evaluation.looking import cells_in, looks_of
 from vrga.hf.families import FAMILIES
 from vrga.images import read_image
+from vrga.passes import SteeringError
 from vrga.patching import Patch, patch, patch_of
 from vrga.region import Region
 from vrga.tokens import Grid
@@ -76,7 +77,9 @@ class Answer:
         text: what was generated, without special tokens; None with an error.
         tokens: generated, the end token included.
         seconds: its share of its batch's wall time.
-        steered: whether the model was patched with a gain that changes something.
+        steered: whether some step of it was steered; an answer of one token has none.
+        steps: its steps, those steered and those left alone by reason, see `Patch.steps`; None
+            where the model was not patched or there is no image.
         region: what was found for its question: image tokens, those of T, visual heads and the
             query's position; None where the model was not patched or there is no image.
         looks: where the heads looked while it spoke, if it was measured: a `Looks`, or what the
@@ -95,6 +98,7 @@ class Answer:
     looks: object | None = None
     error: str | None = None
     found: Region | None = None
+    steps: dict[str, object] | None = None
 
 
 @dataclass
@@ -255,6 +259,8 @@ class Asker:
         told = None
         try:
             found = self._generate(batch, inputs, steered)
+        except SteeringError:
+            raise  # of the installation, not of a sample: figures from here on would be wrong
         except (RuntimeError, MemoryError, ValueError) as error:
             if not isinstance(error, ValueError) and not _out_of_memory(error):
                 raise
@@ -342,11 +348,11 @@ class Asker:
         for row, (one, text, length) in enumerate(zip(batch, texts, lengths, strict=True)):
             for stop in until:
                 text = text.split(stop)[0] if stop else text
-            region = looks = None
+            region = looks = steps = None
             place = 0 if steered is None else row * (len(steered.region) // len(batch))  # beams
             asked = None if steered is None else _asked(steered, place)
             if asked is not None and asked.grids:
-                region = _summary(asked)
+                region, steps = _summary(asked), steered.steps[place]
                 if trace is not None and trace.image is not None:
                     # The last token is not a query; in a batch others go on after it.
                     spoken = min(length - 1, len(trace.image))
@@ -355,8 +361,9 @@ class Asker:
             answers.append(
                 Answer(
                     one.request.id, one.chat, text.strip(), length, seconds,
-                    self.config is not None and self.config.steers, region, looks,
+                    steps is not None and steps.steered > 0, region, looks,
                     found=asked if self.keep else None,
+                    steps=None if steps is None else asdict(steps),
                 )
             )  # fmt: skip
         return answers

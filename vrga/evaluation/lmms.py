@@ -242,6 +242,7 @@ class VRGAModel(lmms):
             "tokens": answer.tokens,
             "seconds": round(answer.seconds, 4),
             "steered": answer.steered,
+            "steps": answer.steps,
             "region": answer.region,
             "score": score,
             "error": answer.error,

@@ -1,7 +1,8 @@
 """The attention given to transformers: the model's own backend, or what a forward pass brings.
 
 `register` makes an attention implementation that does what the model's own one does, unless the
-forward pass brings a `Probe` or a `Steering` as the keyword argument `KEYWORD`.
+forward pass brings, as the keyword argument `KEYWORD`, an object whose `attend` takes an
+`AttentionCall`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from vrga.call import AttentionCall, has_bias
+
 KEYWORD = "vrga"
+# Backends that are a plain softmax over the keys which their mask shows.
+PLAIN = ("eager", "sdpa", "flash_attention")
 
 
 def register(delegate: str) -> str:
@@ -43,9 +48,19 @@ def register(delegate: str) -> str:
         if delegate not in ("eager", "sdpa"):
             # Flash attention looks its kernel up by the name in the module's config.
             module = _Seen(module, config=_Seen(module.config, _attn_implementation=delegate))
+
+        def attention(query, key, value, mask):
+            return own(module, query, key, value, mask, **kwargs)
+
         if step is None:
-            return own(module, query, key, value, attention_mask, **kwargs)
-        return step.attend(own, module, query, key, value, attention_mask, **kwargs)
+            return attention(query, key, value, attention_mask)
+        call = AttentionCall(
+            module.layer_idx, query, key, value, attention_mask, kwargs["scaling"],
+            kwargs.get("sliding_window"), attention, _is_plain(delegate, own), kwargs,
+        )  # fmt: skip
+        if not torch.compiler.is_compiling() and step.looks_for_bias(call):
+            call.plain = call.plain and not has_bias(attention_mask)
+        return step.attend(call)
 
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[delegate])
@@ -60,6 +75,12 @@ class _Seen:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._target, name)
+
+
+def _is_plain(delegate: str, function: Callable) -> bool:
+    """Whether a backend is known to be a plain softmax; a function put in its place is not."""
+    known = delegate.startswith(PLAIN) or "flash-attn" in delegate
+    return known and (function.__module__ or "").startswith("transformers.")
 
 
 def _backend(name: str, module: torch.nn.Module) -> Callable:

@@ -126,16 +126,37 @@ def load_tokenizer(model: nn.Module) -> object:
     Raises:
         ValueError: the model was not loaded from a checkpoint with a tokenizer.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model.name_or_path)
-    except (OSError, ValueError, TypeError) as error:
+    found = tokenizer_beside(model)
+    if found is None:
         raise ValueError(
             f"query as text and <back> spans need a tokenizer, and none was found at "
             f"{model.name_or_path!r}: pass "
             "vrga.patch(model, tokenizer=processor.tokenizer)"
-        ) from error
+        )
+    return found
+
+
+def tokenizer_beside(model: nn.Module) -> object | None:
+    """The tokenizer saved beside a model's weights; None where there is none."""
+    from transformers import AutoTokenizer
+
+    if not model.name_or_path:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(model.name_or_path)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def template_beside(model: nn.Module, tokenizer: object) -> str | None:
+    """The chat template of a tokenizer, or one saved beside the model's weights."""
+    template = getattr(tokenizer, "chat_template", None)
+    if template is None and model.name_or_path:
+        try:
+            template = _old_chat_template(model.name_or_path)
+        except (OSError, ValueError):
+            template = None
+    return template if isinstance(template, str) else None
 
 
 def image_processor_class() -> type:

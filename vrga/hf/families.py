@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vrga.hf.layouts import Layout, any_resolution, by_patches, patches_per_side, tiles
+from vrga.hf.layouts import (
+    Layout,
+    any_resolution,
+    by_patches,
+    patches_per_side,
+    selected_patches,
+    tiles,
+)
 
 REFUSED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
@@ -27,6 +34,11 @@ class Family:
         refused: methods that a patched model must not run.
         processor: class of its processor, where that can do without the torchvision that its
             video half needs.
+        title: what the family is called.
+        header: most tokens that its chat templates put between a closed question and the answer;
+            read without a tokenizer alone.
+        unlisted: so many tokens close a question and begin the answer, where the family closes
+            turns with a token that its configs do not list; likewise.
     """
 
     text: str = "language_model"
@@ -47,6 +59,9 @@ class Family:
     )
     refused: tuple[str, ...] = REFUSED
     processor: str | None = None
+    title: str = ""
+    header: int = 8  # "\n<|im_start|>assistant\n", and an empty block of thoughts
+    unlisted: int = 0
 
     def modules(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
         """The multimodal model and its text model."""
@@ -54,26 +69,31 @@ class Family:
         return outer, outer.get_submodule(self.text)
 
 
-def _tiled(side: Callable[[object], float], text: str = "language_model") -> Family:
-    return Family(text=text, layout=tiles(side), inputs=())
+def _tiled(side: Callable[[object], float], title: str, **more) -> Family:
+    return Family(layout=tiles(side), inputs=(), title=title, **more)
 
 
 def _shuffled(config: object) -> float:
     return patches_per_side(config.vision_config) / config.scale_factor
 
 
+# Idefics closes turns with <end_of_utterance>, which its configs do not list.
+_IDEFICS = dict(text="text_model", unlisted=3)
 # All that differs between the families, by model_type.
 FAMILIES = {
-    "qwen2_vl": Family(processor="Qwen2VLProcessor"),
-    "qwen2_5_vl": Family(processor="Qwen2_5_VLProcessor"),
-    "qwen3_vl": Family(processor="Qwen3VLProcessor"),
-    "qwen3_vl_moe": Family(processor="Qwen3VLProcessor"),
-    "llava_onevision": Family(layout=any_resolution, inputs=("image_sizes",)),
-    "llava": _tiled(lambda config: patches_per_side(config.vision_config)),
-    "internvl": _tiled(lambda config: config.image_seq_length**0.5),
-    "gemma3": _tiled(lambda config: config.mm_tokens_per_image**0.5),
-    "idefics3": _tiled(_shuffled, text="text_model"),
-    "smolvlm": _tiled(_shuffled, text="text_model"),
+    "qwen2_vl": Family(processor="Qwen2VLProcessor", title="Qwen2-VL"),
+    "qwen2_5_vl": Family(processor="Qwen2_5_VLProcessor", title="Qwen2.5-VL"),
+    "qwen3_vl": Family(processor="Qwen3VLProcessor", title="Qwen3-VL"),
+    "qwen3_vl_moe": Family(processor="Qwen3VLProcessor", title="Qwen3-VL-MoE"),
+    "llava_onevision": Family(
+        layout=any_resolution, inputs=("image_sizes",), title="LLaVA-OneVision"
+    ),
+    # Its first templates close the model's turns alone, so that a question follows an end.
+    "llava": Family(layout=selected_patches, inputs=(), title="LLaVA", header=5),
+    "internvl": _tiled(lambda config: config.image_seq_length**0.5, "InternVL"),
+    "gemma3": _tiled(lambda config: config.mm_tokens_per_image**0.5, "Gemma 3"),
+    "idefics3": _tiled(_shuffled, "Idefics3", **_IDEFICS),
+    "smolvlm": _tiled(_shuffled, "SmolVLM", **_IDEFICS),
 }
 
 

@@ -22,21 +22,30 @@ class Cells:
     """The tokens of one image, or one frame or tile: h rows of w, in raster order.
 
     Args:
+        lead: tokens before the first row that show nothing (a class token).
         gap: tokens after each row that show nothing (LLaVA's newlines).
         tail: such tokens after the last row.
         spare: such tokens that a run of image tokens may end with.
+        breaks: tokens of text between its rows (Pixtral's).
     """
 
     h: int
     w: int
+    lead: int = 0
     gap: int = 0
     tail: int = 0
     spare: int = 0
+    breaks: int = 0
 
     @property
     def tokens(self) -> int:
-        """All tokens it takes."""
-        return self.h * (self.w + self.gap) + self.tail
+        """All image tokens it takes."""
+        return self.lead + self.h * (self.w + self.gap) + self.tail
+
+    @property
+    def span(self) -> int:
+        """Positions from its first token to its last."""
+        return self.tokens + (self.h - 1) * self.breaks
 
 
 Layout = Callable[[object, dict], dict[int, Iterable[Cells]] | None]
@@ -83,6 +92,38 @@ def patches_per_side(vision: object) -> int:
         for value in (vision.image_size, vision.patch_size)
     )
     return size // patch
+
+
+# Tokens that a vision tower puts before its patches, by its model_type.
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+
+
+def selected_patches(config: object, inputs: dict) -> dict[int, Iterable[Cells]]:
+    """LLaVA: square images of a fixed size, or Pixtral's of any, by its vision tower.
+
+    Raises:
+        ValueError: a vision tower that is not known, or a strategy that leaves no grid.
+    """
+    vision, strategy = config.vision_config, config.vision_feature_select_strategy
+    if vision.model_type == "pixtral":
+        sizes, patch = inputs.get("image_sizes"), vision.patch_size
+        if sizes is None:
+            return {IMAGES: iter(())}  # no image; or one that nothing accounts for, which is told
+        return {IMAGES: [Cells(h // patch, w // patch, breaks=1) for h, w in sizes.tolist()]}
+    if vision.model_type not in CLASS_TOKENS:
+        raise ValueError(
+            f"{config.model_type} with the vision tower {vision.model_type!r} is not supported: "
+            f"its token grid is not known; known towers: pixtral, {', '.join(CLASS_TOKENS)}"
+        )
+    lead = CLASS_TOKENS[vision.model_type] - (strategy == "default")
+    if lead < 0 or strategy not in ("default", "full"):
+        raise ValueError(
+            f"vision_feature_select_strategy={strategy!r} on a {vision.model_type!r} leaves tokens "
+            "that are no grid; supported: 'full', and 'default' where there is a class token"
+        )
+    side = patches_per_side(vision)
+    one = Cells(side, side, lead=lead)
+    return {IMAGES: itertools.repeat(one), VIDEOS: itertools.repeat(one)}
 
 
 def any_resolution(config: object, inputs: dict) -> dict[int, Iterable[Cells]]:

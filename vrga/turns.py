@@ -1,0 +1,78 @@
+"""Where a chat template says that the user's turns begin and end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FIRST, ANSWER, LAST = "qfirstq", "qanswerq", "qlastq"  # contents that no template has
+
+
+@dataclass(frozen=True)
+class TurnMarks:
+    """The text around what a user says.
+
+    Args:
+        opening: text that stands before it, in a first turn as in later ones.
+        closing: text that follows it, up to where the answer begins.
+    """
+
+    opening: str
+    closing: str
+
+    @classmethod
+    def of(cls, render: Callable[[list[dict]], str]) -> TurnMarks | None:
+        """The marks of a template; None where it has none that can be told.
+
+        Args:
+            render: messages of a conversation -> its text, up to where an answer begins.
+        """
+        text = _rendered(render)
+        if text is None:
+            return None
+        first, answer, last = (text.find(content) for content in (FIRST, ANSWER, LAST))
+        if not 0 <= first < answer < last:
+            return None
+        before, between = text[:first], text[answer + len(ANSWER) : last]
+        answered, open_end = text[first + len(FIRST) : answer], text[last + len(LAST) :]
+        opening = _common(before[::-1], between[::-1])[::-1].strip()
+        closing = _common(answered, open_end).strip()
+        return cls(opening, closing) if closing else None
+
+    def question(self, text: str) -> tuple[int, int] | None:
+        """Where the last question stands in a prompt, as (first, end) of its characters.
+
+        A last turn that is not closed goes on to the end of the text. None where the text has
+        none of the marks, because it was not made by this template.
+        """
+        end = text.rfind(self.closing)
+        start = text.rfind(self.opening) if self.opening else -1
+        if start > end:  # open, as a few-shot prompt's last turn
+            return start + len(self.opening), len(text)
+        if end < 0:
+            return None
+        start = text.rfind(self.opening, 0, end) if self.opening else -1
+        return (start + len(self.opening) if start >= 0 else 0), end
+
+
+def _rendered(render: Callable[[list[dict]], str]) -> str | None:
+    """A conversation of two turns; contents as parts, or as plain text where a template wants."""
+    for content in (lambda text: [{"type": "text", "text": text}], lambda text: text):
+        messages = [
+            {"role": "user", "content": content(FIRST)},
+            {"role": "assistant", "content": content(ANSWER)},
+            {"role": "user", "content": content(LAST)},
+        ]
+        try:
+            text = render(messages)
+        except Exception:  # noqa: BLE001 - a template is somebody's program: it may raise anything
+            continue
+        if all(text.count(mark) == 1 for mark in (FIRST, ANSWER, LAST)):
+            return text
+    return None
+
+
+def _common(one: str, other: str) -> str:
+    """What both begin with."""
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    return one[: min(len(one), len(other)) if length is None else length]
