@@ -407,7 +407,7 @@ class Patch:
             held=_held(inputs, run, announced),
             progress=None if run is None else run.progress,
             announced=None if announced is None else announced.end,
-            opens_turn=lambda: self._reader.opens_turn(inputs, ends),
+            opens_turn=lambda: self._reader.opens_turn(inputs, ends, announced is not None),
             brings_images=inputs.brings_images,
             in_call=call is not None,
             may_cut=call is None or call.options.drafts,
@@ -439,8 +439,7 @@ class Patch:
             run.go_on(found.past)
         else:
             run.next_step(found.past, inputs.ids, inputs.width)
-        static = inputs.cache is not None and inputs.cache.static
-        here.passing = ForwardPass(run, found, inputs.width, static)
+        here.passing = ForwardPass(run, found, inputs)
         return run
 
     def _compiled_step(self, inputs: ForwardInputs) -> None:
@@ -457,6 +456,8 @@ class Patch:
                 "a compiled step without the cache of a prompt that the patch has seen: run the "
                 "prompt on the patched model, uncompiled, and hand its static cache on"
             )
+        if run.ran is not None:
+            run.ran.add_(1)
         step = run.step
         if isinstance(step, Steering):
             step.begin(None, inputs.ids)
@@ -521,8 +522,9 @@ class Patch:
         run, call = passing.run, here.call
         if passing.what.kind == "step":
             run.relocate()
-        before = here.run
-        run.pass_is_through(self._host.cache_of(output), here.recording, call)
+        before, cache = here.run, self._host.cache_of(output)
+        passing.check_cache(cache)
+        run.pass_is_through(cache, here.recording, call)
         if run.regions is None or run is before:
             return
         if before is not None and call is None:

@@ -221,11 +221,13 @@ class PromptReader:
         ]
 
     @on_cpu
-    def opens_turn(self, inputs: ForwardInputs, ends: set[int]) -> bool:
+    def opens_turn(self, inputs: ForwardInputs, ends: set[int], announced: bool) -> bool:
         """Whether tokens that follow a cached prompt bring a new question.
 
         They do where they bring an image, close a turn (a drafted answer ends with its end), or,
-        by the chat template, open the user's next turn. Other words go on with the answer.
+        by the chat template, open the user's next turn. Other words go on with the answer; but
+        where no template is known, and the family's turns need not be closed, several tokens that
+        generate() is given (`announced`) are taken for a question.
         """
         if inputs.brings_images:
             return True
@@ -237,7 +239,7 @@ class PromptReader:
             return True
         marks = self.marks
         if marks is None or not marks.opening:
-            return False
+            return announced and not self.host.family.closes
         return any(marks.opening in self._decode(row) for row in ids.tolist())
 
     @property

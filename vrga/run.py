@@ -100,6 +100,7 @@ class Run:
         ledger: notes of the answer's steps; None before the prompt is through.
         said: ids of the answer, int64 [B, T], where generate() returned them.
         cached: whether there is a cache.
+        ran: compiled steps that have run, counted by themselves, int64 [1] on the device.
     """
 
     def __init__(self, host: Host, reader: PromptReader, options: Options):
@@ -113,6 +114,7 @@ class Run:
         self.ledger: Ledger | None = None
         self.said: Tensor | None = None
         self.cached = False
+        self.ran: Tensor | None = None
         self._cache: Callable[[], object] = lambda: None
         self._reordered: KeyCache | None = None
         self._looked_for_bias = 0
@@ -256,6 +258,8 @@ class Run:
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
         self.regions = regions
         self.ledger = Ledger(len(regions), self.reached)
+        self.ran = torch.zeros(1, dtype=torch.int64, device=self._device)
+        torch._dynamo.mark_static_address(self.ran)
         if probe is not None:
             takes = recording is not None and recording.takes(self, call)
             recording = recording if takes else None
@@ -457,9 +461,13 @@ class Run:
 
     def count_compiled(self) -> None:
         """Note the steps that compiled code ran, by its own count; waits for the device."""
-        if isinstance(self.step, Steering) and self.ledger is not None:
-            steps, left = self.step.compiled_steps()
-            self.ledger.note_compiled(steps, left)
+        ran = int(self.ran)
+        if not ran:
+            return
+        if isinstance(self.step, Steering) and self.step.applied:
+            self.ledger.note_compiled(ran, self.step.left_compiled)
+        else:
+            self.ledger.note_compiled(ran, {GAIN: torch.full((self.ledger.rows,), ran)})
 
     @property
     def steps(self) -> list[Steps]:
@@ -502,14 +510,21 @@ class ForwardPass:
     """One forward pass, as its attention layers see it.
 
     Args:
-        run: whose prompt it is of; what: it is; rows: tokens of each row.
-        static: whether the cache has its full length from the start.
+        run: whose prompt it is of; what: it is; inputs: of the multimodal model.
+
+    Attributes:
+        rows: tokens of each row; static: whether the cache has its full length from the start.
+        wants_cache: whether the pass was told to keep one.
+        layers: that have called attention.
+        head: output of the prompt that stood before drafts, or None.
     """
 
-    def __init__(self, run: Run, what: Pass, rows: int, static: bool):
-        self.run, self.what, self.rows, self.static = run, what, rows, static
-        self.layers = 0  # that have called attention
-        self.head: object | None = None  # output of the prompt that stood before drafts
+    def __init__(self, run: Run, what: Pass, inputs: ForwardInputs):
+        self.run, self.what, self.rows = run, what, inputs.width
+        self.static = inputs.cache is not None and inputs.cache.static
+        self.wants_cache = inputs.named.get("use_cache") is True
+        self.layers = 0
+        self.head: object | None = None
         self._biased: dict[int, tuple[Tensor, bool]] = {}
 
     def looks_for_bias(self, call: AttentionCall) -> bool:
@@ -549,6 +564,19 @@ class ForwardPass:
             f"{self.run.host.cache_name}=..., use a cache that keeps all keys, or switch the patch "
             "off (patch.enabled = False)"
         )
+
+    def check_cache(self, cache: KeyCache | None) -> None:
+        """A cache that was asked for must have been kept.
+
+        Raises:
+            SteeringError: it was not.
+        """
+        if self.wants_cache and cache is None:
+            raise SteeringError(
+                "use_cache=True was asked for, and the model returned no cache, so that the next "
+                "token cannot be a step: gradient checkpointing in train mode drops it; call "
+                "model.eval(), or model.gradient_checkpointing_disable()"
+            )
 
     def check_layers(self) -> None:
         """All layers must have called attention with what the pass brought.

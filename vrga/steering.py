@@ -24,7 +24,7 @@ from vrga.phase import Phase
 from vrga.probe import Probe
 from vrga.recorder import Recorder
 from vrga.region import Region
-from vrga.steps import CHOICE, GAIN, OPENS, OUTSIDE
+from vrga.steps import CHOICE, OPENS, OUTSIDE
 from vrga.views import View, view_of
 from vrga.waiting import Bank, LayerShape, Waiting
 
@@ -106,8 +106,7 @@ class Steering:
         self._now: Tensor | None = None  # which query rows are steered, bool [B, Q]; None: all
         self._asked: Tensor | None = None  # the same, kept where it turned out to be all or none
         self._idle = False
-        self._ran: Tensor | None = None  # compiled steps that have run, int64 [1]
-        self._left: Tensor | None = None  # of each row, those left alone, int64 [B]
+        self._left: Tensor | None = None  # compiled steps left alone, of each row, int64 [B]
         self._placed: dict[torch.device, dict[str, Tensor | None]] = {}
         self.steer_to(regions)
 
@@ -129,9 +128,6 @@ class Steering:
         elif self._ablated_heads is not None:
             self._gate = self._ablated_heads.transpose(0, 1)
         self.regions = list(regions)
-        self._ran = (
-            torch.zeros(1, dtype=torch.int64, device="cpu") if self._ran is None else self._ran
-        )
         if self._left is None:
             self._left = torch.zeros(len(regions), dtype=torch.int64, device="cpu")
         devices = set(self._placed)
@@ -142,11 +138,9 @@ class Steering:
         """Put the state on the layers' devices, before a step is compiled that would do it."""
         for device in devices:
             self._on(device)
-        if devices and self._ran.device.type == "cpu":
-            first = min(devices, key=str)
-            self._ran, self._left = self._ran.to(first), self._left.to(first)
-            for tensor in (self._ran, self._left):
-                torch._dynamo.mark_static_address(tensor)
+        if devices and self._left.device.type == "cpu":
+            self._left = self._left.to(min(devices, key=str))
+            torch._dynamo.mark_static_address(self._left)
 
     def expect_compiled(
         self, layers: Mapping[int, LayerShape], steps: int, cache: object, visible: Tensor
@@ -184,10 +178,8 @@ class Steering:
             self._views.clear()
             if self.recorder is not None:
                 self.recorder.begin(past, rows, self.regions)
-        else:
-            self._ran.add_(1)
-            if self._bank is not None:
-                self._bank.begin()
+        elif self._bank is not None:
+            self._bank.begin()
         self._now, self._asked, self._idle = None, None, False
         if self.config.when == "always" and self.phase is None:
             return
@@ -221,14 +213,10 @@ class Steering:
             return CHOICE
         return OUTSIDE if self.config.when == "back" else OPENS
 
-    def compiled_steps(self) -> tuple[int, dict[str, Tensor]]:
-        """Compiled steps that have run, and for each row those left alone, by reason."""
-        ran = int(self._ran)
-        if not ran:
-            return 0, {}
-        if not self.applied:
-            return ran, {GAIN: torch.full_like(self._left, ran)}
-        return ran, {self._reason: self._left}
+    @property
+    def left_compiled(self) -> dict[str, Tensor]:
+        """Compiled steps of each row that were left alone, int64 [B], by reason."""
+        return {self._reason: self._left}
 
     def _chosen(self, ids: Tensor, past: int | None) -> Tensor | None:
         """Which of the new tokens are steered, bool [B, Q]; None for all."""

@@ -35,10 +35,11 @@ class Family:
         processor: class of its processor, where that can do without the torchvision that its
             video half needs.
         title: what the family is called.
-        header: most tokens that its chat templates put between a closed question and the answer;
-            read without a tokenizer alone.
+        closes: whether its chat templates close a user's turn with a token that ends a sequence;
+            read without a tokenizer alone, as are the next two.
+        header: most tokens that its chat templates put between a closed question and the answer.
         unlisted: so many tokens close a question and begin the answer, where the family closes
-            turns with a token that its configs do not list; likewise.
+            turns with a token that its configs do not list.
     """
 
     text: str = "language_model"
@@ -60,6 +61,7 @@ class Family:
     refused: tuple[str, ...] = REFUSED
     processor: str | None = None
     title: str = ""
+    closes: bool = True
     header: int = 8  # "\n<|im_start|>assistant\n", and an empty block of thoughts
     unlisted: int = 0
 
@@ -78,7 +80,7 @@ def _shuffled(config: object) -> float:
 
 
 # Idefics closes turns with <end_of_utterance>, which its configs do not list.
-_IDEFICS = dict(text="text_model", unlisted=3)
+_IDEFICS = dict(text="text_model", closes=False, unlisted=3)
 # All that differs between the families, by model_type.
 FAMILIES = {
     "qwen2_vl": Family(processor="Qwen2VLProcessor", title="Qwen2-VL"),
@@ -89,7 +91,7 @@ FAMILIES = {
         layout=any_resolution, inputs=("image_sizes",), title="LLaVA-OneVision"
     ),
     # Its first templates close the model's turns alone, so that a question follows an end.
-    "llava": Family(layout=selected_patches, inputs=(), title="LLaVA", header=5),
+    "llava": Family(layout=selected_patches, inputs=(), title="LLaVA", closes=False, header=5),
     "internvl": _tiled(lambda config: config.image_seq_length**0.5, "InternVL"),
     "gemma3": _tiled(lambda config: config.mm_tokens_per_image**0.5, "Gemma 3"),
     "idefics3": _tiled(_shuffled, "Idefics3", **_IDEFICS),

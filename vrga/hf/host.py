@@ -291,7 +291,7 @@ class Host:
             named["input_ids"] = prompt
         own = {k: v for k, v in named.items() if v is not None and not isinstance(v, Tensor)}
         config = self.model._prepare_generation_config(given, **own)[0]
-        _check_options(config, named, self.model)
+        _check_options(config, named)
         ends = config.eos_token_id
         ends = ends.tolist() if isinstance(ends, Tensor) else ends
         ends = set(ends if isinstance(ends, (list, tuple)) else [ends]) - {None}
@@ -456,18 +456,7 @@ def _bound(function: Callable, owner: object, args: tuple, kwargs: dict) -> dict
     return found
 
 
-def _drops_activations(model: nn.Module) -> bool:
-    """Whether layers compute their activations, and so keys, anew in the backward pass."""
-    for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):
-        if hasattr(type(model), name):
-            return bool(getattr(model, name))
-    raise ValueError(
-        f"transformers {VERSION} has no {type(model).__name__}.is_gradient_checkpointing, by which "
-        "to tell whether the key cache is kept in train mode: call model.eval()"
-    )
-
-
-def _check_options(config: object, named: dict, model: nn.Module) -> None:
+def _check_options(config: object, named: dict) -> None:
     """Refuse what leaves nothing to steer, or what steering would get wrong."""
     if config.use_cache is False:
         raise ValueError(
@@ -479,11 +468,6 @@ def _check_options(config: object, named: dict, model: nn.Module) -> None:
             "assistant_early_exit runs the patched model with fewer layers as its own assistant, "
             "which steering cannot tell from the model itself: use assistant_model, or "
             "prompt_lookup_num_tokens"
-        )
-    if model.training and _drops_activations(model):
-        raise ValueError(
-            "gradient checkpointing drops the key cache in train mode, so there is no decode step "
-            "to steer: call model.eval(), or model.gradient_checkpointing_disable()"
         )
     mask = named.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask[:, -1] == 0).any()):
