@@ -24,6 +24,8 @@ TOKENS = 5  # of each answer: the prompt's and four decode steps
 STATIC = VRGAConfig()
 DYNAMIC = VRGAConfig.published(gain=3.0)
 HALF = (torch.float16, torch.bfloat16)
+# What lies so near a threshold, as a share of it, may fall on either side of it by rounding.
+MARGINS = {torch.float16: 0.1, torch.bfloat16: 0.3}
 # Attention backends that transformers brings; there are others that users register.
 BACKENDS = ("eager", "sdpa", "flash_attention", "flex_attention")
 
@@ -196,8 +198,7 @@ class Examination:
             if found.mask.any():
                 raise Fault(f"row {row} has no image, but a region")
             return 0.0
-        # What lies within rounding of its threshold may fall on either side.
-        margin = 0.1 if self.subject.dtype in HALF else 1e-4
+        margin = MARGINS.get(self.subject.dtype, 1e-4)
         own, visual = self._look(row, config), pairs(found.visual)
         for at in visual ^ own.visual:
             focus, efr = own.head_focus[at], own.efr[at]
@@ -218,7 +219,10 @@ class Examination:
         ]  # fmt: skip
         region = positions(found, pads)
         if wrong or (focus == own.focus and region != own.region):
-            raise Fault(f"row {row}: T is {sorted(region)}, by the loops {sorted(own.region)}")
+            raise Fault(
+                f"row {row}: T is {sorted(region)}, by the loops {sorted(own.region)}; before "
+                f"dilation {sorted(focus)}, by the loops {sorted(own.focus)}"
+            )
         told = torch.cat([part.flatten() for part in found.map])
         return distance(told, torch.from_numpy(own.map))
 
@@ -239,26 +243,45 @@ class Examination:
         else:
             wanted = unsteered
         difference, effect = distance(logits, wanted), distance(wanted, unsteered)
-        if not difference <= self.tolerance:
-            if asked.pictures and distance(logits, unsteered) <= self.tolerance:
-                raise Fault(
-                    f"row {row}: nothing is steered: the logits are those of the unpatched model, "
-                    f"{difference:.1e} from the steered ones",
-                    difference,
+        rounding, told = self.tolerance, f"row {row}: the logits differ by {difference:.1e}"
+        if asked.pictures and self.subject.dtype in HALF:
+            self._check_share(told, logits, wanted, unsteered)
+        elif not difference <= rounding:
+            if asked.pictures and distance(logits, unsteered) <= rounding:
+                told += " because nothing is steered: they are those of the unpatched model"
+            else:
+                told += (
+                    f" from the loops, where rounding explains {rounding:.1e} and steering changes "
+                    f"them by {effect:.1e}"
                 )
-            raise Fault(
-                f"row {row}: the logits differ by {difference:.1e} from the loops (rounding is "
-                f"{self.tolerance:.1e}, steering changes them by {effect:.1e})",
-                difference,
-            )
-        if asked.pictures and effect < 4 * self.tolerance:
+            raise Fault(told, difference)
+        elif asked.pictures and effect < 4 * rounding:
             raise Skipped(
                 f"steering changes the logits by {effect:.1e}, which cannot be told from rounding "
-                f"({self.tolerance:.1e}) in {self.subject.dtype}"
+                f"({rounding:.1e})"
             )
         return difference
 
-    def _follows(self, config: VRGAConfig, **options) -> float:
+    def _check_share(self, told: str, logits: Tensor, wanted: Tensor, unsteered: Tensor) -> None:
+        """In half precision: how much of what steering should change has changed.
+
+        Rounding moves single logits as far as steering does, but not in the same direction.
+        """
+        changed, wanted = (x.cpu().double()[1:] - unsteered[1:] for x in (logits, wanted))
+        share = float((changed * wanted).sum() / (wanted * wanted).sum())
+        tokens, own = self._own
+        noise = own[0].cpu().double() - self._loops(0, tokens[0].tolist())
+        if float(wanted.square().mean()) < float(noise.square().mean()):
+            raise Skipped(
+                f"with this prompt, steering cannot be told from rounding in {self.subject.dtype}"
+            )
+        if not 0.7 <= share <= 1.3:
+            raise Fault(
+                f"{told} from the loops; of what steering should have changed, {share:.0%} has",
+                distance(logits, unsteered + torch.nn.functional.pad(wanted, (0, 0, 1, 0))),
+            )
+
+    def follows(self, config: VRGAConfig, **options) -> float:
         """Generate from the first prompt and compare region and steps with the loops."""
         tokens, logits, regions = self._patched(config, self.one, **options)
         self._check_region(0, regions[0], config)
@@ -332,9 +355,9 @@ class Examination:
         return found, told
 
     def _unless_impossible(self, options: dict) -> float:
-        """`_follows` with these options; skipped where the unpatched model cannot do it either."""
+        """`follows` with these options; skipped where the unpatched model cannot do it either."""
         try:
-            return self._follows(STATIC, **options)
+            return self.follows(STATIC, **options)
         except Skipped:
             raise
         except Exception:
@@ -384,7 +407,7 @@ class Examination:
                 pass
         except ValueError as error:  # which says what to use instead
             raise Skipped(f"unsupported: {first_line(error)}") from error
-        return self._follows(STATIC), ""
+        return self.follows(STATIC), ""
 
     def _in_half(self, name: str) -> Found:
         """Flash attention takes half precision alone: examine a rounded copy."""
@@ -395,7 +418,7 @@ class Examination:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         if self.subject.device.type != "cuda" and not interpreted:
             raise Skipped("needs CUDA; impl='torch' is used here")
-        return self._follows(STATIC, impl="triton"), "interpreted" if interpreted else ""
+        return self.follows(STATIC, impl="triton"), "interpreted" if interpreted else ""
 
     def unpatch(self) -> Found:
         before, own = traces(self.model), self._own[1]

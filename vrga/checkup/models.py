@@ -62,7 +62,9 @@ class Subject:
     def halved(self) -> Subject:
         """A copy in float16."""
         model = copy.deepcopy(self.model).half()
-        loops = Loops(copy.deepcopy(model).to(next(self.loops.model.parameters()).device).double())
+        rounded = copy.deepcopy(model).to(next(self.loops.model.parameters()).device).double()
+        rounded.set_attn_implementation({"text_config": "eager"})  # flash attention has no float64
+        loops = Loops(rounded)
         return replace(self, model=model, loops=loops)
 
 

@@ -51,13 +51,18 @@ def doctor(
     if family is not None and family not in TINY:
         raise ValueError(f"family={family!r}: tiny models can be made of {', '.join(TINY)}")
     where = usable_device(device)
-    with torch.no_grad():
+    threads = torch.get_num_threads()
+    if model is None:
+        torch.set_num_threads(1)  # tiny matrices gain nothing from threads that wait for others
+    try:
         subject = tiny(family or FAMILY, where) if model is None else checkpoint(model, where)
         told = f"{subject.name} in {subject.dtype}, against {subject.loops.precision}"
         trials = Examination(subject).trials()
         if model is None and family is None:
             trials += second_family(where)
         checks = run([*trials, *kernels.trials(where)])
+    finally:
+        torch.set_num_threads(threads)
     seconds = time.perf_counter() - start
     return Checkup(tuple(checks), versions(where), told, seconds)
 
@@ -66,7 +71,7 @@ def second_family(device: torch.device) -> list[Trial]:
     """Two quick checks of another family."""
 
     def steps() -> tuple[float | None, str]:
-        return Examination(tiny(SECOND, device))._follows(STATIC), "region and steps"
+        return Examination(tiny(SECOND, device)).follows(STATIC), "region and steps"
 
     return [Trial(f"{SECOND}: region and steps", steps, "Do not use models of that family here")]
 
