@@ -200,6 +200,25 @@ def test_every_step_taken_for_a_prompt_is_seen(subject, broken):
     assert red(subject) == STEERED
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_patch_that_tells_of_no_region_is_seen(subject, dtype, monkeypatch):
+    """As when its steps are new prompts without an image, whose regions are empty."""
+    own = vrga.Patch.region.fget
+
+    def region(self):
+        return [replace(found, mask=torch.zeros_like(found.mask)) for found in own(self)]
+
+    monkeypatch.setattr(vrga.Patch, "region", property(region))
+    model = copy.deepcopy(subject.model).to(dtype)
+    loops = Loops(copy.deepcopy(model).double())
+    assert red(replace(subject, model=model, loops=loops)) >= STEERED
+    # Even if it does not steer, so that the logits agree with such a region.
+    with monkeypatch.context() as also:
+        patch = vrga.patch
+        also.setattr(vrga, "patch", lambda model, config, **more: patch(model, off(config), **more))
+        assert red(replace(subject, model=model, loops=loops)) >= STEERED
+
+
 def test_a_wrong_gain_is_seen(subject, broken):
     broken(lambda model, config, options: replace(config, gain=config.gain + 0.05))
     assert red(subject) == STEERED | {NOTHING}
@@ -236,7 +255,7 @@ def test_the_wrong_end_of_the_question_is_seen(subject, broken):
     broken(after=after)
     checks = examined(subject, {REGION, BATCH})
     assert by_status(checks.values(), "fails") == {REGION, BATCH}
-    assert "the question ends at" in checks[REGION].why
+    assert "for the end of the question, which is token 37" in checks[REGION].why
 
 
 @pytest.mark.parametrize(

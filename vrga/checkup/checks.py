@@ -193,7 +193,10 @@ class Examination:
         """Compare a region with that of the loops; the largest difference of the maps."""
         asked = self.subject.rows[row]
         if found.query - pads != asked.query:
-            raise Fault(f"row {row}: the question ends at {asked.query}, not {found.query - pads}")
+            raise Fault(
+                f"row {row}: the patch took token {found.query - pads} for the end of the "
+                f"question, which is token {asked.query}"
+            )
         if not asked.pictures:
             if found.mask.any():
                 raise Fault(f"row {row} has no image, but a region")
@@ -256,9 +259,16 @@ class Examination:
                 )
             raise Fault(told, difference)
         elif asked.pictures and effect < 4 * rounding:
+            own = distance(self._loops(row, answer, config, self._look(row, config)), unsteered)
+            if own >= 4 * rounding:
+                raise Fault(
+                    f"row {row}: steering to the region that the patch tells of changes nothing, "
+                    f"to that of the loops it changes the logits by {own:.1e}",
+                    own,
+                )
             raise Skipped(
-                f"steering changes the logits by {effect:.1e}, which cannot be told from rounding "
-                f"({rounding:.1e})"
+                f"with this prompt, steering changes the logits by {effect:.1e}, which cannot be "
+                f"told from rounding ({rounding:.1e})"
             )
         return difference
 
@@ -268,13 +278,17 @@ class Examination:
         Rounding moves single logits as far as steering does, but not in the same direction.
         """
         changed, wanted = (x.cpu().double()[1:] - unsteered[1:] for x in (logits, wanted))
-        share = float((changed * wanted).sum() / (wanted * wanted).sum())
         tokens, own = self._own
         noise = own[0].cpu().double() - self._loops(0, tokens[0].tolist())
+        if not wanted.any():
+            raise Fault(
+                f"{told} at most: steering to the region that the patch tells of does nothing"
+            )
         if float(wanted.square().mean()) < float(noise.square().mean()):
             raise Skipped(
                 f"with this prompt, steering cannot be told from rounding in {self.subject.dtype}"
             )
+        share = float((changed * wanted).sum() / (wanted * wanted).sum())
         if not 0.7 <= share <= 1.3:
             raise Fault(
                 f"{told} from the loops; of what steering should have changed, {share:.0%} has",
