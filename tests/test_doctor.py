@@ -11,11 +11,12 @@ from test_cli import run as command
 import vrga
 from vrga import VRGAConfig
 from vrga.checkup import kernels
-from vrga.checkup.checks import Examination, run
+from vrga.checkup.checks import DYNAMIC, STATIC, Examination
 from vrga.checkup.loops import Loops
 from vrga.checkup.models import TINY, checkpoint, tiny
 from vrga.checkup.result import WIDTH, Check, Checkup
 from vrga.checkup.run import doctor, versions
+from vrga.checkup.trial import run
 from vrga.hf.checkpoints import embedded
 
 CPU = torch.device("cpu")
@@ -417,7 +418,5 @@ def test_a_checkup_in_which_nothing_holds_is_not_ok():
 
 
 def test_the_gains_that_are_examined_steer():
-    from vrga.checkup.checks import DYNAMIC, STATIC
-
     assert STATIC == VRGAConfig() and STATIC.gain != 1 and DYNAMIC.gain != 1
     assert (STATIC.gate, DYNAMIC.gate) == ("static", "dynamic")

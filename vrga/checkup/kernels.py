@@ -6,7 +6,8 @@ import os
 
 import torch
 
-from vrga.checkup.checks import Fault, Found, Skipped, Trial, distance
+from vrga.checkup.compare import distance
+from vrga.checkup.trial import Fault, Found, Skipped, Trial
 
 # (query heads, key heads, head size, keys, query rows)
 SHAPES = [(8, 2, 64, 300, 1), (7, 1, 128, 129, 1), (4, 4, 80, 65, 3)]

@@ -10,9 +10,10 @@ import torch
 
 import vrga
 from vrga.checkup import kernels
-from vrga.checkup.checks import STATIC, Examination, Trial, run
+from vrga.checkup.checks import STATIC, Examination
 from vrga.checkup.models import TINY, checkpoint, tiny
 from vrga.checkup.result import Checkup
+from vrga.checkup.trial import Trial, run
 
 FAMILY = "qwen2_5_vl"
 SECOND = "llava"  # of which the two first things are checked as well
