@@ -2,7 +2,9 @@
 
 import copy
 import importlib
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ NOTHING = "gain 1 and no image, bit for bit"
 BATCH, CACHE, COMPILED = "batch with left padding", "static cache", "compiled decoding"
 EAGER, SDPA = "attention backend eager", "attention backend sdpa"
 TRITON, UNPATCH = "Triton kernels in generate", "unpatched again, bit for bit"
+STEPS = "every step is accounted for"
 SECOND = "llava: region and steps"
 DECODE, PROBE = "Triton decode kernel, its reference", "Triton probe kernel, its reference"
 STEERED = {STATIC_GATE, DYNAMIC_GATE, BATCH, CACHE, EAGER, SDPA}
@@ -104,7 +107,9 @@ def found():
 def test_everything_holds_here(found):
     assert found.ok, found
     holds = by_status(found.checks, "holds")
-    assert QUICK | {COMPILED, TRITON, SECOND, DECODE, PROBE} <= holds  # Triton is interpreted here
+    assert (
+        QUICK | {STEPS, COMPILED, TRITON, SECOND, DECODE, PROBE} <= holds
+    )  # Triton is interpreted here
     skipped = by_status(found.checks, "skipped")
     assert all(name.startswith("attention backend fl") for name in skipped)
     bits = {check.name: check.figure for check in found.checks if "bit for bit" in check.name}
@@ -178,7 +183,7 @@ def test_steering_that_is_silently_off_fails_the_command(monkeypatch):
     rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines
             if line.startswith("|") and line.count("|") == 5}  # fmt: skip
     fails = {name for name, status in rows.items() if status == "fails"}
-    assert fails == STEERED | {COMPILED, TRITON, SECOND}
+    assert fails - {STEPS} == STEERED | {COMPILED, TRITON, SECOND}
     assert "nothing is steered" in " ".join(done.output.split())
 
 
@@ -288,6 +293,29 @@ def test_one_attention_backend_that_is_not_steered_is_seen(subject, broken):
 def test_one_implementation_that_is_not_steered_is_seen(subject, broken):
     broken(lambda model, config, options: off(config) if options["impl"] == "triton" else config)
     assert red(subject, {STATIC_GATE, TRITON}) == {TRITON}
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (None, None),
+        (dict(steered=3), "row 2: 5 tokens, .* 5 generated, 3 steered and 0 left alone"),
+        (dict(generated=4, steered=3), "row 2: 5 tokens, .* 4 generated"),
+        (dict(steered=0, left_alone={"fresh prompt": 4}), "row 2: 0 steps steered, to a region of"),
+        ([], "patch.steps tells of 0 rows, the batch has 3"),
+    ],
+    ids=["all told", "one forgotten", "one not generated", "none steered", "no rows"],
+)
+def test_steps_that_are_not_accounted_for_are_seen(subject, monkeypatch, row, why):
+    left = [{}, {"no image": 4}, {}]
+    told = [dict(generated=5, steered=4 - sum(x.values()), left_alone=x) for x in left]
+    if row is not None:
+        told[-1].update(row)
+    told = [] if row == [] else [SimpleNamespace(**each) for each in told]
+    monkeypatch.setattr(vrga.Patch, "steps", property(lambda self: told), raising=False)
+    check = examined(subject, {STEPS})[STEPS]
+    assert check.status == ("holds" if why is None else "fails")
+    assert why is None or re.search(why, check.why)
 
 
 def test_a_touched_prefill_is_seen(subject, broken):

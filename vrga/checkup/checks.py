@@ -35,6 +35,8 @@ class Examination(Comparison):
                   "Answers are not steered as they should be: do not use vrga here"),
             Trial("steered steps, dynamic gate", lambda: self.steps(DYNAMIC),
                   "Do not use VRGAConfig.published() here"),
+            Trial("every step is accounted for", self.accounted,
+                  "What patch.steps tells cannot be trusted"),
             Trial("prefill untouched, bit for bit", self.prefill, "Do not use vrga here"),
             Trial("gain 1 and no image, bit for bit", self.nothing_to_steer,
                   "Unpatch the model for prompts that are not to be steered"),
@@ -75,6 +77,26 @@ class Examination(Comparison):
     def steps(self, config: VRGAConfig) -> Found:
         tokens, logits, regions = self.patched(config, self.one)
         return self.check_logits(0, tokens[0], logits[0], config, regions[0]), ""
+
+    def accounted(self) -> Found:
+        with vrga.patch(self.model, STATIC, impl=self.impl) as patch:
+            generated = self.generate(self.subject.batch)[0].shape[1]
+            told, regions = patch.steps, patch.region
+        if len(told) != len(regions):
+            raise Fault(f"patch.steps tells of {len(told)} rows, the batch has {len(regions)}")
+        for row, (steps, region) in enumerate(zip(told, regions, strict=True)):
+            left = sum(steps.left_alone.values())
+            if steps.generated != generated or steps.steered + left != generated - 1:
+                raise Fault(
+                    f"row {row}: {generated} tokens, of which the first is the prompt's, are told "
+                    f"as {steps.generated} generated, {steps.steered} steered and {left} left alone"
+                )
+            if bool(steps.steered) != bool(region.mask.any()):
+                raise Fault(
+                    f"row {row}: {steps.steered} steps steered, to a region of "
+                    f"{int(region.mask.sum())} tokens"
+                )
+        return None, f"{len(told)} rows"
 
     def prefill(self) -> Found:
         return same(self.patched(STATIC, self.one)[1][:, 0], self.own[1][:, 0]), ""
