@@ -18,6 +18,7 @@ setup(
         "vrga",
         "vrga.kernels",
         "vrga.hf",
+        "vrga.checkup",
         "vrga.demo",
         "vrga.analysis",
         "vrga.evaluation",

@@ -16,6 +16,7 @@ _HOME = {
     "patch": "patching",
     "unpatch": "patching",
     "load": "hf.checkpoints",
+    "doctor": "checkup.run",
     "Region": "region",
     "Trace": "trace",
 }

@@ -1,0 +1,316 @@
+"""The method once more, in plain loops and float64: what a patched model is checked against.
+
+Nothing here goes the way of the patched model. There is no key cache and there are no decode steps:
+the unpatched model reads the prompt and the answer in one pass, with an attention function that
+builds every attention matrix. What is written here follows the papers' words, and shares no code
+with what it checks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from vrga.config import VRGAConfig
+
+NAME = "vrga_plain_loops"
+Heads = set[tuple[int, int]]  # pairs (layer, head)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The tokens of one image: their positions in the row, in raster order, h rows of w."""
+
+    positions: list[int]
+    h: int
+    w: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt without padding.
+
+    Args:
+        inputs: of the model, one row.
+        pictures: its images; query: position of the question's last token.
+    """
+
+    inputs: dict[str, Tensor]
+    pictures: list[Picture]
+    query: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return self.inputs["input_ids"].shape[1]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where a question looks.
+
+    Args:
+        visual: H_v; focus: T before dilation, and region: T as steered, positions in the row.
+        map: relevance of each image token; ratio: to the mean, NaN on the sink border.
+        threshold: of `ratio`, above which a token is in T.
+        head_focus, efr: R and EFR of every head, [L, H]; high, low: their limits for H_v.
+    """
+
+    visual: Heads
+    focus: set[int]
+    region: set[int]
+    map: np.ndarray
+    ratio: np.ndarray
+    threshold: float
+    head_focus: np.ndarray
+    efr: np.ndarray
+    high: float
+    low: float
+
+
+def look(
+    attention: np.ndarray,
+    seen: np.ndarray,
+    pictures: list[Picture],
+    config: VRGAConfig,
+    visual: Heads | None = None,
+) -> Look:
+    """Phase 1: from the attention of the question's last token to the region T.
+
+    Args:
+        attention: [L, H, S] in float64, zero on keys that the question does not see.
+        seen: keys that it sees in each layer, bool [L, S].
+        visual: H_v, where it is known already.
+    """
+    layers, heads, _ = attention.shape
+    image = [position for picture in pictures for position in picture.positions]
+    head_focus, efr = np.zeros((layers, heads)), np.zeros((layers, heads))
+    for layer in range(layers):
+        visible = [position for position in image if seen[layer, position]]
+        for head in range(heads):
+            a = attention[layer, head]
+            on_image = a[visible]
+            entropy = 0.0
+            if visible:
+                head_focus[layer, head] = on_image.mean() / (a.sum() / seen[layer].sum())
+                share = on_image / on_image.sum()
+                entropy = -sum(x * np.log(x) for x in share if x > 0)
+            efr[layer, head] = entropy / (head_focus[layer, head] + 1e-12)
+    every_head = [(layer, head) for layer in range(layers) for head in range(heads)]
+    low = float(np.percentile(efr, config.efr_percentile))
+    high = float(np.percentile(head_focus, config.focus_percentile))
+    if visual is None:
+        focused = {at for at in every_head if head_focus[at] >= high}
+        visual = {at for at in focused if efr[at] <= low} or focused
+    first_layers = max(1, int(config.background_layers * layers)) if config.background_layers else 0
+    background = {
+        at for at in every_head if at[0] < first_layers and head_focus[at] < config.background_focus
+    }
+    looked, sinks = (_mean_map(attention, heads, image) for heads in (visual, background))
+    relevance = np.maximum(looked - config.background_weight * sinks, 0)
+    relevance = relevance / (relevance.sum() + 1e-12)
+
+    bordered = config.sink_border == "always" or bool(background)
+    border = _sink_border(pictures, config.sink_fraction) if bordered else set()
+    kept = [i for i in range(len(image)) if i not in border]
+    ratio = np.full(len(image), np.nan)
+    ratio[kept] = relevance[kept] / (relevance[kept].mean() + 1e-12)
+    spread = ratio[kept].std(ddof=1) if len(kept) > 1 else 0.0
+    threshold = float(ratio[kept].mean() + config.region_std * spread)
+    chosen = {i for i in kept if ratio[i] > threshold}
+    if len(chosen) < config.region_min:
+        ordered = sorted(kept, key=lambda i: -ratio[i])
+        chosen = set(ordered[: config.region_min])
+        threshold = float(ratio[ordered[len(chosen) - 1]])
+    grown = _dilated(pictures, chosen, config.dilation) - border
+    return Look(
+        visual, {image[i] for i in chosen}, {image[i] for i in grown}, relevance, ratio, threshold,
+        head_focus, efr, high, low,
+    )  # fmt: skip
+
+
+def _mean_map(attention: np.ndarray, heads: Heads, image: list[int]) -> np.ndarray:
+    """Mean attention of some heads on each image token, normalised; zeros for no head."""
+    total = np.zeros(len(image))
+    for layer, head in heads:
+        total += attention[layer, head][image] / len(heads)
+    return total / (total.sum() + 1e-12)
+
+
+def _cells(pictures: list[Picture]) -> list[tuple[int, int, int]]:
+    """(image, row, column) of every image token, in order."""
+    return [(n, r, c) for n, p in enumerate(pictures) for r in range(p.h) for c in range(p.w)]
+
+
+def _sink_border(pictures: list[Picture], fraction: float) -> set[int]:
+    """Image tokens where attention sinks sit: the corner, the first row, the first column."""
+    border, first = set(), 0
+    for picture in pictures:
+        h, w = picture.h, picture.w
+        order = [(0, 0), (0, 1), (1, 0), (1, 1)]
+        order += [(0, c) for c in range(2, w)] + [(r, 0) for r in range(2, h)]
+        inside = [first + r * w + c for r, c in order if r < h and c < w]
+        border |= set(inside[: int(fraction * h * w)])
+        first += h * w
+    return border
+
+
+def _dilated(pictures: list[Picture], chosen: set[int], steps: int) -> set[int]:
+    """Image tokens at most `steps` rows and columns from a chosen one of the same image."""
+    cells = _cells(pictures)
+    grown = set()
+    for i, (image, r, c) in enumerate(cells):
+        for j in chosen:
+            other, y, x = cells[j]
+            if image == other and abs(r - y) <= steps and abs(c - x) <= steps:
+                grown.add(i)
+    return grown
+
+
+@dataclass
+class _Pass:
+    """One pass over a prompt and its answer, as its attention layers see it.
+
+    Args:
+        row: the prompt; the rows behind it are decode steps.
+        config: how they are steered, and look: to what; None does not steer.
+        attention, seen: the question's row of every layer, filled in by the pass.
+    """
+
+    row: Row
+    config: VRGAConfig | None = None
+    look: Look | None = None
+    attention: dict[int, np.ndarray] = field(default_factory=dict)
+    seen: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def attend(self, module, query, key, value, mask, scaling, **kwargs) -> tuple[Tensor, None]:
+        """Attention of one layer, head by head; the signature is that of transformers."""
+        q, k, v = (x[0].double() for x in (query, key, value))  # [H or H_kv, S, d]
+        heads, length, _ = q.shape
+        if mask is None:
+            visible = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+        elif mask.dtype == torch.bool:
+            visible = mask[0, 0, :, :length]
+        else:  # a huge negative number is how eager masks say "hidden"
+            visible = mask[0, 0, :, :length] > torch.finfo(mask.dtype).min / 2
+        layer, question = module.layer_idx, []
+        out = torch.empty(length, heads, q.shape[2], dtype=torch.float64, device=q.device)
+        for head in range(heads):
+            group = head // (heads // len(k))  # several query heads share a key head
+            scores = (q[head] @ k[group].T) * scaling
+            scores = torch.where(visible, scores, -torch.inf)
+            a = torch.exp(scores - scores.max(1, keepdim=True).values)
+            a = a / a.sum(1, keepdim=True)
+            question.append(a[self.row.query].cpu().numpy())
+            for step in range(self.row.length, length):
+                self._steer(a[step], visible[step], layer, head)
+            out[:, head] = a @ v[group]
+        self.attention[layer] = np.stack(question)
+        self.seen[layer] = visible[self.row.query].cpu().numpy()
+        return out.to(query.dtype)[None], None
+
+    def _steer(self, a: Tensor, visible: Tensor, layer: int, head: int) -> None:
+        """Phase 2: multiply attention to T by the gain and renormalise; `a` [S] in place."""
+        if self.look is None or not self.look.region:
+            return
+        if self.config.gate == "static":
+            is_open = (layer, head) in self.look.visual
+        else:
+            image = [p for picture in self.row.pictures for p in picture.positions]
+            on_image = a[[p for p in image if visible[p]]]
+            if not len(on_image):
+                return
+            focus = on_image.mean() / (a.sum() / visible.sum())
+            mass_entropy = -torch.xlogy(on_image, on_image).sum()
+            is_open = focus > self.config.gate_focus
+            is_open = is_open and focus > self.config.gate_entropy * mass_entropy
+        if is_open:
+            a[sorted(self.look.region)] *= self.config.gain
+            a /= a.sum()
+
+
+class Loops:
+    """Runs the method in plain loops on an unpatched model.
+
+    Args:
+        model: best a copy in float64; it is left as it was.
+        copied: whether it is one.
+    """
+
+    def __init__(self, model: nn.Module, copied: bool = True):
+        self.model, self.copied = model, copied
+
+    @property
+    def precision(self) -> str:
+        """What the loops compute in, for people."""
+        if self.copied:
+            return "plain loops in float64"
+        return "plain loops in float64 amid the unpatched model itself"
+
+    def attention(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """The question's attention [L, H, S] in a prompt, and the keys it sees, bool [L, S]."""
+        done = _Pass(row)
+        self._run(done, [])
+        layers = sorted(done.attention)
+        return (
+            np.stack([done.attention[layer] for layer in layers]),
+            np.stack([done.seen[layer] for layer in layers]),
+        )
+
+    def logits(
+        self,
+        row: Row,
+        answer: list[int],
+        config: VRGAConfig | None = None,
+        look: Look | None = None,
+    ) -> Tensor:
+        """Logits before each token of an answer, float64 [T, V] on the CPU.
+
+        Args:
+            config, look: how the steps behind the first are steered; None: not at all.
+        """
+        logits = self._run(_Pass(row, config, look), answer[:-1])
+        return logits[0, row.length - 1 :].double().cpu()
+
+    @torch.no_grad()
+    def _run(self, this: _Pass, behind: list[int]) -> Tensor:
+        AttentionInterface.register(NAME, this.attend)
+        AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+        own = self.model.config.get_text_config()._attn_implementation
+        multimodal = getattr(self.model, "model", None)
+        if hasattr(multimodal, "rope_deltas"):
+            multimodal.rope_deltas = None  # of the prompt before
+        self.model.set_attn_implementation({"text_config": NAME})
+        try:
+            logits = self.model(**_with_answer(this.row.inputs, behind), use_cache=False).logits
+        finally:
+            self.model.set_attn_implementation({"text_config": own})
+            AttentionInterface.register(NAME, _not_running)  # lets go of the pass
+        layers = self.model.config.get_text_config().num_hidden_layers
+        if len(this.attention) != layers:
+            raise RuntimeError(
+                f"only {len(this.attention)} of {layers} layers called their attention function: "
+                "transformers' attention interface works differently in this version"
+            )
+        return logits
+
+
+def _not_running(*args, **kwargs):
+    raise RuntimeError(f"attn_implementation={NAME!r} is for `vrga doctor` alone")
+
+
+def _with_answer(inputs: dict[str, Tensor], answer: list[int]) -> dict[str, Tensor]:
+    """The inputs of a prompt followed by text tokens."""
+    found = dict(inputs)
+    ids = inputs["input_ids"]
+    found["input_ids"] = torch.cat([ids, ids.new_tensor([answer]).view(1, -1)], 1)
+    for name, value in inputs.items():
+        if name == "attention_mask" or name.endswith("token_type_ids"):
+            fill = value.new_full((1, len(answer)), int(name == "attention_mask"))
+            found[name] = torch.cat([value, fill], 1)
+    return found
