@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+NEAR = 0.05  # of its largest number: how far a sum in half precision may be off
 SOFTMAX_LIMITS = ("s_aux", "softcap")  # what makes attention more than a softmax over the keys
 
 
@@ -25,6 +26,8 @@ class AttentionCall:
         own: the model's own attention on (query, key, value, mask): ([B, Q, H, d], weights).
         plain: whether `own` is a plain softmax over scale * q . k of the keys that the mask shows.
         extras: further keyword arguments of the attention function.
+        total: sum of each query row's weights, [B, H, Q], where `as_softmax` made the call; else
+            None, and it is 1.
     """
 
     layer: int
@@ -37,6 +40,7 @@ class AttentionCall:
     own: Callable
     plain: bool = True
     extras: dict = field(default_factory=dict)
+    total: Tensor | None = None
 
     def __post_init__(self):
         self._given = self.query, self.key, self.value
@@ -114,17 +118,35 @@ class AttentionCall:
         its probabilities are read off it: attention is linear in the values, so that unit vectors
         in their place give the probabilities of as many keys. Their logarithms are the new queries,
         on keys that are unit vectors. It takes S / d calls of the model's own attention.
+
+        Raises:
+            ValueError: attention that is not linear in the values.
         """
         if self.plain:
             return self
         probs = self.probabilities()
+        self._check_linear(probs)
         least = torch.finfo(probs.dtype).tiny
         unit = torch.eye(self.keys, dtype=probs.dtype, device=probs.device)
         unit = unit.expand(*self.key.shape[:2], -1, -1)
         found = self.of(probs.clamp_min(least).log(), unit, self.value, self.mask)
         found.scale, found.plain = 1.0, True
-        found.value = self.value.to(probs.dtype)
+        found.value, found.total = self.value.to(probs.dtype), probs.sum(-1)
         return found
+
+    def _check_linear(self, probs: Tensor) -> None:
+        """The weights read off, times the values, must be what the model's own attention gives."""
+        groups = probs.shape[1] // self.value.shape[1]
+        values = self.value.to(probs.dtype).repeat_interleave(groups, 1)
+        made = (probs @ values).transpose(1, 2)
+        own = self.output()[0].to(probs.dtype)
+        off = (made - own).abs().max() / own.abs().max().clamp_min(torch.finfo(own.dtype).tiny)
+        if not float(off) < NEAR:
+            raise ValueError(
+                "the model's attention backend is no weighted sum of the values (a sum with the "
+                f"weights read off it is {float(off):.1%} off), so it cannot be steered: load the "
+                "model with 'sdpa' or 'eager'"
+            )
 
     def probabilities(self) -> Tensor:
         """Attention of each query row to each key, as the model's own gives it, float [B, H, Q, S].

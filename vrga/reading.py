@@ -211,14 +211,19 @@ class PromptReader:
         start = torch.where(before, place, -1).amax(1, keepdim=True)
         return (place > start) & (place <= query[:, None]) & ~mark
 
+    @on_cpu
     def words(self, prompt: Prompt, question: Tensor) -> list[str | None]:
-        """Each row's question as text, from its mask [B, S]; None without ids or a tokenizer."""
+        """Each row's question as text, from its mask [B, S]: the last turn's part of it, where
+        the chat template tells; None without ids or a tokenizer."""
         if prompt.ids is None or self._found() is None:
             return [None] * len(question)
-        return [
-            self._decode(ids[mask].tolist()).strip()
-            for ids, mask in zip(prompt.ids, question, strict=True)
-        ]
+        marks, found = self.marks, []
+        for ids, mask in zip(prompt.ids, question, strict=True):
+            text = self._decode(ids[mask].tolist())
+            if marks is not None and marks.opening:
+                text = text.rpartition(marks.opening)[2]
+            found.append(text.strip())
+        return found
 
     @on_cpu
     def opens_turn(self, inputs: ForwardInputs, ends: set[int], announced: bool) -> bool:

@@ -462,6 +462,8 @@ class Steering:
         out = decode(
             *tensors, opened=self.opened, closed=self.closed, gate=gate, stats=stats, **arguments
         )
+        if call.total is not None:  # of attention that keeps some weight from all keys
+            out = out * call.total.transpose(1, 2)[..., None]
         return out.to(dtype)
 
     def _implementation(self, query: Tensor, needs_gradient: bool, plain: bool):
