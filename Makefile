@@ -8,7 +8,8 @@ CONSTRAINTS ?= constraints.txt
 TORCH ?= torch==2.13.0 triton==3.7.1;sys_platform=='linux'
 LMMS_EVAL ?= lmms-eval==0.7.3
 BIN := $(ENV)/bin
-INSTALL := $(BIN)/python -m pip install -q $(addprefix -c ,$(CONSTRAINTS))
+# Most modules of the larger packages are never imported: what is, compiles itself.
+INSTALL := $(BIN)/python -m pip install -q --no-compile $(addprefix -c ,$(CONSTRAINTS))
 
 .PHONY: demo test quick latest test-versions lint bench lock clean
 
@@ -63,7 +64,7 @@ $(ENV)/demo-ready: setup.py constraints.txt
 	$(PYTHON) -m venv $(ENV)
 	$(INSTALL) pip setuptools wheel
 	$(INSTALL) $(foreach one,$(TORCH),"$(one)")
-	$(INSTALL) --no-build-isolation -e .
+	$(INSTALL) --no-build-isolation -e ".[plot]"
 	touch $@
 
 # lmms-eval would replace torch by another build: it comes without its requirements, which the
