@@ -86,7 +86,7 @@ def overlay(version: str) -> Path:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins.write_text("\n".join(line for line in lines if line.split("==")[0] not in OWN) + "\n")
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q"]
-    command += ["--no-compile", "-c", str(pins), f"transformers=={version}"]
+    command += ["--no-warn-conflicts", "--no-compile", "-c", str(pins), f"transformers=={version}"]
     subprocess.run(command, check=True)
     return python
 
