@@ -1,6 +1,6 @@
 """The tests on many versions of transformers, and the record of it.
 
-    python -m benchmarks.versions run [VERSION ...]   # the files in CORE, on each of them
+    python -m benchmarks.versions run [VERSION ...]   # of CORE what is not slow, on each of them
     python -m benchmarks.versions all                 # every test, on what is installed here
     python -m benchmarks.versions latest              # likewise, on the newest of everything
 
@@ -102,6 +102,7 @@ def tested(python: Path, suite: str, files: Sequence[Path]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
         command = [str(python), "-m", "pytest", *map(str, files), f"--junitxml={report}"]
+        command += ["-m", "not slow"] if suite == "core" else []
         try:
             status = subprocess.run(command, cwd=ROOT, timeout=LIMIT * (4 if suite == "all" else 1))
             ended = f"pytest ended with {status.returncode}"

@@ -17,6 +17,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # several test processes share the cores
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out by mark
+def pytest_collection_modifyitems(items):
+    """A model whose kernels run in Triton's interpreter is slow, and so is a compiled one."""
+    for item in items:
+        given = getattr(item, "callspec", None)
+        given = given.params if given else {}
+        if given.get("impl") == "triton" or given.get("compiled") or "compiled" in item.name:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def poisoned(monkeypatch):
     """Fill every float tensor that torch.empty returns with NaN: unwritten output shows."""

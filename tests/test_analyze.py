@@ -307,6 +307,7 @@ def lowest(regions):
     return chosen[None]
 
 
+@pytest.mark.slow
 def test_ablated_arms_answer_as_by_hand(embedded, tmp_path, monkeypatch):
     monkeypatch.setitem(study.__dict__, "FIRST", TEST_SEEDS.start + 200_003)
     found = ablate.analyze(asked(tmp_path, max_new_tokens=48), heads=3, first_layer=0)

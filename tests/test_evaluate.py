@@ -119,6 +119,7 @@ def test_the_base_arm_takes_no_steering_options(tmp_path):
         evaluate(tmp_path, "--no-vrga", "--gain", 2)
 
 
+@pytest.mark.slow
 def test_one_arm_is_the_same_arm_of_both(whole, tmp_path):
     """Another batch size, each arm on its own: the same answers."""
     for arm, flag in (("base", "--no-vrga"), ("vrga", "--vrga")):
@@ -143,6 +144,7 @@ def command(output, *more, processes=0):
             *map(str, more)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_the_run_that_was_not(whole, tmp_path):
     folder = tmp_path / "run"
     arguments = ("--compare", "--limit", 24, "--batch-size", 2)
@@ -170,6 +172,7 @@ def test_killed_and_resumed_it_is_the_run_that_was_not(whole, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_samples_and_miss_none(tmp_path):
     """Seven samples on two processes: shards of four and three."""
     arguments = ("--compare", "--limit", 7, "--batch-size", 3)
@@ -196,6 +199,7 @@ def test_other_settings_do_not_resume(whole):
         evaluate(whole, "--compare", "--limit", 24)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_and_loses_nothing(whole, tmp_path, monkeypatch, capsys):
     arguments = ("--compare", "--limit", 24, "--batch-size", 8)
     own, written = stores.Store._write, []
@@ -215,6 +219,7 @@ def test_a_full_disk_stops_and_loses_nothing(whole, tmp_path, monkeypatch, capsy
     assert answers(tmp_path) == answers(whole)
 
 
+@pytest.mark.slow
 def test_a_bad_image_fails_its_sample_alone(tmp_path):
     for i, sample in enumerate(make_samples(3, seed=9)):
         sample.image.save(tmp_path / f"{i}.png")
@@ -239,6 +244,7 @@ def test_a_bad_image_fails_its_sample_alone(tmp_path):
         main([*arguments, "--resume"])
 
 
+@pytest.mark.slow
 def test_unknown_tasks_are_named(tmp_path):
     with pytest.raises(ValueError, match="no task nothing_such in lmms-eval"):
         main(["--tasks", "nothing_such", "--vrga", "--output", str(tmp_path)])

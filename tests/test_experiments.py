@@ -78,6 +78,7 @@ def test_the_model_looks_back_when_it_is_asked_to(whole):
     assert inside[1] > inside[0] + 0.01 and outside[1] == pytest.approx(outside[0], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(whole, tmp_path, monkeypatch):
     own, added = Store.add, []
 

@@ -107,6 +107,7 @@ def test_compiled_steps_are_recorded_as_eager_ones_are(model, name, impl):
     assert_same(compiled, eager)
 
 
+@pytest.mark.slow
 def test_one_compiled_step_serves_a_long_recording(model):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
