@@ -13,8 +13,9 @@ INSTALL := $(BIN)/python -m pip install -q --no-compile $(addprefix -c ,$(CONSTR
 
 .PHONY: demo test quick latest test-versions lint bench lock clean
 
+# So small a model is fastest on one thread.
 demo: $(ENV)/demo-ready
-	$(BIN)/vrga demo
+	OMP_NUM_THREADS=1 $(BIN)/vrga demo
 
 test: $(ENV)/ready
 	$(BIN)/python -m pytest tests
