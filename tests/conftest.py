@@ -42,7 +42,10 @@ def poisoned(monkeypatch):
 class _Told(logging.Handler):
     """What transformers logs of names and ways that will go."""
 
-    ENDING = re.compile(r"deprecat|(will be|is|are) removed|no longer (be )?supported", re.I)
+    ENDING = re.compile(
+        r"deprecat|\b(be|is|are) removed|no longer (be )?supported|\b(from|in|as of) v\d+\.\d+",
+        re.I,
+    )
 
     def __init__(self):
         super().__init__(logging.WARNING)

@@ -59,12 +59,18 @@ def test_a_deprecation_that_is_logged_is_heard_every_time(deprecations):
     deprecations.clear()
 
 
-def test_other_warnings_of_transformers_are_no_deprecations(deprecations):
+@pytest.mark.parametrize("text", [
+    "`x` is deprecated! Use `y` instead!",
+    "`x` will be removed in a later release",
+    "From v5.25 the entry will NOT be added automatically",
+    "a list with one entry per layer from v5.30; Use `y`",
+])  # fmt: skip
+def test_what_ends_is_heard_in_each_of_its_wordings(deprecations, text):
     logger = logging.getLogger("transformers.models")
-    logger.warning("a slow path is taken")
+    logger.warning("a slow path is taken on v5 of the hardware")
     assert not deprecations
-    logger.warning("`x` will be removed in v9")
-    assert deprecations == ["`x` will be removed in v9"]
+    logger.warning(text)
+    assert deprecations == [text]
     deprecations.clear()
 
 
