@@ -277,6 +277,7 @@ class Like(LogitsProcessor):
         return scores / 8 + liked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relocate", ["question", "back"])
 def test_beams_keep_their_spans_and_regions(model, relocate):
     """Along each beam's own text the logits are those of the method."""

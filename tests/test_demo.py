@@ -119,6 +119,7 @@ def test_the_query_is_the_questions_end_not_the_instructions(embedded):
     assert text.endswith(sample.question) and asked < instructed
 
 
+@pytest.mark.slow
 def test_the_demo_prints_its_table_and_writes_its_picture(tmp_path):
     done = CliRunner().invoke(app, ["demo", "--output", str(tmp_path), "--questions", "6"])
     assert done.exit_code == 0, done.output

@@ -66,6 +66,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_both_arms_answer_the_same_samples(whole):
     found = samples(whole)
     by_arm = {arm: [one for one in found if one["arm"] == arm] for arm in ("base", "vrga")}
@@ -82,6 +83,7 @@ def results_hash(folder):
     return json.loads((folder / "run.json").read_text())["hash"]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_texts(whole):
     drawn = make_samples(24, seed=TEST_SEEDS.start, **SPLITS["similar"])
     for one in samples(whole):
@@ -93,6 +95,7 @@ def test_scores_are_those_of_the_texts(whole):
         assert found["arms"][arm]["metrics"]["accuracy"] == pytest.approx(sum(own) / 24)
 
 
+@pytest.mark.slow
 def test_the_table_can_go_into_a_paper(whole):
     text = (whole / "table.md").read_text()
     head, rule, base, steered = text.splitlines()[:4]
@@ -100,6 +103,7 @@ def test_the_table_can_go_into_a_paper(whole):
     assert base.startswith("| vrga_grid | base | 24 |") and "(" in steered
 
 
+@pytest.mark.slow
 def test_results_say_what_they_depend_on(whole):
     found = results(whole)
     assert {"torch", "transformers", "lmms-eval", "python", "device"} <= set(found["versions"])
@@ -192,6 +196,7 @@ def test_two_processes_share_the_samples_and_miss_none(tmp_path):
     assert not list(shared.glob("samples.*.jsonl"))
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_resume(whole):
     with pytest.raises(ValueError, match="other settings .*limit: 24, now 23"):
         evaluate(whole, "--compare", "--limit", 23, "--resume")

@@ -183,6 +183,7 @@ def test_steering_is_the_papers(model, images, config, impl):
     assert 0 < sum(opened) < 8 * len(opened)  # some heads open, some shut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_a_static_cache_steers_like_a_dynamic_one(model, impl):
     inputs = batch([[(6, 6)], [(4, 5)]])
