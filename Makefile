@@ -1,51 +1,79 @@
-# Every target sets up what it needs in .venv. Another torch: make test TORCH="torch==2.9.1"
+# Every target sets up what it needs in .venv, at the exact versions of constraints.txt.
+# Another torch: make test TORCH="torch==2.9.1"
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
-BIN := .venv/bin
+ENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+# What is installed first, so that nothing below replaces it by another build: words without
+# spaces. Builds of torch for CUDA bring the triton named here, the others bring none.
+TORCH ?= torch==2.13.0 triton==3.7.1;sys_platform=='linux'
+LMMS_EVAL ?= lmms-eval==0.7.3
+BIN := $(ENV)/bin
+# Most modules of the larger packages are never imported: what is, compiles itself.
+INSTALL := $(BIN)/python -m pip install -q --no-compile $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test test-versions lint bench clean
+.PHONY: demo test quick latest test-versions lint bench lock clean
 
-demo: .venv/ready
-	$(BIN)/vrga demo
+# So small a model is fastest on one thread.
+demo: $(ENV)/demo-ready
+	OMP_NUM_THREADS=1 $(BIN)/vrga demo
 
-test: .venv/ready
+test: $(ENV)/ready
 	$(BIN)/python -m pytest tests
 
-# The tests that depend on transformers, on each version in an environment of its own; torch and
-# all the rest come from .venv. One version alone: make test-versions VERSIONS=4.57.6
-VERSIONS ?= 4.57.6 5.10.* 5.*
-VERSIONED := $(addprefix tests/test_,$(addsuffix .py,patch oracle generation families windows \
-	conversation integrations models tokens region cli back trace asking waiting trace_drafts))
+# The same without the tests marked slow.
+quick: $(ENV)/ready
+	$(BIN)/python -m pytest tests -m "not slow"
 
-test-versions: .venv/ready
-	set -e; for version in $(VERSIONS); do \
-	  env=.versions/$$(echo $$version | tr -d '*'); \
-	  test -x $$env/bin/python || $(PYTHON) -m venv $$env; \
-	  $$env/bin/python -c "import pathlib, sysconfig; \
-	    found = next(pathlib.Path('.venv/lib').glob('python*')).resolve() / 'site-packages'; \
-	    pth = pathlib.Path(sysconfig.get_path('purelib')) / 'base.pth'; \
-	    pth.write_text(f'import site; site.addsitedir({str(found)!r})')"; \
-	  $$env/bin/python -m pip install -q "transformers==$$version"; \
-	  $$env/bin/python -m pytest $(VERSIONED); \
-	done
+# All tests on the newest of everything, in an environment made anew; "make latest TORCH=..." keeps
+# a torch. What was run is noted in benchmarks/results/versions.json and in the README.
+latest:
+	rm -rf .venv-latest
+	$(MAKE) .venv-latest/ready ENV=.venv-latest CONSTRAINTS= \
+	  TORCH="$(if $(filter command line environment,$(origin TORCH)),$(TORCH),torch)"
+	.venv-latest/bin/python -m benchmarks.versions latest
 
-lint: .venv/ready
+# The tests that depend on transformers, on 4.57.6 and the last release of each later minor version,
+# each laid over .venv, which holds all the rest; then the README's table is written anew.
+# Some of them: make test-versions VERSIONS="4.57.6 5.10.4"
+test-versions: $(ENV)/ready
+	$(BIN)/python -m benchmarks.versions run $(VERSIONS)
+
+lint: $(ENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # Times the patched model against the unpatched one; results go to benchmarks/results/.
-bench: .venv/ready
+bench: $(ENV)/ready
 	$(BIN)/python -m benchmarks.run
 
-# torch comes first, so that nothing below replaces it by another build; lmms-eval would, so it
-# comes without its requirements, which the extra "eval" lists.
-.venv/ready: setup.py
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --upgrade pip setuptools wheel
-	$(BIN)/pip install -q "$(TORCH)"
-	$(BIN)/pip install -q -e ".[test,plot,report,eval]"
-	$(BIN)/pip install -q --no-deps lmms-eval==0.7.3
+# Renews constraints.txt: the newest versions that go together, for Python 3.10 and later. torch and
+# what comes with its builds (triton, CUDA) stay out: TORCH alone says which torch there is.
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install -q uv==0.13.9
+	printf '%s\n' $(foreach one,$(TORCH),"$(one)") pip setuptools wheel > .venv-lock/more.in
+	cd .venv-lock && bin/uv pip compile -q --universal --python-version 3.10 --no-annotate \
+	  --no-header --extra test --extra plot --extra report --extra eval ../setup.py more.in > all.txt
+	{ echo "# Written by \"make lock\" for Python 3.10 and later, with $(TORCH)."; \
+	  echo "# Tested on Python 3.11; torch and what its builds bring are not pinned here."; \
+	  grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' .venv-lock/all.txt; \
+	} > constraints.txt
+
+# What the demo needs. The package is built with the pinned setuptools that is installed here.
+$(ENV)/demo-ready: setup.py constraints.txt
+	$(PYTHON) -m venv $(ENV)
+	$(INSTALL) pip setuptools wheel
+	$(INSTALL) $(foreach one,$(TORCH),"$(one)")
+	$(INSTALL) --no-build-isolation -e ".[plot]"
+	touch $@
+
+# lmms-eval would replace torch by another build: it comes without its requirements, which the
+# extra "eval" lists.
+$(ENV)/ready: $(ENV)/demo-ready
+	$(INSTALL) --no-build-isolation -e ".[test,plot,report,eval]"
+	$(INSTALL) --no-deps "$(LMMS_EVAL)"
 	touch $@
 
 clean:
-	rm -rf .venv .versions build dist *.egg-info out
+	rm -rf .venv .venv-latest .venv-lock .versions build dist *.egg-info out

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import json
 import subprocess
 import sys
@@ -155,14 +156,17 @@ def test_paired_forward_passes(benchmark, models):
     first = {arm: [] for arm in ARMS}
     later = {arm: [] for arm in ARMS}
     caches, token = {}, torch.full((case.batch, 1), 100, device=DEVICE)
+    # As this version of transformers calls it.
+    named = inspect.signature(plain.forward).parameters
+    name = "cache" if "cache" in named else "past_key_values"
 
     def prefill(arm):
         out = arms[arm](**inputs, use_cache=True, logits_to_keep=1)
-        caches[arm] = out.past_key_values
+        caches[arm] = out[name]
 
     def step(arm):
         place = torch.full((3, case.batch, 1), caches[arm].get_seq_length(), device=DEVICE)
-        arms[arm](input_ids=token, past_key_values=caches[arm], position_ids=place, use_cache=True)
+        arms[arm](input_ids=token, **{name: caches[arm]}, position_ids=place, use_cache=True)
 
     def take_turns(call, times, rounds):
         for i in range(rounds):

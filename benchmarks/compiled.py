@@ -1,6 +1,6 @@
 """What the compiler makes of every shipped variant of the kernels, without a GPU.
 
-    python -m benchmarks.compiled [--json FILE]
+    python -m benchmarks.compiled [--json FILE] [--arch 80|90]
 
 Prints registers, spills, shared memory, blocks per multiprocessor and the width of the K/V loads
 for sm_80 and sm_90. The compiler is the one inside the installed triton.
@@ -215,6 +215,7 @@ def main() -> None:
     """Compile everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the table here")
+    parser.add_argument("--arch", type=int, choices=ARCHITECTURES, help="this one alone")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
@@ -224,7 +225,7 @@ def main() -> None:
     for column in Report.__dataclass_fields__:
         table.add_column(column)
     reports = []
-    for arch in ARCHITECTURES:
+    for arch in [arguments.arch] if arguments.arch else ARCHITECTURES:
         for variant in variants():
             built = [("decode", compile_decode(variant, arch))]
             if not variant.single:

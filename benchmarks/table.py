@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import versions as record
 from benchmarks.timing import RESULTS, ROOT
 from vrga.analysis.recovery import CONFIGS
 from vrga.evaluation.wording import percent, share
@@ -346,6 +347,27 @@ def _wrong(found: Sequence[dict]) -> str:
     return ", ".join(f"{100 * one:.1f}" for one in shares) + " %"
 
 
+def versions() -> str:
+    """What was run with which transformers, and when."""
+    lines = [
+        "| transformers | tests | passed | failed | skipped | torch | Python | on |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    suites = {
+        "core": "`make test-versions`",
+        "all": "`make test`",
+        "latest": "`make latest`, the newest of everything",
+    }
+    for run in record.kept():
+        packages = run["packages"]
+        lines.append(
+            f"| {packages['transformers']} | {suites[run['suite']]} | {run['passed']} | "
+            f"{run['failed']} | {run['skipped']} | {packages['torch'].split('+')[0]} | "
+            f"{run['python']} | {run['date']} |"
+        )
+    return "\n".join(lines)
+
+
 TABLES = {
     "analyses": analyses,
     "recovery": recovery,
@@ -357,6 +379,7 @@ TABLES = {
     "host": host,
     "compiled": compiled,
     "trace": trace,
+    "versions": versions,
 }
 
 

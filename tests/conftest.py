@@ -3,7 +3,10 @@
 On a GPU the kernel tests run on it with: VRGA_TEST_DEVICE=cuda pytest tests/test_kernel.py
 """
 
+import logging
 import os
+import re
+import traceback
 
 import pytest
 import torch
@@ -12,6 +15,16 @@ if os.environ.get("VRGA_TEST_DEVICE", "cpu") == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported anywhere
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # several test processes share the cores
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out by mark
+def pytest_collection_modifyitems(items):
+    """A model whose kernels run in Triton's interpreter is slow, and so is a compiled one."""
+    for item in items:
+        given = getattr(item, "callspec", None)
+        given = given.params if given else {}
+        if given.get("impl") == "triton" or given.get("compiled") or "compiled" in item.name:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -24,3 +37,46 @@ def poisoned(monkeypatch):
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", filled)
+
+
+class _Told(logging.Handler):
+    """What transformers logs of names and ways that will go."""
+
+    ENDING = re.compile(
+        r"deprecat|\b(be|is|are) removed|no longer (be )?supported|\b(from|in|as of) v\d+\.\d+",
+        re.I,
+    )
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record):
+        text = record.getMessage()
+        if self.ENDING.search(text) and not self._own_call():
+            self.messages.append(text)
+
+    @staticmethod
+    def _own_call():
+        """Whether transformers itself calls in the way that will go: an assistant's generate()."""
+        calls = traceback.walk_stack(None)
+        return any(f.f_code.co_filename.endswith("candidate_generator.py") for f, _ in calls)
+
+
+@pytest.fixture(autouse=True)
+def deprecations():
+    """Fails a test in which transformers logs that something it was given will go.
+
+    What it raises as a warning is an error by pyproject.toml; some of its deprecations are logged
+    instead, and once per process: each test hears them anew. A test that means to pass an old name
+    asks for this fixture, which is the list of what was told, and empties it.
+    """
+    logger, told = logging.getLogger("transformers"), _Told()
+    once = getattr(logging.Logger, "warning_once", None)  # transformers' own, when it is imported
+    if once is not None:
+        once.cache_clear()
+    logger.addHandler(told)
+    yield told.messages
+    logger.removeHandler(told)
+    if told.messages:
+        pytest.fail("transformers tells of an end: " + "; ".join(dict.fromkeys(told.messages)))

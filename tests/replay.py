@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from naive import region, steered
+from tiny import CACHE
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -88,14 +89,14 @@ class Replay:
             inputs = {k: v for k, v in inputs.items() if k != "attention_mask"}
             if self.cache is None and hasattr(self.model.model, "rope_deltas"):
                 self.model.model.rope_deltas = None  # another prompt's
-            out = self.model(**inputs, past_key_values=self.cache, use_cache=True, **more)
-            self.cache, self.query = out.past_key_values, None
+            out = self.model(**inputs, **{CACHE: self.cache}, use_cache=True, **more)
+            self.cache, self.query = out[CACHE], None
             self.found = self._region(query) if self.grids else None
             logits = [out.logits[0, -1]]
             for token in tokens[:-1].tolist():
                 self.length += 1
                 out = self.model(
-                    input_ids=torch.tensor([[token]]), past_key_values=self.cache, use_cache=True,
+                    input_ids=torch.tensor([[token]]), **{CACHE: self.cache}, use_cache=True,
                     **{k: v + (self.length - 1) for k, v in self._place().items()},
                 )  # fmt: skip
                 logits.append(out.logits[0, -1])

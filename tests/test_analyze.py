@@ -207,6 +207,7 @@ def test_the_guided_prompt_names_the_place(box, named):
     assert item.texts["direct"] == item.question
 
 
+@pytest.mark.slow
 def test_the_course_is_that_of_the_attention_matrices(measured, tmp_path):
     found = dispersion.analyze(asked(tmp_path), bins=BINS)
     for name in dispersion.FIGURES:
@@ -307,6 +308,7 @@ def lowest(regions):
     return chosen[None]
 
 
+@pytest.mark.slow
 def test_ablated_arms_answer_as_by_hand(embedded, tmp_path, monkeypatch):
     monkeypatch.setitem(study.__dict__, "FIRST", TEST_SEEDS.start + 200_003)
     found = ablate.analyze(asked(tmp_path, max_new_tokens=48), heads=3, first_layer=0)
@@ -390,6 +392,7 @@ def write(path, rows):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("analysis", ["heads", "ablate", "rrar", "dispersion"])
 def test_every_command_runs_on_a_file(questions, tmp_path, analysis, monkeypatch):
     command = ["analyze", analysis, str(questions), "--output", str(tmp_path / "out")]
@@ -472,6 +475,7 @@ def test_questions_that_fail_are_counted_and_left_out(questions, tmp_path):
         heads.analyze(Study(tmp_path, write(questions.with_name("none.jsonl"), [rows[1]])))
 
 
+@pytest.mark.slow
 def test_recovery_pairs_every_config_with_the_true_region(tmp_path):
     configs = {
         "wide": VRGAConfig.published(gain=30.0),

@@ -33,6 +33,7 @@ def ask(embedded, config=None, asked=None, **options):
     return {answer.id: answer for answer in asker.ask(requests() if asked is None else asked)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [None, VRGAConfig.published(gain=4.0)], ids=["off", "on"])
 def test_answers_do_not_depend_on_the_batch(embedded, config):
     alone = ask(embedded, config, batch=1)
@@ -162,6 +163,7 @@ def test_a_run_that_is_stopped_leaves_the_model_unpatched(embedded):
     assert patch_of(embedded[0]) is None
 
 
+@pytest.mark.slow
 def test_looks_are_measured_with_the_heads_of_the_question(embedded):
     """A <back> finds other heads, and another query; arms must stay comparable."""
     asked = requests("back", max_new_tokens=64)
@@ -190,6 +192,7 @@ def test_what_exceeds_the_context_is_told_and_the_batch_goes_on(embedded):
     assert all(found[item.id].text for item in ITEMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_out_of_memory_halves_the_batch_and_goes_on(embedded, monkeypatch, error):
     expected, sizes = ask(embedded), []
@@ -241,6 +244,7 @@ def test_every_request_has_its_own_options(embedded):
     assert found["cut"].text == whole.split(word)[0].strip()
 
 
+@pytest.mark.slow
 def test_sampling_is_repeatable_in_any_batch(embedded):
     asked = requests(do_sample=True, temperature=3.0)
     first = ask(embedded, asked=asked, seed=1)
@@ -270,6 +274,7 @@ def test_a_question_without_an_image_is_answered(embedded):
     assert found["text"].error is None and found["text"].region is None
 
 
+@pytest.mark.slow
 def test_looks_are_those_of_the_trace(embedded):
     """Measured in a batch, against the trace of one row alone."""
     model, processor = embedded
@@ -326,6 +331,7 @@ def test_the_region_is_kept_on_demand(embedded):
             assert answer.found.heads.focus.shape == answer.found.visual.shape == (6, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [None, VRGAConfig.published(gain=3.0)], ids=["off", "on"])
 def test_looks_do_not_depend_on_rows_that_speak_longer(embedded, config):
     asked = requests(max_new_tokens=64)

@@ -5,7 +5,7 @@ import torch
 from families import FAMILIES, TEXT
 from replay import Replay
 from test_generation import COMPILED, passes
-from tiny import generate, tiny_model
+from tiny import CACHE, generate, tiny_model
 from transformers import LogitsProcessor, StoppingCriteriaList
 
 import vrga
@@ -227,20 +227,20 @@ def test_drafts_that_are_rejected_open_no_span(model):
     with vrga.patch(model, config, tokenizer=WORDS) as patch:
         plain = generate(model, batch.inputs, 6)
         with torch.no_grad():
-            cache = model(**batch.inputs, use_cache=True).past_key_values
+            cache = model(**batch.inputs, use_cache=True)[CACHE]
             length = cache.get_seq_length()
             where = (length + model.model.rope_deltas).view(1, 1, 1)
             question = patch.region[0]
             drafts = torch.tensor([[WORD, *OPENS, 41]])
             places = where + torch.arange(5)
             mask = torch.ones(1, length + 5, dtype=torch.long)
-            model(input_ids=drafts, past_key_values=cache, attention_mask=mask,
+            model(input_ids=drafts, **{CACHE: cache}, attention_mask=mask,
                   position_ids=places.expand(3, 1, 5))  # fmt: skip
             assert len(patch.episodes) == 1 and patch.region[0] is not question
             cache.crop(length - cache.get_seq_length() if five() else length)
             token, logits = plain[0][:, :1], []
             for i in range(5):
-                out = model(input_ids=token, past_key_values=cache,
+                out = model(input_ids=token, **{CACHE: cache},
                             position_ids=(where + i).expand(3, 1, 1))  # fmt: skip
                 logits.append(out.logits[:, -1])
                 token = out.logits[:, -1].argmax(-1, keepdim=True)
@@ -280,6 +280,7 @@ class Like(LogitsProcessor):
         return scores / 8 + liked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relocate", ["question", "back"])
 def test_beams_keep_their_spans_and_regions(model, relocate):
     """Along each beam's own text the logits are those of the method."""

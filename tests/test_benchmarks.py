@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"device": "A device", "cores": 4, "torch": "2", "triton": "3", "transformers": "5"}
 
 
+@pytest.mark.slow
 def test_the_kernel_suite_runs_in_the_interpreter(tmp_path):
     """Every contender of the CPU and our kernel, checked against float64."""
     file = tmp_path / "kernel.json"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import EOS, batch, shared_model, token_types
+from tiny import CACHE, EOS, batch, shared_model, token_types
 from transformers import DynamicCache
 
 import vrga
@@ -17,7 +17,7 @@ def greedy_turn(model, cache, ids, grid=None, pixels=None, steps=4):
     full = torch.ones(1, past + ids.shape[1], dtype=torch.long)
     position = torch.arange(past, past + ids.shape[1]).expand(3, 1, -1) if past else None
     out = model(
-        input_ids=ids, attention_mask=full, past_key_values=cache, position_ids=position,
+        input_ids=ids, attention_mask=full, **{CACHE: cache}, position_ids=position,
         use_cache=True, **extra,
     )  # fmt: skip
     tokens, logits = [], []
@@ -26,7 +26,7 @@ def greedy_turn(model, cache, ids, grid=None, pixels=None, steps=4):
         tokens.append(out.logits[:, -1].argmax(-1, keepdim=True))
         place = cache.get_seq_length()
         out = model(
-            input_ids=tokens[-1], past_key_values=cache, use_cache=True,
+            input_ids=tokens[-1], **{CACHE: cache}, use_cache=True,
             position_ids=torch.full((3, 1, 1), place),
         )  # fmt: skip
     return torch.cat(tokens, 1), torch.stack(logits)
@@ -66,10 +66,10 @@ def test_a_block_of_query_rows_is_steered_like_single_ones(impl):
     with vrga.patch(model, impl=impl):
 
         def prefilled():
-            return model(**inputs, use_cache=True).past_key_values
+            return model(**inputs, use_cache=True)[CACHE]
 
         block = model(
-            input_ids=tokens, past_key_values=prefilled(), use_cache=True,
+            input_ids=tokens, **{CACHE: prefilled()}, use_cache=True,
             attention_mask=torch.ones(1, length + 4, dtype=torch.long),
             position_ids=torch.arange(length, length + 4).expand(3, 1, -1),
         ).logits  # fmt: skip
@@ -77,12 +77,12 @@ def test_a_block_of_query_rows_is_steered_like_single_ones(impl):
         for i in range(4):
             single.append(
                 model(
-                    input_ids=tokens[:, i : i + 1], past_key_values=cache, use_cache=True,
+                    input_ids=tokens[:, i : i + 1], **{CACHE: cache}, use_cache=True,
                     position_ids=torch.full((3, 1, 1), length + i),
                 ).logits
             )  # fmt: skip
     base = model(
-        input_ids=tokens, past_key_values=prefilled_plain(model, inputs), use_cache=True,
+        input_ids=tokens, **{CACHE: prefilled_plain(model, inputs)}, use_cache=True,
         attention_mask=torch.ones(1, length + 4, dtype=torch.long),
         position_ids=torch.arange(length, length + 4).expand(3, 1, -1),
     ).logits  # fmt: skip
@@ -102,7 +102,7 @@ def test_candidates_beside_the_prompt_are_taken_back(impl):
 
 
 def prefilled_plain(model, inputs):
-    return model(**inputs, use_cache=True).past_key_values
+    return model(**inputs, use_cache=True)[CACHE]
 
 
 @pytest.mark.parametrize(

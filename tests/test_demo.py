@@ -77,11 +77,13 @@ def test_no_colour_is_no_answer(text):
     assert parse_answer(text) is None
 
 
+@pytest.mark.slow
 def test_direct_accuracy_on_held_out_images(arms):
     _, found = arms
     assert found["direct", 1.0].right.mean() >= 0.95
 
 
+@pytest.mark.slow
 def test_the_unsteered_arm_is_the_unpatched_model(embedded, arms):
     model, processor = embedded
     samples, found = arms
@@ -89,6 +91,7 @@ def test_the_unsteered_arm_is_the_unpatched_model(embedded, arms):
     assert found["direct", 1.0].texts[:60] == texts
 
 
+@pytest.mark.slow
 def test_steering_raises_attention_to_a_region_that_holds_the_cell(arms):
     _, found = arms
     on, off = found["direct", 1.5], found["direct", 1.0]
@@ -116,6 +119,7 @@ def test_the_query_is_the_questions_end_not_the_instructions(embedded):
     assert text.endswith(sample.question) and asked < instructed
 
 
+@pytest.mark.slow
 def test_the_demo_prints_its_table_and_writes_its_picture(tmp_path):
     done = CliRunner().invoke(app, ["demo", "--output", str(tmp_path), "--questions", "6"])
     assert done.exit_code == 0, done.output

@@ -66,6 +66,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_both_arms_answer_the_same_samples(whole):
     found = samples(whole)
     by_arm = {arm: [one for one in found if one["arm"] == arm] for arm in ("base", "vrga")}
@@ -82,6 +83,7 @@ def results_hash(folder):
     return json.loads((folder / "run.json").read_text())["hash"]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_texts(whole):
     drawn = make_samples(24, seed=TEST_SEEDS.start, **SPLITS["similar"])
     for one in samples(whole):
@@ -93,6 +95,7 @@ def test_scores_are_those_of_the_texts(whole):
         assert found["arms"][arm]["metrics"]["accuracy"] == pytest.approx(sum(own) / 24)
 
 
+@pytest.mark.slow
 def test_the_table_can_go_into_a_paper(whole):
     text = (whole / "table.md").read_text()
     head, rule, base, steered = text.splitlines()[:4]
@@ -100,6 +103,7 @@ def test_the_table_can_go_into_a_paper(whole):
     assert base.startswith("| vrga_grid | base | 24 |") and "(" in steered
 
 
+@pytest.mark.slow
 def test_results_say_what_they_depend_on(whole):
     found = results(whole)
     assert {"torch", "transformers", "lmms-eval", "python", "device"} <= set(found["versions"])
@@ -119,6 +123,7 @@ def test_the_base_arm_takes_no_steering_options(tmp_path):
         evaluate(tmp_path, "--no-vrga", "--gain", 2)
 
 
+@pytest.mark.slow
 def test_one_arm_is_the_same_arm_of_both(whole, tmp_path):
     """Another batch size, each arm on its own: the same answers."""
     for arm, flag in (("base", "--no-vrga"), ("vrga", "--vrga")):
@@ -143,6 +148,7 @@ def command(output, *more, processes=0):
             *map(str, more)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_the_run_that_was_not(whole, tmp_path):
     folder = tmp_path / "run"
     arguments = ("--compare", "--limit", 24, "--batch-size", 2)
@@ -170,6 +176,7 @@ def test_killed_and_resumed_it_is_the_run_that_was_not(whole, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_samples_and_miss_none(tmp_path):
     """Seven samples on two processes: shards of four and three."""
     arguments = ("--compare", "--limit", 7, "--batch-size", 3)
@@ -189,6 +196,7 @@ def test_two_processes_share_the_samples_and_miss_none(tmp_path):
     assert not list(shared.glob("samples.*.jsonl"))
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_resume(whole):
     with pytest.raises(ValueError, match="other settings .*limit: 24, now 23"):
         evaluate(whole, "--compare", "--limit", 23, "--resume")
@@ -196,6 +204,7 @@ def test_other_settings_do_not_resume(whole):
         evaluate(whole, "--compare", "--limit", 24)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_and_loses_nothing(whole, tmp_path, monkeypatch, capsys):
     arguments = ("--compare", "--limit", 24, "--batch-size", 8)
     own, written = stores.Store._write, []
@@ -215,6 +224,7 @@ def test_a_full_disk_stops_and_loses_nothing(whole, tmp_path, monkeypatch, capsy
     assert answers(tmp_path) == answers(whole)
 
 
+@pytest.mark.slow
 def test_a_bad_image_fails_its_sample_alone(tmp_path):
     for i, sample in enumerate(make_samples(3, seed=9)):
         sample.image.save(tmp_path / f"{i}.png")
@@ -239,6 +249,7 @@ def test_a_bad_image_fails_its_sample_alone(tmp_path):
         main([*arguments, "--resume"])
 
 
+@pytest.mark.slow
 def test_unknown_tasks_are_named(tmp_path):
     with pytest.raises(ValueError, match="no task nothing_such in lmms-eval"):
         main(["--tasks", "nothing_such", "--vrga", "--output", str(tmp_path)])

@@ -39,6 +39,7 @@ def whole(tmp_path_factory):
     return folder, done.output
 
 
+@pytest.mark.slow
 def test_every_arm_answers_every_question(whole):
     folder, output = whole
     found = samples(folder)
@@ -50,6 +51,7 @@ def test_every_arm_answers_every_question(whole):
         assert words in output
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_texts(whole):
     drawn = make_samples(6, seed=FIRST, **SPLITS["similar"])
     for one in samples(whole[0]):
@@ -57,6 +59,7 @@ def test_scores_are_those_of_the_texts(whole):
         assert one["score"] == right and one["target"] == drawn[int(one["id"])].color
 
 
+@pytest.mark.slow
 def test_without_a_span_steering_inside_spans_changes_nothing(whole):
     by_arm = {(one["prompt"], one["arm"], one["id"]): one for one in samples(whole[0])}
     for prompt in ("direct", "cot"):
@@ -67,6 +70,7 @@ def test_without_a_span_steering_inside_spans_changes_nothing(whole):
                 assert by_arm[prompt, arm, number]["looks"] == pytest.approx(off["looks"])
 
 
+@pytest.mark.slow
 def test_the_model_looks_back_when_it_is_asked_to(whole):
     found = json.loads((whole[0] / "results.json").read_text())["arms"]
     for name, one in found.items():
@@ -78,6 +82,7 @@ def test_the_model_looks_back_when_it_is_asked_to(whole):
     assert inside[1] > inside[0] + 0.01 and outside[1] == pytest.approx(outside[0], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(whole, tmp_path, monkeypatch):
     own, added = Store.add, []
 
@@ -254,6 +259,7 @@ def test_the_halves_have_no_question_in_common(tmp_path):
         halves(path, 3, "clean", "semantic", seed=0)
 
 
+@pytest.mark.slow
 def test_tuning_reports_the_best_on_the_other_half(tmp_path):
     arguments = ("tune", "--sweep", "gain=1.5,30", "--limit", 24, "--split", "similar",
                  "--batch-size", 12, "--max-new-tokens", 64, "--output", tmp_path)  # fmt: skip

@@ -10,7 +10,7 @@ import transformers
 from families import FAMILIES, Batch
 from replay import Replay
 from test_patch import COMPILED, generate
-from tiny import EOS, tiny_model, token_types
+from tiny import CACHE, EOS, tiny_model, token_types
 from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.utils import is_hqq_available
 
@@ -270,16 +270,16 @@ def test_a_cache_of_the_prompts_beginning_can_be_reused(model, patched):
     cache = DynamicCache(config=model.config.get_text_config())
     start = prefix(batch, 3)
     model.model.rope_deltas = None  # another batch's
-    model(**start, past_key_values=cache, use_cache=True)
-    skip_unless_the_same_unpatched(model, batch, past_key_values=cache)
+    model(**start, **{CACHE: cache}, use_cache=True)
+    skip_unless_the_same_unpatched(model, batch, **{CACHE: cache})
     cache = DynamicCache(config=model.config.get_text_config())
     with vrga.patch(model, GAIN) as patch:
         patch.enabled = patched
         model.model.rope_deltas = None
-        model(**start, past_key_values=cache, use_cache=True)
+        model(**start, **{CACHE: cache}, use_cache=True)
         patch.enabled = True
-        tokens, out = run(model, batch, past_key_values=copy.deepcopy(cache))
-        again = run(model, batch, past_key_values=cache)[0]
+        tokens, out = run(model, batch, **{CACHE: copy.deepcopy(cache)})
+        again = run(model, batch, **{CACHE: cache})[0]
     check_rows(batch, tokens, torch.stack(out.logits, 1))
     assert torch.equal(again, tokens)
 
@@ -289,11 +289,11 @@ def test_going_on_with_an_answer_keeps_the_region(model):
     cache = DynamicCache(config=model.config.get_text_config())
     with vrga.patch(model, GAIN) as patch:
         whole = run(model, batch, 9)[0]
-        first, out = run(model, batch, 4, past_key_values=cache)
+        first, out = run(model, batch, 4, **{CACHE: cache})
         region = patch.region
         ids = out.sequences
         more = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+            input_ids=ids, attention_mask=torch.ones_like(ids), **{CACHE: cache},
             max_new_tokens=5, do_sample=False,
         )  # fmt: skip
         assert patch.region is region
@@ -306,7 +306,7 @@ def test_going_on_with_an_answer_keeps_the_region(model):
 def second_turn(model, batch, images, steps=5, cache=None, **options):
     """Two turns through generate() on one cache: patched regions, tokens, logits per turn."""
     cache = DynamicCache(config=model.config.get_text_config()) if cache is None else cache
-    tokens, out = run(model, batch, 4, past_key_values=cache, min_new_tokens=4, **options)
+    tokens, out = run(model, batch, 4, **{CACHE: cache}, min_new_tokens=4, **options)
     g = torch.Generator().manual_seed(9)
     words = torch.randint(2, 80, (6,), generator=g).tolist()
     new = [QWEN.image(g, 5 + i) for i in range(images)]
@@ -315,7 +315,7 @@ def second_turn(model, batch, images, steps=5, cache=None, **options):
     inputs = dict(later.inputs, attention_mask=torch.ones_like(ids))
     if not images:  # the whole conversation again; generate() takes new images with new ids alone
         inputs |= dict(input_ids=ids, **token_types(ids))
-    second, later_out = run(model, Batch(inputs, [], []), steps, past_key_values=cache,
+    second, later_out = run(model, Batch(inputs, [], []), steps, **{CACHE: cache},
                             min_new_tokens=steps, **options)  # fmt: skip
     return tokens, out, later, second, later_out
 
@@ -368,11 +368,11 @@ def test_a_second_turn_is_one_also_where_no_token_closes_turns():
     assert not (inputs["input_ids"] == EOS).any()
     cache = DynamicCache(config=text)
     with vrga.patch(model, GAIN) as patch:
-        first = model.generate(**inputs, past_key_values=cache, max_new_tokens=3, min_new_tokens=3)
+        first = model.generate(**inputs, **{CACHE: cache}, max_new_tokens=3, min_new_tokens=3)
         region = patch.region[0]
         assert region.query == inputs["input_ids"].shape[1] - 1
         ids = torch.cat([first, torch.tensor([[11, 12, 13, 14, 15, 16]])], 1)
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **{CACHE: cache},
                        max_new_tokens=2)  # fmt: skip
         assert patch.region[0].query == ids.shape[1] - 1
         assert patch.region[0].grids[0].index.tolist() == region.grids[0].index.tolist()
@@ -421,7 +421,7 @@ def test_a_prompt_in_pieces_by_hand(model):
                      if k in batch.inputs}  # fmt: skip
             keep["attention_mask"] = batch.inputs["attention_mask"][:, :end]
             keep["position_ids"] = positions[..., start:end]
-            got = model(**keep, past_key_values=cache, use_cache=True)
+            got = model(**keep, **{CACHE: cache}, use_cache=True)
         assert torch.equal(patch.region[0].mask, whole.mask)
         torch.testing.assert_close(got.logits[:, -1], out.logits[0], **CLOSE)
 
@@ -433,11 +433,11 @@ def test_a_prompt_in_pieces_by_hand(model):
 def greedy_by_hand(model, inputs, steps):
     """A user's own loop."""
     out = model(**inputs, use_cache=True)
-    logits, cache = [out.logits[:, -1]], out.past_key_values
+    logits, cache = [out.logits[:, -1]], out[CACHE]
     length = inputs["attention_mask"].shape[1]
     for i in range(steps - 1):
         place = length + i + model.model.rope_deltas.view(1, -1, 1)
-        out = model(input_ids=logits[-1].argmax(-1, keepdim=True), past_key_values=cache,
+        out = model(input_ids=logits[-1].argmax(-1, keepdim=True), **{CACHE: cache},
                     position_ids=place.expand(3, -1, 1), use_cache=True)  # fmt: skip
         logits.append(out.logits[:, -1])
     return torch.stack(logits, 1)
@@ -480,7 +480,7 @@ def test_gradients_flow_through_steered_steps(model):
 
     def loss():
         out = model(**batch.inputs, use_cache=True)
-        step = model(input_ids=torch.tensor([[7]]), past_key_values=out.past_key_values,
+        step = model(input_ids=torch.tensor([[7]]), **{CACHE: out[CACHE]},
                      use_cache=True)  # fmt: skip
         return step.logits.double().logsumexp(-1).sum()
 
@@ -508,7 +508,7 @@ def test_the_triton_kernel_refuses_gradients(model):
     with vrga.patch(model, GAIN, impl="triton"):
         out = model(**batch.inputs, use_cache=True)
         with pytest.raises(RuntimeError, match="no backward pass.*torch.no_grad"):
-            model(input_ids=torch.tensor([[7]]), past_key_values=out.past_key_values)
+            model(input_ids=torch.tensor([[7]]), **{CACHE: out[CACHE]})
 
 
 @pytest.mark.parametrize("name", ["s_aux", "softcap"])
@@ -554,7 +554,7 @@ def test_dropout_in_attention_is_refused():
         model.train()
         out = model(**batch.inputs, use_cache=True)
         with pytest.raises(ValueError, match="dropout.*model.eval()"):
-            model(input_ids=torch.tensor([[7]]), past_key_values=out.past_key_values)
+            model(input_ids=torch.tensor([[7]]), **{CACHE: out[CACHE]})
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
@@ -567,7 +567,7 @@ def test_autocast_and_inference_mode(model, impl):
         out = model(**batch.inputs, use_cache=True)
         place = batch.inputs["input_ids"].shape[1] + model.model.rope_deltas.view(1, -1, 1)
         return model(
-            input_ids=torch.tensor([[7], [8]]), past_key_values=out.past_key_values,
+            input_ids=torch.tensor([[7], [8]]), **{CACHE: out[CACHE]},
             position_ids=place.expand(3, -1, 1), use_cache=True,
         ).logits  # fmt: skip
 
@@ -679,7 +679,7 @@ def test_a_reset_static_cache_starts_anew(model):
     word = dict(input_ids=torch.tensor([[7]]), attention_mask=torch.ones(1, 1, dtype=torch.long))
     base = generate(model, word, 14)[1]  # as many keys as reach where the image was
     with vrga.patch(model, GAIN):
-        run(model, QWEN.batch([1]), past_key_values=cache, disable_compile=True)
+        run(model, QWEN.batch([1]), **{CACHE: cache}, disable_compile=True)
         cache.reset()
-        fresh = generate(model, word, 14, past_key_values=cache, disable_compile=True)[1]
+        fresh = generate(model, word, 14, **{CACHE: cache}, disable_compile=True)[1]
     torch.testing.assert_close(fresh, base, **CLOSE)

@@ -54,6 +54,7 @@ MODES = {"boost": BOOST, "mask": MASK, "ablate": ABLATE}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     size=st.sampled_from(HEAD_SIZES),
@@ -77,6 +78,8 @@ def test_any_shape(size, per_kv, kv_heads, rows, keys, mode, gain, splits, **res
     opened, closed = MODES[mode]
     if mode == "boost":
         opened = (1.0, gain)
+    if splits == 40:  # the interpreter runs a program for each, of every row and KV head
+        kv_heads, rest["batch"] = 1, 1
     check(
         splits,
         size=size,
@@ -188,6 +191,7 @@ def test_a_workspace_is_reused():
     assert [*workspace.plans.values()] == [plan]
 
 
+@pytest.mark.slow
 def test_a_growing_cache_does_not_pile_up_plans():
     workspace = Workspace()
     for keys in range(1, 2 * MAX_PLANS):

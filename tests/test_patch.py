@@ -8,7 +8,7 @@ import pytest
 import torch
 from naive import region as naive_region
 from naive import steered as naive_steered
-from tiny import EOS, IMAGE, batch, generate, shared_model, single, tiny_model
+from tiny import CACHE, EOS, IMAGE, batch, generate, shared_model, single, tiny_model
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -183,6 +183,7 @@ def test_steering_is_the_papers(model, images, config, impl):
     assert 0 < sum(opened) < 8 * len(opened)  # some heads open, some shut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_a_static_cache_steers_like_a_dynamic_one(model, impl):
     inputs = batch([[(6, 6)], [(4, 5)]])
@@ -208,7 +209,7 @@ def test_prompts_of_any_length_share_one_compiled_step():
             cache.reset()
             inputs = batch([[(4, length)]])
             plain = generate(model, inputs)[1]
-            compiled = generate(model, inputs, past_key_values=cache, compile_config=COMPILED)[1]
+            compiled = generate(model, inputs, **{CACHE: cache}, compile_config=COMPILED)[1]
             torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
@@ -435,8 +436,8 @@ def test_another_attention_implementation_while_patched_is_noticed():
 
 def test_a_cache_that_the_patch_has_not_seen_is_refused(model):
     inputs = batch(ONE)
-    cache = model(**inputs, use_cache=True).past_key_values
-    step = dict(input_ids=torch.tensor([[5]]), past_key_values=cache)
+    cache = model(**inputs, use_cache=True)[CACHE]
+    step = {"input_ids": torch.tensor([[5]]), CACHE: cache}
     with vrga.patch(model) as patch:
         with pytest.raises(ValueError, match="a prompt this patch has not seen"):
             model(**step)

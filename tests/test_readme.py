@@ -4,11 +4,14 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(SNIPPETS) >= 2
@@ -19,6 +22,7 @@ def test_the_snippets_run(tmp_path, monkeypatch):
         assert (tmp_path / made).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_pictures_of_the_five_minute_page_can_be_drawn(tmp_path):
     pictures = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
     pictures["main"](tmp_path)

@@ -249,6 +249,7 @@ def test_without_jinja_the_report_says_what_to_install(monkeypatch):
         render([filled_trace()])
 
 
+@pytest.mark.slow
 def test_two_commands_make_a_report_of_the_embedded_model(tmp_path):
     sample = make_samples(1, seed=TEST_SEEDS.start + 500)[0]
     sample.image.save(tmp_path / "x.png")

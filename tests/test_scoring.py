@@ -310,6 +310,7 @@ def test_mathematics_in_many_threads():
         assert list(pool.map(lambda pair: same_math(*pair), pairs)) == [True, False] * 100
 
 
+@pytest.mark.slow
 def test_arithmetic_without_end_is_wrong_and_the_next_answer_is_scored():
     checker = algebra.Checker()
     try:

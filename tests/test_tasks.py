@@ -77,6 +77,7 @@ def load(name, folder, model_name=None):
     return get_task_dict([name], manager, "chat")[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "small", BENCHMARKS, ids=[s.name + ("-judged" if s.judge else "") for s in BENCHMARKS]
 )

@@ -6,7 +6,7 @@ import transformers
 from families import FAMILIES
 from test_back import BACK, LESS, MORE, SAID, WORDS, say
 from test_generation import COMPILED
-from tiny import generate
+from tiny import CACHE, generate
 from traces import assert_same
 from transformers import DynamicCache, StaticCache
 
@@ -108,6 +108,7 @@ def test_compiled_steps_are_recorded_as_eager_ones_are(model, name, impl):
     assert_same(compiled, eager)
 
 
+@pytest.mark.slow
 def test_one_compiled_step_serves_a_long_recording(model):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -178,7 +179,7 @@ def test_a_loop_by_hand_is_measured_at_once(model, rows_measured):
         out = model(**inputs, use_cache=True)
         for _ in range(3):
             token = out.logits[:, -1:].argmax(-1)
-            out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+            out = model(input_ids=token, **{CACHE: out[CACHE]}, use_cache=True)
     assert rows_measured == [1] * 9 and len(trace.steps) == 3
 
 
@@ -194,14 +195,14 @@ def by_hand(model, step, cache, tokens=3):
     """A trace of a loop of one's own, `step` making the passes after the prefill."""
     inputs = QWEN.batch([1, 2]).inputs
     with vrga.patch(model, VRGAConfig.published(gain=1.0)) as patch, patch.record() as trace:
-        out = model(**inputs, past_key_values=cache, use_cache=True)
+        out = model(**inputs, **{CACHE: cache}, use_cache=True)
         length = inputs["input_ids"].shape[1]
         for i in range(tokens):
             mask = torch.ones(2, length + i + 1, dtype=torch.int64)
             mask[:, :length] = inputs["attention_mask"]
             place = (mask.sum(1) - 1).expand(3, -1)[..., None]
             token = torch.full((2, 1), 40 + i)
-            out = step(input_ids=token, past_key_values=cache, use_cache=True, position_ids=place,
+            out = step(input_ids=token, **{CACHE: cache}, use_cache=True, position_ids=place,
                        attention_mask=mask)  # fmt: skip
     return trace, out
 

@@ -5,7 +5,7 @@ import torch
 from families import FAMILIES
 from replay import Replay
 from test_generation import COMPILED, passes
-from tiny import generate, tiny_model
+from tiny import CACHE, generate, tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -63,20 +63,18 @@ def test_a_block_of_query_rows_has_a_window_per_row(window, impl):
 
         def prefilled():
             cache = DynamicCache(config=model.config.get_text_config())
-            return model(**batch.inputs, past_key_values=cache, use_cache=True).past_key_values
+            return model(**batch.inputs, **{CACHE: cache}, use_cache=True)[CACHE]
 
         cache, single = prefilled(), []
         delta = model.model.rope_deltas.view(1, 1, 1)
         for i in range(4):
             place = (length + i + delta).expand(3, 1, 1)
             single.append(
-                model(
-                    input_ids=tokens[:, i : i + 1], past_key_values=cache, position_ids=place
-                ).logits
+                model(input_ids=tokens[:, i : i + 1], **{CACHE: cache}, position_ids=place).logits
             )
         with passes(model) as seen:
             block = model(
-                input_ids=tokens, past_key_values=prefilled(),
+                input_ids=tokens, **{CACHE: prefilled()},
                 attention_mask=torch.ones(1, length + 4, dtype=torch.long),
                 position_ids=torch.arange(length, length + 4).expand(3, 1, -1) + delta,
             ).logits  # fmt: skip
@@ -119,7 +117,7 @@ def test_masks_and_windows_as_flash_attention_has_them(window, cache):
     plain = tiny_model() if window is None else windowed(window)
     batch = QWEN.batch([1, 2])
     how = {"dynamic": dict(), "static": dict(cache_implementation="static", disable_compile=True),
-           "dynamic without windows": dict(past_key_values=DynamicCache())}[cache]  # fmt: skip
+           "dynamic without windows": {CACHE: DynamicCache()}}[cache]  # fmt: skip
     base = generate(plain, batch.inputs, 6)[1]
     with vrga.patch(plain, GAIN):
         tokens, logits = generate(plain, batch.inputs, 6)
@@ -127,7 +125,7 @@ def test_masks_and_windows_as_flash_attention_has_them(window, cache):
     if cache != "static" or window is None:
         torch.testing.assert_close(generate(model, batch.inputs, 6, **how)[1], base, **CLOSE)
     if cache == "dynamic without windows":
-        how = dict(past_key_values=DynamicCache())
+        how = {CACHE: DynamicCache()}
     with vrga.patch(model, GAIN):
         other = generate(model, batch.inputs, 6, **how)
     assert torch.equal(other[0], tokens)
@@ -185,7 +183,7 @@ def test_other_caches_see_the_same_window(cache):
     model, batch = windowed(12), QWEN.batch([1, 2])
     how = dict(cache_implementation="static", disable_compile=True)
     if cache != "static":
-        how = dict(past_key_values=DynamicCache())
+        how = {CACHE: DynamicCache()}
     with vrga.patch(model, GAIN):
         tokens, logits = generate(model, batch.inputs, 6)
         other = generate(model, batch.inputs, 6, **how)

@@ -1,12 +1,19 @@
 """Tiny random Qwen2.5-VL models and batches for them."""
 
 import functools
+import inspect
 
 import torch
 import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 EOS, IMAGE, VIDEO, VISION_START, VISION_END = 1, 90, 91, 92, 93
+# What this version's models call their cache, as an argument and in what they return.
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters
+)
 
 
 def token_types(ids, image=IMAGE):
