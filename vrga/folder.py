@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vrga.heads import HeadStatistics
-from vrga.images import read_image
+from vrga.images import read_image, to_rgb
 from vrga.recorder import Relocation
 from vrga.region import Region
 from vrga.tokens import Grid
@@ -46,7 +46,7 @@ def write(trace: Trace, path: Path) -> Path:
     save_file({name: x.contiguous().clone() for name, x in tensors.items()}, path / TENSORS)
     for row, images in enumerate(trace.images or []):
         for number, image in enumerate(images):
-            image.convert("RGB").save(path / _png(row, number))
+            to_rgb(image).save(path / _png(row, number))
     words = {
         "format": FORMAT,
         "version": VERSION,

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from vrga.images import to_rgb
 from vrga.intervals import pearson
 from vrga.trace import SHARES, Trace
 
@@ -323,7 +324,7 @@ def _packed(values: np.ndarray) -> str:
 
 def _encoded(image: Image.Image) -> str:
     """An image as a data URI: PNG, or JPEG where that is large."""
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if max(image.size) > LONGEST_SIDE:
         image = image.copy()
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from rich.console import Console
 
 from vrga.demo.data import TEST_SEEDS, make_samples, split_options
@@ -147,8 +146,7 @@ class Study:
 
 def image_size(item: Item) -> tuple[int, int]:
     """Width and height of a question's first image, in pixels."""
-    image = item.images[0]
-    return (image if isinstance(image, Image.Image) else read_image(image)).size
+    return read_image(item.images[0]).size
 
 
 def check_box(item: Item) -> None:

@@ -74,6 +74,10 @@ def run_arms(
         The samples of each arm by its name, in the items' order.
     """
     by_key = {f"{arm.name}/{item.id}": (arm, item) for arm in arms for item in items}
+    unknown = sum(item.answer is None for item in items)
+    if unknown:
+        told = f"{unknown} of {len(items)} questions have no answer: they are asked and not scored"
+        console.print(told, style="yellow", soft_wrap=True)
     with progress(console) as bar:
         task = bar.add_task("answering", total=len(by_key), completed=len(store.done))
         for arm in arms:
@@ -145,8 +149,17 @@ def progress(console: Console) -> Progress:
 
 
 def right(samples: Sequence[dict]) -> np.ndarray:
-    """Score of each sample, float [N]; an answer that failed is wrong, as it would be at a test."""
-    return np.array([one["score"] or 0.0 for one in samples])
+    """Score of each sample, float [N]; NaN where the right answer is not known.
+
+    An answer that failed is wrong, as it would be at a test.
+    """
+    return np.array(
+        [
+            0.0 if one["error"] is not None else np.nan if one["score"] is None else one["score"]
+            for one in samples
+        ],
+        dtype=float,
+    )
 
 
 def look(samples: Sequence[dict], name: str) -> np.ndarray:

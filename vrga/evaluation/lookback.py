@@ -128,7 +128,7 @@ def _summary(found: dict[str, list[dict]], name: str) -> dict:
         "reward": float(np.mean([lookback.reward(text) for text in texts])),
         "tokens": float(np.mean([one["tokens"] for one in samples])),
         "failed": int(sum(one["error"] is not None for one in samples)),
-        "right": int(right(samples).sum()),
+        "right": int(np.nansum(right(samples))),
         "against_off": None if base is None or base is samples else compared(samples, base),
     }
 

@@ -122,6 +122,8 @@ def tune(
     """
     configs = swept(base, sweeps)
     tuning, held_out = halves(data, limit, split, style, seed)
+    if all(item.answer is None for item in tuning) or all(x.answer is None for x in held_out):
+        raise ValueError(f"{data}: no question of a half has an answer to choose a config by")
     settings = {
         "command": "tune", "data": None if data is None else str(data),
         "data_hash": fingerprint(data), "model": model,
