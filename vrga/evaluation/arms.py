@@ -149,17 +149,13 @@ def progress(console: Console) -> Progress:
 
 
 def right(samples: Sequence[dict]) -> np.ndarray:
-    """Score of each sample, float [N]; NaN where the right answer is not known.
+    """Score of each sample, float [N]; NaN where no right answer is known.
 
     An answer that failed is wrong, as it would be at a test.
     """
-    return np.array(
-        [
-            0.0 if one["error"] is not None else np.nan if one["score"] is None else one["score"]
-            for one in samples
-        ],
-        dtype=float,
-    )
+    unknown = [one["score"] is None and one.get("target", "") is None for one in samples]
+    found = np.array([one["score"] or 0.0 for one in samples], dtype=float)
+    return np.where(unknown, np.nan, found)
 
 
 def look(samples: Sequence[dict], name: str) -> np.ndarray:

@@ -359,7 +359,7 @@ class Asker:
         return answers
 
     def _lengths(self, new: Tensor) -> list[int]:
-        """Generated tokens of each row, up to and with its first end token where the model has one."""
+        """Generated tokens of each row, up to and with its first end token if there is one."""
         ends = self.model.generation_config.eos_token_id
         if ends is None:  # nothing ends an answer but its greatest length
             return [new.shape[1]] * len(new)

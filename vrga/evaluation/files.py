@@ -16,7 +16,6 @@ from vrga.evaluation.tasks import documents
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
-
 def read_rows(path: Path) -> list[dict]:
     """The rows of a file, by its suffix.
 

@@ -87,7 +87,9 @@ def read_items(path: Path, style: str = "semantic") -> list[Item]:
             item = _item(row(), str(number), Path(path).parent, style)
         except (ValueError, KeyError, TypeError) as error:
             told = f"no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{path}, {place} {number}: {told}; its fields are {FIELDS}") from error
+            raise ValueError(
+                f"{path}, {place} {number}: {told}; its fields are {FIELDS}"
+            ) from error
         if item.id in items:
             raise ValueError(f"{path}, {place} {number}: the id {item.id!r} stands twice")
         items[item.id] = item
