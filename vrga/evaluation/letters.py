@@ -57,7 +57,8 @@ _CHOSEN = re.compile(
 _RIGHT = re.compile(
     rf"({_NAME.pattern})[)\].]?\s*(?:is|seems|must be|would be|looks|[:：-])\s*(?:clearly|"
     r"therefore|thus|indeed|definitely|obviously|actually|in fact|surely|then)?"
-    r"\s*(?:the\s+)?(?:only\s+)?(?:correct|right|my answer|answer|best answer|best option|best choice|best match)\b",
+    r"\s*(?:the\s+)?(?:only\s+)?(?:correct|right|my answer|answer|"
+    r"best answer|best option|best choice|best match)\b",
     re.IGNORECASE,
 )
 _BEFORE_WRONG = re.compile(
@@ -75,8 +76,8 @@ _TURNED = re.compile(
 )
 _RULED_OUT = re.compile(
     r"\A[)\].:,'\"”\s(–—-]*(?:which\s+|that\s+)?(?:"
-    r"(?:is|are|was|would be|seems|looks)\s+(?:\w+\s+)?(?:wrong|incorrect|false|not|never|out|impossible|unlikely|excluded|eliminated|"
-    r"ruled)\b|(?:is|was|does|do|can|could|would)n['’]t\b|"
+    r"(?:is|are|was|would be|seems|looks)\s+(?:\w+\s+)?(?:wrong|incorrect|false|not|never|"
+    r"out|impossible|unlikely|excluded|eliminated|ruled)\b|(?:is|was|does|do|can|could|would)n['’]t\b|"
     r"cannot\b|can (?:be )?(?:not|ruled|excluded|eliminated)\b|does not\b|doesn['’]t\b|do not\b|"
     r"(?:wrong|incorrect|false|no)\b|not\b(?!\s*[(\[\"']?\s*(?:option\s+)?[A-Z]\b)|[?？])",
     re.IGNORECASE,
