@@ -166,6 +166,8 @@ def _run(trace: Trace, row: int, images: list[str], budget: float) -> dict:
             for c in kept
         ]
     )  # [channels, series, steps]
+    if not np.isfinite(shares).all():
+        raise ValueError(f"row {row} has shares of attention that are not finite")
     shown = []
     for image in trace.images[row] if trace.images is not None else []:
         encoded = _encoded(image)

@@ -78,6 +78,9 @@ def run_arms(
     if unknown:
         told = f"{unknown} of {len(items)} questions have no answer: they are asked and not scored"
         console.print(told, style="yellow", soft_wrap=True)
+    if store.damaged:
+        told = f"{store.damaged} damaged lines in {store.folder}: their samples are asked again"
+        console.print(told, style="yellow", soft_wrap=True)
     with progress(console) as bar:
         task = bar.add_task("answering", total=len(by_key), completed=len(store.done))
         for arm in arms:
@@ -110,7 +113,7 @@ def run_arms(
     samples = store.finish(by_key)
     found: dict[str, list[dict]] = {arm.name: [] for arm in arms}
     for one in samples:
-        found[f"{one['prompt']}/{one['arm']}"].append(one)
+        found[by_key[one["key"]][0].name].append(one)
     return found
 
 

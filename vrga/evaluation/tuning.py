@@ -17,7 +17,7 @@ from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS, VALIDATION_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, accuracy, compared, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
-from vrga.evaluation.store import Store, fingerprint, write_json
+from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.wording import percent, share
 from vrga.hf.checkpoints import load
 
@@ -131,7 +131,10 @@ def tune(
         "prompt": prompt, "style": style, "max_new_tokens": max_new_tokens, "seed": seed,
         "configs": {name: dataclasses.asdict(config) for name, config in configs.items()},
     }  # fmt: skip
-    stores = [Store(output / part, settings, resume=resume) for part in ("tuning", "held_out")]
+    stores = [
+        Store(output / part, settings, resume=resume, fields=ANSWERED)
+        for part in ("tuning", "held_out")
+    ]
     loaded, processor = load(model, **({"dtype": torch.float32} if model is None else {}))
 
     def run(names: Sequence[str], items: list[Item], store: Store) -> dict[str, list[dict]]:

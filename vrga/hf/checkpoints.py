@@ -11,11 +11,7 @@ import torch
 from torch import nn
 
 from vrga.hf.families import FAMILIES
-from vrga.hf.files import check_weights, read_config
-from vrga.hf.files import checkpoint_file as _file
-from vrga.lookback import ALIASES
-
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+from vrga.hf.files import check_model, check_weights, checkpoint_file, read_config
 
 
 def load(
@@ -46,8 +42,7 @@ def load(
             checkpoint that needs code of its own: none is ever run.
         OSError: a hub id that cannot be reached.
     """
-    where = embedded() if name is None else ALIASES.get(str(name).lower(), name)
-    _check_folder(where)
+    where = embedded() if name is None else check_model(name)
     found = read_config(where)  # before transformers reads anything: its files may name code
     check_weights(where, found)
 
@@ -239,34 +234,11 @@ def image_only_processor_class(base: str = "Qwen2_5_VLProcessor") -> type:
 
 def _old_chat_template(where: str | Path) -> str | None:
     """The template of checkpoints that keep it in chat_template.json, as Qwen's own do."""
-    found = _file(where, "chat_template.json")
+    found = checkpoint_file(where, "chat_template.json")
     try:
         return json.loads(found.read_text("utf-8"))["chat_template"] if found else None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{found} holds no chat template: {error!r}") from error
-
-
-def _check_folder(where: str | Path) -> None:
-    """Refuse local checkpoints that transformers would reject with a riddle."""
-    path = Path(where)
-    if not path.exists():
-        looks_local = isinstance(where, Path) or str(where).startswith((".", "/", "~"))
-        if looks_local or str(where).count("/") != 1:
-            raise FileNotFoundError(
-                f"no checkpoint at {where!s}: give a local folder, or a hub id such as "
-                "Qwen/Qwen2.5-VL-7B-Instruct"
-            )
-        return
-    if not path.is_dir() or not (path / "config.json").exists():
-        raise FileNotFoundError(f"{where!s} is not a checkpoint folder: it has no config.json")
-    if not list(path.glob("*.safetensors")):
-        pickled = [f.name for pattern in PICKLED for f in path.glob(pattern)]
-        if pickled:
-            raise ValueError(
-                f"{where!s} holds pickled weights ({', '.join(sorted(pickled)[:3])}), which can "
-                "run code when loaded: convert them to safetensors"
-            )
-        raise FileNotFoundError(f"{where!s} holds no *.safetensors weights")
 
 
 def _first_line(error: Exception) -> str:

@@ -11,12 +11,45 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from vrga.hf.families import FAMILIES
+from vrga.lookback import ALIASES
 
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 LARGEST = 64 << 20  # bytes of a JSON file: an index of 100,000 tensors has 10 MB
 _ATTENTION = ("attn_implementation", "_attn_implementation")
+
+
+def check_model(name: str | Path | None) -> str | Path | None:
+    """The folder or hub id that a name stands for; None, the embedded model, is None.
+
+    Raises:
+        FileNotFoundError: a local path that does not exist or holds no checkpoint.
+        ValueError: pickled weights.
+    """
+    if name is None:
+        return None
+    where = ALIASES.get(str(name).lower(), name)
+    path = Path(where)
+    if not path.exists():
+        looks_local = isinstance(where, Path) or str(where).startswith((".", "/", "~"))
+        if looks_local or str(where).count("/") != 1:
+            raise FileNotFoundError(
+                f"no checkpoint at {where!s}: give a local folder, or a hub id such as "
+                "Qwen/Qwen2.5-VL-7B-Instruct"
+            )
+        return where
+    if not path.is_dir() or not (path / "config.json").exists():
+        raise FileNotFoundError(f"{where!s} is not a checkpoint folder: it has no config.json")
+    if not list(path.glob("*.safetensors")):
+        pickled = [f.name for pattern in PICKLED for f in path.glob(pattern)]
+        if pickled:
+            raise ValueError(
+                f"{where!s} holds pickled weights ({', '.join(sorted(pickled)[:3])}), which can "
+                "run code when loaded: convert them to safetensors"
+            )
+        raise FileNotFoundError(f"{where!s} holds no *.safetensors weights")
+    return where
 
 
 def read_config(where: str | Path) -> dict:
@@ -26,6 +59,8 @@ def read_config(where: str | Path) -> dict:
         OSError: none there, or a hub id that cannot be reached.
         ValueError: damaged, of an unsupported architecture, or one that names code to fetch.
     """
+    from vrga.hf.families import FAMILIES  # imports torch
+
     path = checkpoint_file(where, CONFIG, needed=True)
     found = _read(path)
     kind = found.get("model_type")
