@@ -11,6 +11,7 @@ import typer
 
 from vrga.beforehand import (
     PROMPTS,
+    SEEDS,
     SELECTIONS,
     check_folder,
     check_known,
@@ -18,6 +19,7 @@ from vrga.beforehand import (
     check_split,
     check_style,
 )
+from vrga.config import VRGAConfig
 from vrga.hf.files import check_model
 
 analyze = typer.Typer(
@@ -151,6 +153,7 @@ def dispersion(
     resume: Resume = False,
 ) -> None:
     """Attention on image and box, and its spread, over the answer; without VRGA and with it."""
+    VRGAConfig(gain=gain)  # refuses what is none
     check_known("--prompt", [prompt], PROMPTS)
     study = _study(
         output, data, model, limit, split, style=style, batch=batch_size,
@@ -207,6 +210,8 @@ def check_questions(
 
 
 def _study(output, data, model, limit, split, **more):
+    if not 0 <= more["seed"] < SEEDS:
+        raise ValueError(f"--seed {more['seed']}: 0 to {SEEDS - 1}")
     check_questions(data, split, more.get("style", "semantic"), model, output)
     from vrga.analysis.study import Study
 

@@ -18,6 +18,7 @@ PROMPTS = ("direct", "cot", "back")
 SPLITS = ("clean", "noise", "similar", "crowded", "large", "long", "vast")
 STEERINGS = ("off", "always", "back", "back+relocate")
 SELECTIONS = ("step", "prefill")
+SEEDS = 90  # of questions drawn for an analysis
 STYLES = ("direct", "cot", "semantic", "solution")
 # What matplotlib writes by a path's ending; without one it is PNG.
 PICTURES = (

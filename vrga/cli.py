@@ -23,6 +23,7 @@ from vrga.beforehand import (
     check_trace_folder,
 )
 from vrga.config import PRESETS
+from vrga.evaluation.sweeps import swept
 from vrga.hf.files import check_model
 from vrga.images import read_image
 
@@ -200,6 +201,7 @@ def tune(
     """Choose a configuration on one half of the questions, and report it on the other half."""
     check_known("--prompt", [prompt], PROMPTS)
     base = _config(preset, None)
+    swept(base, sweep)  # refuses fields and values
     check_questions(data, split, style, model, output)
     from vrga.evaluation.command import guarded
     from vrga.evaluation.tuning import tune

@@ -85,9 +85,9 @@ def read(path: Path) -> Trace:
         check_trace(trace, counts)
     # Whatever wrong types and sizes lead to while the parts are put together.
     except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"the trace {path} is damaged: {WORDS} and {TENSORS} do not fit together "
-            f"({type(error).__name__}: {error})"
+            f"the trace {path} is damaged: {WORDS} and {TENSORS} do not fit together ({why})"
         ) from error
     if counts is not None:
         trace.images = [
@@ -184,5 +184,5 @@ def _image(path: Path) -> Image.Image:
         raise PermissionError(f"{path} may not be read: {error}") from error
     except OSError as error:
         if isinstance(error.__cause__, PermissionError):
-            raise PermissionError(f"the trace's {error}") from error
+            raise PermissionError(f"{path} may not be read: {error.__cause__}") from error
         raise ValueError(f"the trace's {error}") from error

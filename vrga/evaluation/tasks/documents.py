@@ -70,12 +70,14 @@ def options(doc: dict) -> dict[str, str]:
     if found:
         return found
     listed = doc.get("option")
-    if isinstance(listed, str):
-        lettered = dict(_OPTION.findall(re.sub(r";\s*(?=[A-Z]\.)", "\n", listed)))
-        if lettered:
-            return lettered
     if listed:
-        return read_options(listed)
+        try:
+            return read_options(listed)
+        except ValueError:  # letters that leave some out
+            lettered = re.sub(r";\s*(?=[A-Z]\.)", "\n", str(listed))
+            if not _OPTION.search(lettered):
+                raise
+            return dict(_OPTION.findall(lettered))
     asked = re.split(r"\b(?:Choices|Options):", question(doc), maxsplit=1)
     return dict(_OPTION.findall(asked[1])) if len(asked) == 2 else {}
 
