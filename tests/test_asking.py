@@ -256,6 +256,29 @@ def test_sampling_is_repeatable_in_any_batch(embedded):
     assert [a.text for a in first.values()] != [a.text for a in other.values()]
 
 
+def test_samples_of_one_question_differ_by_their_ids(embedded):
+    names = [f"{i}" for i in range(6)]
+    asked = [
+        ITEMS[0].request("cot", name, max_new_tokens=12, do_sample=True, temperature=3.0)
+        for name in names
+    ]
+    found = ask(embedded, asked=asked, seed=1)
+    assert len({found[name].text for name in names}) > 3
+
+
+def test_a_checkpoint_without_an_end_token_answers_to_the_end(embedded, monkeypatch):
+    monkeypatch.setattr(embedded[0].generation_config, "eos_token_id", None)
+    for config in (None, VRGAConfig()):
+        found = ask(embedded, config, asked=requests(max_new_tokens=5))
+        assert [(one.error, one.tokens) for one in found.values()] == [(None, 5)] * len(found)
+
+
+def test_half_a_surrogate_pair_fails_its_sample_alone(embedded):
+    asked = [request("bad", "what\ud800?"), *requests(max_new_tokens=3)]
+    found = ask(embedded, asked=asked)
+    assert found["bad"].error is not None and found["0"].error is None
+
+
 def test_pixels_bound_the_images(embedded):
     found = ask(embedded, VRGAConfig.published(), pixels=(None, 28 * 28 * 16))
     assert found["0"].region["image_tokens"] == 16

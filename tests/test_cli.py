@@ -62,7 +62,7 @@ def test_two_images(picture):
         (["--image", "no.png"], "image no.png does not exist"),
         (["--image", __file__], "cannot be read"),
         (["--image", "PICTURE", "--model", "/no/model"], "no checkpoint at /no/model"),
-        (["--image", "PICTURE", "--gain", "-1"], "gain=-1.0 is out of range"),
+        (["--image", "PICTURE", "--gain", "-1"], "gain=-1.0 must be ≥ 0"),
         (["--image", "PICTURE", "--preset", "released_mask", "--gain", "2"], "is not read by"),
         (["--image", "PICTURE", "--no-vrga", "--map", "x.png"], "leave out --no-vrga"),
         (["--image", "PICTURE", "--no-vrga", "--gain", "3"], "leave out --no-vrga"),

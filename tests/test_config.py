@@ -1,12 +1,15 @@
 """VRGAConfig refuses what it cannot mean."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
+import torch
 
 from vrga import VRGAConfig
 from vrga.cli import Preset
-from vrga.config import PRESETS
+from vrga.config import INTEGERS, PRESETS, RANGES
 
 
 def test_the_published_numbers():
@@ -37,25 +40,58 @@ def test_presets_are_not_moved_by_the_defaults():
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("gain", -0.1, "[0.0, inf]"),
-        ("gain", float("nan"), "[0.0, inf]"),
-        ("gain", float("inf"), "finite"),
+        ("gain", -0.1, "must be ≥ 0"),
+        ("gain", float("nan"), "must be finite"),
+        ("gain", float("inf"), "must be finite"),
+        ("gain", 1e39, "must be ≤ 1e+09"),
+        ("gain", np.float32(-1), "must be ≥ 0"),
+        ("gate_focus", 1e39, "must be ≤ 3.4028234e+38"),
+        ("region_std", -1e300, "must be ≥ -1e+09"),
         ("gain", "1.5", "a number"),
         ("gate", "sometimes", "'dynamic', 'static'"),
         ("method", "magic", "'vrga', 'released'"),
-        ("efr_percentile", 100.5, "[0.0, 100.0]"),
-        ("sink_fraction", 1.5, "[0.0, 1.0]"),
-        ("region_min", 0, "[1, inf]"),
+        ("efr_percentile", 100.5, "must be ≤ 100"),
+        ("sink_fraction", 1.5, "must be ≤ 1"),
+        ("region_min", 0, "must be ≥ 1"),
+        ("region_min", 2**31, "must be ≤ 2147483647"),
+        ("dilation", 10**6, "must be ≤ 1000"),
+        ("seed", 10**22, "must be ≤ 9223372036854775807"),
+        ("seed", np.float64(3), "an integer"),
+        ("gain", np.array(1.5), "a number"),
+        ("gain", None, "a number"),
+        ("gate", ["static"], "'dynamic', 'static'"),
         ("region_min", 2.5, "an integer"),
         ("dilation", True, "an integer"),
-        ("background_layers", -1, "[0.0, 1.0]"),
+        ("background_layers", -1, "must be ≥ 0"),
     ],
 )
 def test_a_bad_value_is_named_with_its_range(field, value, told):
     with pytest.raises(ValueError) as error:
         VRGAConfig(**{field: value})
-    assert field in str(error.value) and repr(value) in str(error.value)
+    assert field in str(error.value)
+    assert repr(getattr(value, "item", lambda: value)()) in str(error.value) or told == "a number"
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["gain", "seed", "region_min", "region_std"])
+def test_a_number_too_long_to_be_written_is_refused_in_a_line(field):
+    with pytest.raises(ValueError, match=rf"{field}=\(an integer of \d+ bits\) must be ≤"):
+        dataclasses.replace(VRGAConfig(), **{field: 10**5000})
+
+
+def test_the_largest_values_are_those_that_torch_takes():
+    assert VRGAConfig.ablation("random", seed=2**63 - 1).seed == 2**63 - 1
+    torch.Generator().manual_seed(RANGES["seed"][1])
+    for field, (low, high) in RANGES.items():
+        if field not in INTEGERS:
+            assert torch.tensor([low, high], dtype=torch.float32).isfinite().all(), field
+
+
+def test_scalars_of_numpy_become_numbers():
+    config = VRGAConfig(gain=np.float32(2.5), region_min=np.int64(7), region_std=np.int32(1))
+    assert config == VRGAConfig(gain=2.5, region_min=7, region_std=1)
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["region_min"] == 7
+    assert type(config.gain) is float and type(config.region_std) is int
 
 
 @pytest.mark.parametrize(

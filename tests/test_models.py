@@ -1,6 +1,7 @@
 """Loading: what works, and what is refused in words."""
 
 import json
+import pathlib
 
 import pytest
 import torch
@@ -152,15 +153,13 @@ def test_the_names_of_now_load_as_well(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("short", ["semantic-back-7b", "Solution-Back-7B"])
 def test_look_back_checkpoints_have_short_names(short, monkeypatch):
-    import transformers
-
     asked = []
 
-    def note(where):
+    def note(where, *args, **options):
         asked.append(where)
         raise OSError("offline")
 
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", note)
+    monkeypatch.setattr("transformers.utils.cached_file", note)
     with pytest.raises(OSError, match="offline"):
         vrga.load(short)
     assert asked[0].lower() == f"shuoy/{short.lower()}"
@@ -223,7 +222,7 @@ def test_a_processor_that_needs_torchvision_says_so(tmp_path, monkeypatch):
     import transformers
     from families import FAMILIES
 
-    def missing(where):
+    def missing(where, **options):
         raise ImportError("\nLlavaOnevisionVideoProcessor requires the Torchvision library\n more")
 
     FAMILIES["llava_onevision"].shared.config.save_pretrained(tmp_path)
@@ -231,3 +230,218 @@ def test_a_processor_that_needs_torchvision_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", missing)
     with pytest.raises(ValueError, match="'llava_onevision'.*requires the Torchvision library$"):
         load_processor(tmp_path)
+
+
+MARK = "import pathlib; pathlib.Path({!r}).touch()\n"
+
+
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+def copied(checkpoint, target):
+    target.mkdir(parents=True, exist_ok=True)
+    for file in checkpoint.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def with_code(checkpoint, target, file, entry, **changed):
+    """A checkpoint one of whose files names code that leaves a mark when it runs."""
+    copied(checkpoint, target)
+    mark = target / "it-ran"
+    (target / "evil.py").write_text(MARK.format(str(mark)) + "class Evil: pass\n")
+    path = target / file
+    found = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(found | changed | {"auto_map": entry}))
+    return mark
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "changed"),
+    [
+        ("config.json", {"AutoConfig": "evil.Evil"}, {"model_type": "evil"}),
+        ("config.json", {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}, {}),
+        (
+            "preprocessor_config.json",
+            {"AutoImageProcessor": "evil.Evil", "AutoProcessor": "evil.Evil"},
+            {"processor_class": "Evil", "image_processor_type": "Evil"},
+        ),
+        ("tokenizer_config.json", {"AutoTokenizer": [None, "evil.Evil"]}, {}),
+        (
+            "tokenizer_config.json",
+            {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoProcessor": "evil.Evil"},
+            {"tokenizer_class": "Evil"},
+        ),
+    ],
+    ids=["unknown", "known", "processor", "tokenizer", "unknown tokenizer"],
+)
+def test_code_of_a_checkpoint_is_not_run_whatever_is_typed(
+    checkpoint, tmp_path, monkeypatch, file, entry, changed
+):
+    mark = with_code(checkpoint, tmp_path / "own", file, entry, **changed)
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    try:
+        vrga.load(tmp_path / "own")
+    except ValueError as error:
+        assert "evil" in str(error).lower() or "auto_map" in str(error)
+        assert "trust_remote_code=True" not in str(error)
+    assert not mark.exists()
+
+
+def test_an_unknown_architecture_is_refused_before_transformers_reads_it(tmp_path, monkeypatch):
+    import transformers
+
+    def read(*args, **options):
+        raise AssertionError("transformers was asked first")
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil"}))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", read)
+    with pytest.raises(ValueError, match="'evil' model; supported: qwen2_vl"):
+        vrga.load(tmp_path)
+    with pytest.raises(ValueError, match="'evil' model"):
+        load_processor(tmp_path)
+
+
+def test_a_kernel_of_the_hub_is_not_fetched(checkpoint, tmp_path):
+    copied(checkpoint, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["_attn_implementation"] = "somebody/kernel"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="somebody/kernel', code on the hub, which is not run"):
+        vrga.load(tmp_path)
+
+
+def with_index(checkpoint, target, index, dummy=True):
+    """A checkpoint whose weights are pickled, with an index."""
+    copied(checkpoint, target)
+    (target / "model.safetensors").unlink()
+    if dummy:
+        save_file({"x": torch.zeros(1)}, target / "dummy.safetensors")
+    torch.save({"x": Payload(target / "it-ran")}, target / "weights.bin")
+    text = index if isinstance(index, str) else json.dumps(index)
+    (target / "model.safetensors.index.json").write_text(text)
+    return target / "it-ran"
+
+
+def named(*files):
+    return {"metadata": {}, "weight_map": {f"x{i}": file for i, file in enumerate(files)}}
+
+
+INDEXES = {
+    "pickled": (named("weights.bin"), "names 'weights.bin'"),
+    "beside": (named("dummy.safetensors", "weights.bin"), "names 'weights.bin'"),
+    "absolute": (named("/tmp/x.safetensors"), "names '/tmp/x.safetensors'"),
+    "above": (named("../x.safetensors"), "names '../x.safetensors'"),
+    "below": (named("a/x.safetensors"), "names 'a/x.safetensors'"),
+    "number": (named(3), "names 3"),
+    "null": (named(None), "names None"),
+    "list": (named(["dummy.safetensors"]), "names ."),
+    "empty": (named(), "names no weights"),
+    "no map": ({"metadata": {}}, "has no weight_map"),
+    "no metadata": ({"weight_map": {"x": "dummy.safetensors"}}, "has no metadata"),
+    "text": ({"metadata": {}, "weight_map": "dummy.safetensors"}, "has no weight_map"),
+    "no object": ([1], "holds no JSON object"),
+    "no json": ("{", "is damaged"),
+    "deep": ("[" * 100_000, "is damaged"),
+}
+
+
+@pytest.mark.parametrize(("index", "told"), INDEXES.values(), ids=INDEXES)
+def test_an_index_may_only_name_safetensors_beside_it(checkpoint, tmp_path, index, told):
+    mark = with_index(checkpoint, tmp_path, index)
+    with pytest.raises(ValueError, match=told):
+        vrga.load(tmp_path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "../x.safetensors", "own.safetensors.index.json"])
+def test_a_config_may_not_name_other_weights(checkpoint, tmp_path, name):
+    mark = with_index(checkpoint, tmp_path, named("weights.bin"))
+    index = tmp_path / "model.safetensors.index.json"
+    index.rename(tmp_path / "own.safetensors.index.json")
+    config = json.loads((tmp_path / "config.json").read_text()) | {"transformers_weights": name}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="not a safetensors file|names 'weights.bin'"):
+        vrga.load(tmp_path)
+    assert not mark.exists()
+
+
+def test_an_adapter_beside_a_config_is_not_followed(checkpoint, tmp_path):
+    copied(checkpoint, tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "a/b"}))
+    with pytest.raises(ValueError, match="holds an adapter .* add the adapter with peft"):
+        vrga.load(tmp_path)
+
+
+def test_only_safetensors_are_asked_of_transformers(checkpoint, monkeypatch):
+    """Were a check of ours to miss something, transformers must refuse pickles as well."""
+    import transformers
+
+    asked = {}
+    own = transformers.AutoModelForImageTextToText.from_pretrained
+
+    def note(*args, **options):
+        asked.update(options)
+        return own(*args, **options)
+
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", note)
+    vrga.load(checkpoint)
+    assert asked["use_safetensors"] is True and asked["trust_remote_code"] is False
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Puts a folder into the hub's cache, as the checkpoint somebody/model."""
+
+    def put(folder):
+        root = tmp_path / "hub" / "models--somebody--model"
+        copied(folder, root / "snapshots" / ("a" * 40))
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text("a" * 40)
+        return root / "snapshots" / ("a" * 40)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return put
+
+
+def test_a_checkpoint_of_the_hub_is_checked_like_a_folder(checkpoint, tmp_path, cached):
+    mark = with_index(checkpoint, tmp_path / "own", named("weights.bin"), dummy=False)
+    cached(tmp_path / "own")
+    with pytest.raises(ValueError, match="names 'weights.bin'"):
+        vrga.load("somebody/model")
+    assert not mark.exists()
+
+
+def test_a_checkpoint_of_the_hub_loads_from_the_cache(checkpoint, cached):
+    cached(checkpoint)
+    model, processor = vrga.load("somebody/model")
+    assert model.config.model_type == "qwen2_5_vl" and processor.tokenizer is not None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(checkpoint, tmp_path, value):
+    def spoil(tensors):
+        name = next(name for name in tensors if name.endswith("model.norm.weight"))
+        tensors[name][3] = value
+
+    change_tensors(checkpoint, tmp_path, spoil)
+    with pytest.raises(ValueError, match="NaN or infinity in 1 tensors, among them .*norm.weight"):
+        vrga.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"model_type": 3}', '{"model_type": "qwen2_5_vl", "text_config": 7}']
+)
+def test_a_damaged_config_is_told(checkpoint, tmp_path, text):
+    copied(checkpoint, tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json|3 model"):
+        vrga.load(tmp_path)

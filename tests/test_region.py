@@ -9,7 +9,7 @@ from naive import region as naive_region
 
 from vrga import VRGAConfig
 from vrga.heads import HeadStatistics, background_heads, head_statistics, visual_heads
-from vrga.region import dilate, empty_region, find_region, sink_border
+from vrga.region import above_threshold, dilate, empty_region, find_region, sink_border
 from vrga.released import released_region
 from vrga.tokens import Grid
 
@@ -172,3 +172,13 @@ def test_the_border_is_left_out_where_background_heads_show_sinks(sinks):
     always = VRGAConfig(efr_percentile=100.0, sink_border="always")
     found = find_region(rows, grids, length - 1, seen, always)
     assert not found.mask[grids[0].index[4]]
+
+
+def test_the_deviation_of_the_threshold_is_the_unbiased_one():
+    """Of ratios 0, 0, 2, 2 it is 1.15, and the biased one 1: a threshold between tells them."""
+    relevance, kept = torch.tensor([0.0, 0.0, 4.0, 4.0]), torch.ones(4, dtype=torch.bool)
+    found = [
+        above_threshold(relevance, kept, VRGAConfig(region_std=std, region_min=1)).tolist()
+        for std in (0.8, 0.95)  # thresholds of 1.92 and, biased, 1.95; of 2.10
+    ]
+    assert found == [[False, False, True, True], [False, False, True, False]]

@@ -9,6 +9,19 @@ from typing import Annotated
 
 import typer
 
+from vrga.beforehand import (
+    PROMPTS,
+    SEEDS,
+    SELECTIONS,
+    check_folder,
+    check_known,
+    check_readable,
+    check_split,
+    check_style,
+)
+from vrga.config import VRGAConfig
+from vrga.hf.files import check_model
+
 analyze = typer.Typer(
     help="Measure on a model what the paper measured: heads, ablation, RRAR, dispersion, recovery.",
     no_args_is_help=True,
@@ -54,9 +67,10 @@ def heads(
     seed: Seed = 0,
 ) -> None:
     """R against H_img over heads, and how stable the visual heads are; prefill alone."""
+    study = _study(output, data, model, limit, split, batch=batch_size, seed=seed)
     from vrga.analysis.heads import analyze
 
-    analyze(_study(output, data, model, limit, split, batch=batch_size, seed=seed))
+    analyze(study)
 
 
 @analyze.command()
@@ -83,14 +97,15 @@ def ablate(
     resume: Resume = False,
 ) -> None:
     """Accuracy without the image in visual, random and low-focus heads."""
-    from vrga.analysis.ablate import analyze
-
-    _check_prompt(prompt)
+    selections = selection.split(",")
+    check_known("--selection", selections, SELECTIONS)
+    check_known("--prompt", [prompt], PROMPTS)
     study = _study(
         output, data, model, limit, split, style=style, batch=batch_size,
         max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
-    selections = selection.split(",")
+    from vrga.analysis.ablate import analyze
+
     analyze(study, prompt=prompt, selections=selections, heads=heads, first_layer=first_layer)
 
 
@@ -111,12 +126,13 @@ def rrar(
     resume: Resume = False,
 ) -> None:
     """Attention on the box over attention on the image, by prompt and by right and wrong."""
-    from vrga.analysis.rrar import analyze
-
+    check_known("--prompts", prompts.split(","), (*PROMPTS, "guided"))
     study = _study(
         output, data, model, limit, split, style=style, batch=batch_size,
         max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
+    from vrga.analysis.rrar import analyze
+
     analyze(study, prompts=prompts.split(","))
 
 
@@ -137,13 +153,14 @@ def dispersion(
     resume: Resume = False,
 ) -> None:
     """Attention on image and box, and its spread, over the answer; without VRGA and with it."""
-    from vrga.analysis.dispersion import analyze
-
-    _check_prompt(prompt)
+    VRGAConfig(gain=gain)  # refuses what is none
+    check_known("--prompt", [prompt], PROMPTS)
     study = _study(
         output, data, model, limit, split, style=style, batch=batch_size,
         max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
+    from vrga.analysis.dispersion import analyze
+
     analyze(study, prompt=prompt, gain=gain, bins=bins)
 
 
@@ -165,28 +182,38 @@ def recovery(
     resume: Resume = False,
 ) -> None:
     """Accuracy that steering wins, over gates and gains, beside the true region's upper bound."""
+    check_known("--prompt", [prompt], PROMPTS)
+    split = "clean" if data is not None else split
+    study = _study(
+        output, data, model, limit, split, style=style, batch=batch_size,
+        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+    )  # fmt: skip
     from vrga.analysis.recovery import CONFIGS, analyze
 
-    _check_prompt(prompt)
     for name in config or ():
         if name not in CONFIGS:
             raise ValueError(f"--config {name}: known are {'; '.join(CONFIGS)}")
-    study = _study(
-        output, data, model, limit, "clean" if data is not None else split, style=style,
-        batch=batch_size, max_new_tokens=max_new_tokens, seed=seed, resume=resume,
-    )  # fmt: skip
     analyze(study, prompt=prompt, configs={x: CONFIGS[x] for x in config or CONFIGS})
 
 
+def check_questions(
+    data: Path | None, split: str, style: str, model: str | None, output: Path
+) -> None:
+    """Refuse what can be known to be wrong of the options that ask questions, before imports."""
+    if data is not None and split != "clean":
+        raise ValueError("--split is for drawn questions: leave it out with a data file")
+    check_split(split)
+    check_style(style)
+    check_readable(data, "questions")
+    check_model(model)
+    check_folder(output, "--output")
+
+
 def _study(output, data, model, limit, split, **more):
+    if not 0 <= more["seed"] < SEEDS:
+        raise ValueError(f"--seed {more['seed']}: 0 to {SEEDS - 1}")
+    check_questions(data, split, more.get("style", "semantic"), model, output)
     from vrga.analysis.study import Study
 
     typed = shlex.join(["vrga", *sys.argv[1:]])
     return Study(output, data, model, limit, split, command=typed, **more)
-
-
-def _check_prompt(prompt: str) -> None:
-    from vrga.evaluation.items import PROMPTS
-
-    if prompt not in PROMPTS:
-        raise ValueError(f"--prompt {prompt}: known are {', '.join(PROMPTS)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +11,21 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from vrga.analyze_cli import Batch, Data, Model, Resume, Split, Style, analyze
+from vrga.analyze_cli import Batch, Data, Model, Resume, Split, Style, analyze, check_questions
+from vrga.beforehand import (
+    PICTURES,
+    PROMPTS,
+    STEERINGS,
+    check_file,
+    check_folder,
+    check_known,
+    check_readable,
+    check_trace_folder,
+)
 from vrga.config import PRESETS
+from vrga.evaluation.sweeps import swept
+from vrga.hf.files import check_model
+from vrga.images import read_image
 
 app = typer.Typer(
     help="Make a vision-language model look at the region its question is about.",
@@ -41,11 +53,16 @@ def demo(
     save: Annotated[Path | None, typer.Option(help="Also write the table here, as JSON.")] = None,
 ) -> None:
     """Answer questions about images with and without VRGA, on the model inside this package."""
+    check_folder(output, "--output")
+    if save is not None:
+        check_file(save, "--save")
     from vrga.demo.show import show
+    from vrga.evaluation.store import write_json
 
     found = show(output, questions, console)
     if save is not None:
-        save.write_text(json.dumps(found, indent=1) + "\n")
+        save.parent.mkdir(parents=True, exist_ok=True)
+        write_json(save, found)
 
 
 @app.command()
@@ -66,15 +83,25 @@ def generate(
     ] = None,
 ) -> None:
     """Answer one question about one or several images."""
-    from vrga.generation import answer
-
     if not vrga and (map is not None or gain is not None or preset is not Preset.default):
         raise ValueError("--map, --gain and --preset are about VRGA: leave out --no-vrga")
+    config = _config(preset, gain) if vrga else None
+    for path in image:
+        read_image(path)
+    check_model(model)
+    if map is not None:
+        check_file(map, "--map", PICTURES)
+    if trace is not None:
+        check_folder(trace, "--trace")
+        for run in ("base", "steered") if vrga else ("base",):
+            check_trace_folder(trace / run)
+    from vrga.generation import answer
+
     text, region, images, failed = answer(
         model,
         image,
         question,
-        _config(preset, gain) if vrga else None,
+        config,
         max_new_tokens=max_new_tokens,
         trace=trace,
     )
@@ -130,6 +157,14 @@ def report(
     ] = 16.0,
 ) -> None:
     """Make a page of one or two traces: where the model looked, token by token."""
+    if len(traces) > 2:
+        raise ValueError(f"a report shows one or two traces; {len(traces)} given")
+    for trace in traces:
+        if not (trace / "trace.json").is_file():
+            raise FileNotFoundError(
+                f"no trace at {trace}: trace.save writes a folder with trace.json"
+            )
+    check_file(output, "--output")
     from vrga.report import write_report
 
     path = write_report(traces, output, row=row, megabytes=size)
@@ -154,6 +189,8 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Folder of another.")],
 ) -> None:
     """Compare two runs of vrga eval, sample by sample."""
+    check_readable(first, "run", folder=True)
+    check_readable(second, "run", folder=True)
     from vrga.evaluation.compare import compare
 
     compare(first, second, console)
@@ -180,21 +217,20 @@ def tune(
     resume: Resume = False,
 ) -> None:
     """Choose a configuration on one half of the questions, and report it on the other half."""
+    check_known("--prompt", [prompt], PROMPTS)
+    base = _config(preset, None)
+    swept(base, sweep)  # refuses fields and values
+    check_questions(data, split, style, model, output)
     from vrga.evaluation.command import guarded
-    from vrga.evaluation.items import PROMPTS
     from vrga.evaluation.tuning import tune
 
-    if prompt not in PROMPTS:
-        raise ValueError(f"--prompt {prompt}: known are {', '.join(PROMPTS)}")
-    if data is not None and split != "clean":
-        raise ValueError("--split is for drawn questions: leave it out with a data file")
     raise typer.Exit(
         guarded(
             lambda: tune(
                 data,
                 model,
                 output,
-                base=_config(preset, None),
+                base=base,
                 sweeps=sweep,
                 prompt=prompt,
                 style=style,
@@ -233,18 +269,20 @@ def lookback(
     resume: Resume = False,
 ) -> None:
     """Compare direct, cot and back prompts without VRGA, with it, and with it inside <back>."""
+    check_known("--prompts", prompts.split(","), PROMPTS)
+    check_known("--steering", steering.split(","), STEERINGS)
+    config = _config(preset, gain)
+    check_questions(data, split, style, model, output)
     from vrga.evaluation.command import guarded
     from vrga.evaluation.lookback import experiment
 
-    if data is not None and split != "clean":
-        raise ValueError("--split is for drawn questions: leave it out with a data file")
     raise typer.Exit(
         guarded(
             lambda: experiment(
                 data,
                 model,
                 output,
-                config=_config(preset, gain),
+                config=config,
                 prompts=prompts.split(","),
                 steerings=steering.split(","),
                 limit=limit,
@@ -272,5 +310,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"vrga: {error}", style="red", markup=False, soft_wrap=True)
+        told = str(error)
+        if isinstance(error, OSError) and error.strerror and not error.filename:
+            told = error.strerror  # without the number
+        Console(stderr=True).print(f"vrga: {told}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
@@ -13,23 +15,25 @@ When = Literal["always", "back"]
 Relocate = Literal["question", "back"]
 Border = Literal["always", "background"]
 
-# Inclusive bounds of each numeric field; None is unbounded.
-RANGES: dict[str, tuple[float | None, float | None]] = {
-    "gain": (0.0, None),
-    "gate_focus": (0.0, None),
-    "gate_entropy": (0.0, None),
-    "efr_percentile": (0.0, 100.0),
-    "focus_percentile": (0.0, 100.0),
-    "background_layers": (0.0, 1.0),
-    "background_focus": (0.0, None),
-    "background_weight": (0.0, None),
-    "sink_fraction": (0.0, 1.0),
-    "region_std": (None, None),
-    "region_min": (1, None),
-    "dilation": (0, None),
-    "heads": (1, None),
-    "first_layer": (0, None),
-    "seed": (0, None),
+_FLOAT = 3.4028234e38  # largest finite float32, in which thresholds are compared
+_WHOLE = 2**31 - 1
+# Inclusive bounds of each numeric field.
+RANGES: dict[str, tuple[float, float]] = {
+    "gain": (0, 1e9),  # room for sums over keys in float32; beyond it T has all attention anyway
+    "gate_focus": (0, _FLOAT),
+    "gate_entropy": (0, _FLOAT),
+    "efr_percentile": (0, 100),
+    "focus_percentile": (0, 100),
+    "background_layers": (0, 1),
+    "background_focus": (0, _FLOAT),
+    "background_weight": (0, 1e9),
+    "sink_fraction": (0, 1),
+    "region_std": (-1e9, 1e9),
+    "region_min": (1, _WHOLE),
+    "dilation": (0, 1000),  # more than a side of any token grid
+    "heads": (1, _WHOLE),
+    "first_layer": (0, _WHOLE),
+    "seed": (0, 2**63 - 1),
 }
 CHOICES = {"method": get_args(Method), "gate": get_args(Gate), "ablate": get_args(Ablated)}
 CHOICES |= {"when": get_args(When), "relocate": get_args(Relocate)}
@@ -90,8 +94,8 @@ class VRGAConfig:
         seed: seed of ``ablate="random"``.
 
     Raises:
-        ValueError: a value out of range, or a field that the chosen method does not read; the
-            message names field, value and range.
+        ValueError: a value of another type or out of range, or a field that the chosen method does
+            not read; the message names field, value and range. Scalars of NumPy are numbers.
     """
 
     method: Method = "vrga"
@@ -121,20 +125,12 @@ class VRGAConfig:
             value = getattr(self, name)
             if name == "when" and callable(value):
                 continue
-            if value not in choices and not (name == "ablate" and self.method != "ablation"):
+            if name == "ablate" and self.method != "ablation" and value is None:
+                continue
+            if not isinstance(value, str) or value not in choices:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            kind = int if name in INTEGERS else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kind):
-                wanted = "an integer" if name in INTEGERS else "a number"
-                raise ValueError(f"{name}={value!r} is not {wanted}")
-            # Written so that NaN and infinity fail as well.
-            if not ((low is None or value >= low) and (high is None or value <= high)) or not (
-                abs(value) < float("inf")
-            ):
-                bounds = f"[{low if low is not None else '-inf'}, {high or 'inf'}]"
-                raise ValueError(f"{name}={value!r} is out of range: finite, in {bounds}")
+        for name in RANGES:
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
         base = _METHOD_DEFAULTS.get(self.method, {})
         read = READ_BY[self.method] | {"method"}
         if self.gate == "static":
@@ -202,6 +198,39 @@ class VRGAConfig:
             **_METHOD_DEFAULTS["ablation"],
             method="ablation", ablate=ablate, heads=heads, first_layer=first_layer, seed=seed,
         )  # fmt: skip
+
+
+def _number(name: str, value: object) -> int | float:
+    """A numeric field's value, a scalar of NumPy as Python's number.
+
+    Raises:
+        ValueError: no number, or one out of range.
+    """
+    whole = name in INTEGERS
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise ValueError(f"{name}={_short(value)} is not {'an integer' if whole else 'a number'}")
+    if not isinstance(value, (int, float)):
+        try:
+            value = int(value) if isinstance(value, numbers.Integral) else float(value)
+        except OverflowError:  # a fraction
+            value = math.inf if value > 0 else -math.inf
+    low, high = RANGES[name]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be finite: from {low:.8g} to {high:.8g}")
+    if value < low:
+        raise ValueError(f"{name}={_short(value)} must be ≥ {low:.8g}")
+    if value > high:
+        told = str(high) if whole else f"{high:.8g}"
+        raise ValueError(f"{name}={_short(value)} must be ≤ {told}")
+    return value
+
+
+def _short(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"(an integer of {value.bit_length()} bits)"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 _PUBLISHED: dict[str, object] = {

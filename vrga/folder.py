@@ -11,15 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vrga.beforehand import WORDS, check_trace_folder
 from vrga.heads import HeadStatistics
-from vrga.images import read_image
+from vrga.images import read_image, to_rgb
 from vrga.recorder import Relocation
 from vrga.region import Region
 from vrga.tokens import Grid
 from vrga.trace import MEASURES, Trace
+from vrga.trace_checks import check_trace
 
 FORMAT, VERSION = "vrga-trace", 1
-WORDS, TENSORS = "trace.json", "trace.safetensors"
+TENSORS = "trace.safetensors"
 _WHOLE = (*MEASURES, "inside", "steps", "layers", "maps", "heads", "layer_maps", "ids", "ends")
 _REGION = ("focus", "mask", "image", "visual", "background")
 _HEADS = ("focus", "entropy", "efr")
@@ -28,11 +30,13 @@ _HEADS = ("focus", "entropy", "efr")
 def write(trace: Trace, path: Path) -> Path:
     """Write a trace; see `Trace.save`."""
     trace.check_filled()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file: give a folder for the trace")
+    check_trace_folder(path)
+    counts = None if trace.images is None else [len(images) for images in trace.images]
+    try:
+        check_trace(trace, counts)  # what could not be loaded must not take an older one's place
+    except ValueError as error:
+        raise ValueError(f"the trace cannot be saved: {error}") from error
     path.mkdir(parents=True, exist_ok=True)
-    if any(path.iterdir()) and not (path / WORDS).exists():
-        raise ValueError(f"the folder {path} holds other files: give an empty or a new one")
     for old in (*path.glob("image-*-*.png"), path / WORDS):
         old.unlink(missing_ok=True)  # the words come last: a folder cut short has none
     tensors = {name: getattr(trace, name) for name in _WHOLE if getattr(trace, name) is not None}
@@ -44,9 +48,10 @@ def write(trace: Trace, path: Path) -> Path:
         tensors |= _region_tensors(later.region, f"relocated.{number}.")
         relocated.append({"row": later.row, "step": later.step} | _words_of(later.region))
     save_file({name: x.contiguous().clone() for name, x in tensors.items()}, path / TENSORS)
+    _as_others(path / TENSORS)
     for row, images in enumerate(trace.images or []):
         for number, image in enumerate(images):
-            image.convert("RGB").save(path / _png(row, number))
+            to_rgb(image).save(path / _png(row, number))
     words = {
         "format": FORMAT,
         "version": VERSION,
@@ -56,7 +61,7 @@ def write(trace: Trace, path: Path) -> Path:
         "asked": trace.asked,
         "regions": regions,
         "relocated": relocated,
-        "images": None if trace.images is None else [len(images) for images in trace.images],
+        "images": counts,
     }
     text = json.dumps(words, ensure_ascii=False, indent=1)
     # Half a surrogate pair, which a tokenizer may give, is no UTF-8.
@@ -71,27 +76,18 @@ def read(path: Path) -> Trace:
         tensors = load_file(path / TENSORS)
     except FileNotFoundError:
         raise ValueError(f"the trace {path} is not complete: it has no {TENSORS}") from None
+    except PermissionError as error:
+        raise PermissionError(f"{path / TENSORS} may not be read: {error}") from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path / TENSORS} is damaged or cut short: {error}") from error
     try:
-        trace = Trace(**{name: tensors[name] for name in _WHOLE if name in tensors})
-        for name in ("config", "versions", "texts", "asked"):
-            setattr(trace, name, words[name])
-        if trace.ends is None and trace.texts is not None:  # an older folder
-            trace.ends = torch.tensor([len(texts) - 1 for texts in trace.texts])
-        trace.regions = [
-            _region(entry, tensors, f"region.{row}.") for row, entry in enumerate(words["regions"])
-        ]
-        trace.relocated = [
-            Relocation(entry["row"], entry["step"], _region(entry, tensors, f"relocated.{number}."))
-            for number, entry in enumerate(words.get("relocated", []))  # older folders have none
-        ]
-        counts = words["images"]
-        _check(trace, counts)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        trace, counts = _assembled(words, tensors)
+        check_trace(trace, counts)
+    # Whatever wrong types and sizes lead to while the parts are put together.
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"the trace {path} is damaged: {WORDS} and {TENSORS} do not fit together "
-            f"({type(error).__name__}: {error})"
+            f"the trace {path} is damaged: {WORDS} and {TENSORS} do not fit together ({why})"
         ) from error
     if counts is not None:
         trace.images = [
@@ -101,14 +97,35 @@ def read(path: Path) -> Trace:
     return trace
 
 
+def _assembled(words: dict, tensors: dict[str, Tensor]) -> tuple[Trace, object]:
+    """The trace without its images, and how many images the rows have."""
+    trace = Trace(**{name: tensors[name] for name in _WHOLE if name in tensors})
+    for name in ("config", "versions", "texts", "asked"):
+        setattr(trace, name, words[name])
+    if trace.ends is None and trace.texts is not None:  # an older folder
+        trace.ends = torch.tensor([len(texts) - 1 for texts in trace.texts])
+    trace.regions = [
+        _region(entry, tensors, f"region.{row}.") for row, entry in enumerate(words["regions"])
+    ]
+    trace.relocated = [
+        Relocation(entry["row"], entry["step"], _region(entry, tensors, f"relocated.{number}."))
+        for number, entry in enumerate(words.get("relocated", []))  # older folders have none
+    ]
+    return trace, words["images"]
+
+
 def _words(path: Path) -> dict:
     """trace.json of a folder, checked to be of this format."""
     file = path / WORDS
-    if not file.is_file():
-        raise FileNotFoundError(f"no trace at {path}: trace.save writes a folder with {WORDS}")
     try:
         words = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"no trace at {path}: trace.save writes a folder with {WORDS}"
+        ) from None
+    except PermissionError as error:
+        raise PermissionError(f"{file} may not be read: {error}") from error
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     if not isinstance(words, dict) or words.get("format") != FORMAT:
         raise ValueError(f"{file} is not of a trace: its format is not {FORMAT!r}")
@@ -119,21 +136,14 @@ def _words(path: Path) -> dict:
     return words
 
 
-def _check(trace: Trace, counts: list[int] | None) -> None:
-    """Raise ValueError unless the parts fit together."""
-    shape = trace.image.shape
-    for name in MEASURES:
-        found = getattr(trace, name)
-        if found is not None and found.shape != shape:
-            raise ValueError(f"{name} has shape {list(found.shape)}, image {list(shape)}")
-    if len(trace.steps) != shape[0] or len(trace.layers) != shape[1]:
-        raise ValueError(f"{len(trace.steps)} steps and {len(trace.layers)} layers are named")
-    if trace.maps is not None and trace.maps.shape[:2] != (shape[0], len(trace.heads)):
-        raise ValueError(f"maps have shape {list(trace.maps.shape)}")
-    described = trace.regions, trace.texts, trace.asked, trace.ends, counts
-    rows = [len(x) for x in described if x is not None]
-    if any(n != shape[2] for n in rows):
-        raise ValueError(f"{shape[2]} rows were measured, {rows} are described")
+def _as_others(file: Path) -> None:
+    """Give a file that was written for its owner alone the mode that a new file has here."""
+    probe = file.with_name(file.name + ".mode")
+    probe.touch()
+    try:
+        file.chmod(probe.stat().st_mode & 0o777)
+    finally:
+        probe.unlink()
 
 
 def _words_of(region: Region) -> dict:
@@ -166,9 +176,13 @@ def _png(row: int, number: int) -> str:
 
 
 def _image(path: Path) -> Image.Image:
-    if not path.exists():
-        raise ValueError(f"the trace lacks its image {path}")
     try:
+        if not path.exists():
+            raise ValueError(f"the trace lacks its image {path}")
         return read_image(path)
+    except PermissionError as error:
+        raise PermissionError(f"{path} may not be read: {error}") from error
     except OSError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise PermissionError(f"{path} may not be read: {error.__cause__}") from error
         raise ValueError(f"the trace's {error}") from error

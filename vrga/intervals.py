@@ -15,17 +15,20 @@ FEWEST_EQUAL = 100
 
 
 def wilson(hits: np.ndarray) -> Interval:
-    """A proportion with its Wilson score interval; NaN without entries.
+    """A proportion with its Wilson score interval; NaN without entries. NaN entries are left out.
 
     Args:
         hits: bool or 0/1, [N].
     """
+    hits = np.asarray(hits, dtype=float)
+    hits = hits[~np.isnan(hits)]
     n = len(hits)
     if not n:
         return math.nan, math.nan, math.nan
     p = float(np.mean(hits))
     centre, half = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return p, (centre - half) / (1 + Z * Z / n), (centre + half) / (1 + Z * Z / n)
+    low, high = (centre - half) / (1 + Z * Z / n), (centre + half) / (1 + Z * Z / n)
+    return p, min(max(low, 0.0), p), max(min(high, 1.0), p)  # rounding leaves [0, 1]
 
 
 def mean_interval(values: np.ndarray) -> Interval:
@@ -81,10 +84,14 @@ def difference(first: np.ndarray, second: np.ndarray) -> Interval:
 def mcnemar(steered: np.ndarray, base: np.ndarray) -> float:
     """Exact two-sided p-value of McNemar's test: do two arms differ in right answers?
 
+    Pairs with a NaN are left out.
+
     Args:
-        steered, base: right or not, bool [N] each, in the same order.
+        steered, base: right or not, bool or 0/1 [N] each, in the same order.
     """
-    steered, base = np.asarray(steered, dtype=bool), np.asarray(base, dtype=bool)
+    steered, base = np.asarray(steered, dtype=float), np.asarray(base, dtype=float)
+    known = ~(np.isnan(steered) | np.isnan(base))
+    steered, base = steered[known] > 0, base[known] > 0
     gained, lost = int((steered & ~base).sum()), int((base & ~steered).sum())
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))

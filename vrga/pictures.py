@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from vrga.images import to_rgb
 from vrga.region import Region
 from vrga.tokens import Grid
 from vrga.trace import Trace
@@ -29,7 +30,7 @@ def picture(
     top: float | None = None,
 ) -> None:
     """An image (or white) under a map [h, w], bright where it reaches `top`, and an outline."""
-    image = Image.new("RGB", (grid.w, grid.h), "white") if image is None else image
+    image = Image.new("RGB", (grid.w, grid.h), "white") if image is None else to_rgb(image)
     axis.imshow(image, extent=(0, grid.w, grid.h, 0))
     axis.set(xticks=[], yticks=[], aspect="equal" if _square(image, grid) else "auto")
     if heat is not None:

@@ -255,7 +255,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG (or by the path's ending); the folder is made if missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    # Without an ending matplotlib would add one, and the path returned would not be there.
+    figure.savefig(path, dpi=150, format=None if path.suffix else "png")
     return path
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from vrga.images import to_rgb
 from vrga.intervals import pearson
 from vrga.trace import SHARES, Trace
 
@@ -165,6 +166,8 @@ def _run(trace: Trace, row: int, images: list[str], budget: float) -> dict:
             for c in kept
         ]
     )  # [channels, series, steps]
+    if not np.isfinite(shares).all():
+        raise ValueError(f"row {row} has shares of attention that are not finite")
     shown = []
     for image in trace.images[row] if trace.images is not None else []:
         encoded = _encoded(image)
@@ -323,7 +326,7 @@ def _packed(values: np.ndarray) -> str:
 
 def _encoded(image: Image.Image) -> str:
     """An image as a data URI: PNG, or JPEG where that is large."""
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if max(image.size) > LONGEST_SIDE:
         image = image.copy()
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

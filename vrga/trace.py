@@ -199,7 +199,7 @@ class Trace:
         Texts are added first, see `attach`, where a tokenizer is known.
 
         Raises:
-            ValueError: an empty trace, or a folder with other files in it.
+            ValueError: an empty trace, one with NaN in its shares, or a folder with other files.
         """
         from vrga.folder import write
 
@@ -213,7 +213,9 @@ class Trace:
 
         Raises:
             FileNotFoundError: no trace there.
-            ValueError: a damaged one, or one of another format.
+            PermissionError: one that may not be read.
+            ValueError: a damaged one, or one of another format. What is returned is whole: every
+                part has its shape and dtype, and shares of attention are finite.
         """
         from vrga.folder import read
 

@@ -77,14 +77,15 @@ def figures(samples: dict[str, list[dict]]) -> dict:
     """
     prompts, ratios = {}, {name: look(own, "rrar") for name, own in samples.items()}
     for name, own in samples.items():
-        hits = right(own).astype(bool)
-        gap = difference(ratios[name][hits], ratios[name][~hits])
+        hits, misses = right(own) > 0, right(own) == 0
+        gap = difference(ratios[name][hits], ratios[name][misses])
         prompts[name] = {
             "accuracy": accuracy(own),
             "rrar": mean_interval(ratios[name]),
             "right": mean_interval(ratios[name][hits]),
-            "wrong": mean_interval(ratios[name][~hits]),
-            "wrong_answers": int((~hits).sum()),
+            "wrong": mean_interval(ratios[name][misses]),
+            "right_answers": int(hits.sum()),
+            "wrong_answers": int(misses.sum()),
             "right_minus_wrong": gap,
             "verdict": verdict(gap),
         }
@@ -115,7 +116,7 @@ def tables(found: dict, questions: int) -> list[Table]:
     for name, one in found["prompts"].items():
         wrong = one["wrong_answers"]
         ratios.add_row(name, "all", str(questions), share(one["rrar"]))
-        ratios.add_row("", "right", str(questions - wrong), share(one["right"]))
+        ratios.add_row("", "right", str(one["right_answers"]), share(one["right"]))
         ratios.add_row("", "wrong", str(wrong), share(one["wrong"]))
         gap = one["right_minus_wrong"]
         order.add_row(f"{name}: wrong < right", share(gap, "+"), one["verdict"])

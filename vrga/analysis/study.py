@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from rich.console import Console
 
 from vrga.demo.data import TEST_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
 from vrga.evaluation.looking import cells_in
-from vrga.evaluation.store import Store, fingerprint, write_json
+from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.intervals import Interval
@@ -124,7 +123,7 @@ class Study:
         self, loaded: tuple, items: Sequence[Item], arms: Sequence[Arm], settings: dict, **more
     ) -> dict[str, list[dict]]:
         """The samples of each arm by its name; see `run_arms` for `more`."""
-        store = Store(self.output, settings, resume=self.resume)
+        store = Store(self.output, settings, resume=self.resume, fields=ANSWERED)
         return run_arms(
             *loaded, items, arms, store, batch=self.batch, max_new_tokens=self.longest,
             console=self.console, **more,
@@ -147,8 +146,7 @@ class Study:
 
 def image_size(item: Item) -> tuple[int, int]:
     """Width and height of a question's first image, in pixels."""
-    image = item.images[0]
-    return (image if isinstance(image, Image.Image) else read_image(image)).size
+    return read_image(item.images[0]).size
 
 
 def check_box(item: Item) -> None:

@@ -74,6 +74,13 @@ def run_arms(
         The samples of each arm by its name, in the items' order.
     """
     by_key = {f"{arm.name}/{item.id}": (arm, item) for arm in arms for item in items}
+    unknown = sum(item.answer is None for item in items)
+    if unknown:
+        told = f"{unknown} of {len(items)} questions have no answer: they are asked and not scored"
+        console.print(told, style="yellow", soft_wrap=True)
+    if store.damaged:
+        told = f"{store.damaged} damaged lines in {store.folder}: their samples are asked again"
+        console.print(told, style="yellow", soft_wrap=True)
     with progress(console) as bar:
         task = bar.add_task("answering", total=len(by_key), completed=len(store.done))
         for arm in arms:
@@ -106,7 +113,7 @@ def run_arms(
     samples = store.finish(by_key)
     found: dict[str, list[dict]] = {arm.name: [] for arm in arms}
     for one in samples:
-        found[f"{one['prompt']}/{one['arm']}"].append(one)
+        found[by_key[one["key"]][0].name].append(one)
     return found
 
 
@@ -146,8 +153,13 @@ def progress(console: Console) -> Progress:
 
 
 def right(samples: Sequence[dict]) -> np.ndarray:
-    """Score of each sample, float [N]; an answer that failed is wrong, as it would be at a test."""
-    return np.array([one["score"] or 0.0 for one in samples])
+    """Score of each sample, float [N]; NaN where no right answer is known.
+
+    An answer that failed is wrong, as it would be at a test.
+    """
+    unknown = [one["score"] is None and one.get("target", "") is None for one in samples]
+    found = np.array([one["score"] or 0.0 for one in samples], dtype=float)
+    return np.where(unknown, np.nan, found)
 
 
 def look(samples: Sequence[dict], name: str) -> np.ndarray:

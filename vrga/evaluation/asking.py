@@ -225,10 +225,7 @@ class Asker:
                     if part["type"] not in ("image", "text"):
                         raise ValueError(f"a {part['type']} in the chat; images and text are read")
                     if part["type"] == "image":
-                        image = part["image"]
-                        if not isinstance(image, Image.Image):
-                            image = read_image(Path(image))
-                        images.append(image.convert("RGB"))
+                        images.append(read_image(part["image"]))
                         part = {"type": "image"}
                     parts.append(part)
                 content = parts
@@ -369,9 +366,11 @@ class Asker:
         return answers
 
     def _lengths(self, new: Tensor) -> list[int]:
-        """Generated tokens of each row, up to and with its first end token."""
+        """Generated tokens of each row, up to and with its first end token if there is one."""
         ends = self.model.generation_config.eos_token_id
-        ends = torch.tensor(ends if isinstance(ends, list) else [ends])
+        if ends is None:  # nothing ends an answer but its greatest length
+            return [new.shape[1]] * len(new)
+        ends = torch.as_tensor(ends).flatten().cpu()
         ended = torch.isin(new, ends).cumsum(1)
         return ((ended - torch.isin(new, ends).int()) == 0).sum(1).tolist()
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vrga.beforehand import STYLES, check_folder, check_readable, check_split
 from vrga.config import PRESETS, VRGAConfig
+from vrga.hf.files import check_model
 
 WRONG, STOPPED, FAILED, INTERRUPTED = 2, 3, 4, 130  # exit statuses; 0 is a whole run
 EPILOG = """\
@@ -66,15 +68,17 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     Raises:
         ValueError: options that do not fit together, or not the run that is resumed.
     """
-    from vrga.evaluation.run import Evaluation, evaluate
-
     given = parser(prog).parse_args(arguments)
+    config = _config(given)
+    _check(given)
     console = Console()
+    from vrga.evaluation.run import Evaluation, evaluate  # imports torch
+
     chosen = Evaluation(
         model=given.model,
         tasks=tuple(name.strip() for name in given.tasks.split(",") if name.strip()),
         arms=given.arms,
-        config=_config(given),
+        config=config,
         data=given.data,
         prompt=given.prompt,
         split=given.split,
@@ -93,6 +97,22 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         given.output,
         console,
     )
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Refuse what can be known to be wrong before anything is imported."""
+    if not [name for name in given.tasks.split(",") if name.strip()]:
+        raise ValueError("--tasks names no task")
+    check_split(given.split)
+    check_readable(given.data, "--data", folder=True)
+    check_folder(given.output, "--output")
+    if given.prompt not in ("task", "back", *STYLES) and "{question}" not in given.prompt:
+        raise ValueError(
+            f"--prompt {given.prompt}: task, back, {', '.join(STYLES)}, or a text with {{question}}"
+        )
+    if None not in (given.min_pixels, given.max_pixels) and given.min_pixels > given.max_pixels:
+        raise ValueError(f"pixels: at least {given.min_pixels} and at most {given.max_pixels}")
+    check_model(given.model)
 
 
 def guarded(run: Callable[[], dict | None], output: Path, console: Console) -> int:
@@ -144,8 +164,8 @@ def read_config(path: Path) -> VRGAConfig:
         ValueError: no JSON, or fields that a config does not have.
     """
     try:
-        return VRGAConfig(**json.loads(Path(path).read_text("utf-8")))
-    except (TypeError, json.JSONDecodeError) as error:
+        return VRGAConfig(**json.loads(Path(path).read_text("utf-8-sig")))
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no configuration: {error}") from error
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from vrga.evaluation.store import SETTINGS, merge, read_samples
+from vrga.evaluation.store import ANSWERED, merge, read_samples, read_settings
 from vrga.evaluation.tables import difference
 from vrga.evaluation.wording import percent
 
@@ -44,14 +43,12 @@ def compare(first: Path, second: Path, console: Console) -> dict[str, dict]:
 
 def _read(folder: Path) -> tuple[list[dict], dict]:
     """Samples and settings of a finished or an unfinished run."""
-    try:
-        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no run: it has no {SETTINGS}") from None
+    settings = read_settings(folder)
     samples: dict[str, dict] = {}
     for path in sorted(folder.glob("samples*.jsonl")):
-        found, _ = read_samples(path, settings["hash"])  # a line may be cut off, if it was stopped
-        merge(samples, [one for one in found if "task" in one])
+        # A line may be cut off, if the run was stopped.
+        found, _ = read_samples(path, settings["hash"], ANSWERED)
+        merge(samples, [one for one in found if isinstance(one.get("task"), str)])
     return list(samples.values()), settings["settings"]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vrga.evaluation.json_text import parsed, read_text
 from vrga.evaluation.tasks import documents
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -27,12 +28,12 @@ def read_rows(path: Path) -> list[dict]:
     try:
         if path.suffix.lower() == ".parquet":
             return pq.read_table(path).to_pylist()
-        text = path.read_text("utf-8-sig")
+        text = read_text(path)
         if path.suffix.lower() == ".csv":
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
             return [{key: value for key, value in row.items() if key} for row in rows]
         return _lines(text) if path.suffix.lower() == ".jsonl" else _json(text)
-    except (ValueError, OSError, csv.Error, pa.ArrowException) as error:
+    except (ValueError, OSError, csv.Error, pa.ArrowException, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error
 
 
@@ -59,21 +60,25 @@ def _column(values: list) -> pa.Array:
     if not any(isinstance(value, dict) for value in values):
         try:
             return pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+        except (pa.ArrowException, OverflowError):
             pass
     kept = (str, type(None))
-    return pa.array([v if isinstance(v, kept) else json.dumps(v) for v in values], pa.string())
+    return pa.array(
+        [v if isinstance(v, kept) else json.dumps(v, default=str) for v in values], pa.string()
+    )
 
 
 def _lines(text: str) -> list[dict]:
-    return _checked([json.loads(line) for line in text.split("\n") if line.strip()])
+    if text.lstrip().startswith("["):
+        return _json(text)  # a list in spite of its name
+    return _checked([parsed(line) for line in text.split("\n") if line.strip()])
 
 
 def _json(text: str) -> list[dict]:
     try:
-        found = json.loads(text)
+        found = parsed(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
             return _lines(text)
         raise
     if isinstance(found, dict):

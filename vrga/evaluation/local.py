@@ -18,6 +18,7 @@ import yaml
 
 from vrga.evaluation.files import SUFFIXES, embeds_images, read_rows, to_table
 from vrga.evaluation.tasks import documents, grid, hallusionbench, mme, tallyqa
+from vrga.images import holds_image, is_link
 
 # The packaged YAML file of every task that can be read from files.
 TASKS = {
@@ -134,21 +135,21 @@ def _write_file(task: str, folder: Path, output: Path) -> Path:
         raise ValueError(f"{path}: no rows")
     for i, row in enumerate(rows):
         try:
-            documents.question(row), documents.target(row)
+            documents.question(row), documents.target(row), documents.options(row)
             missing = [name for name in _NEEDED.get(task, ()) if row.get(name) is None]
             if missing:
                 raise KeyError(f"no field {', '.join(missing)}")
             if task in _SCORED:
                 _SCORED[task](row, [""])
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, row {i + 1}: {error.args[0]}") from error
     places = _image_folders(task, folder, path)
-    for row in rows:
+    for i, row in enumerate(rows, 1):
         name = next((name for name in documents.IMAGE if row.get(name)), None)
         if name is not None:
             values = row.pop(name)
             values = values if isinstance(values, list) else [values]
-            row["images"] = [str(_image(str(value), places)) for value in values]
+            row["images"] = [_image(path, i, value, places) for value in values]
     return _write_rows(rows, output / f"{task}.parquet")
 
 
@@ -163,15 +164,33 @@ def _image_folders(task: str, folder: Path, path: Path) -> list[Path]:
     return [place for base in (folder, *own) for place in (base, base / "images")]
 
 
-def _image(value: str, places: list[Path]) -> Path:
+def _image(path: Path, row: int, value: object, places: list[Path]) -> str:
+    """An image in base64 as it is, and of others where the file is.
+
+    Raises:
+        ValueError: neither a name nor an image.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{path}, row {row}: the image {value!r} is no name of a file")
+    return value if holds_image(value) else str(_found(value, places))
+
+
+def _found(value: str, places: list[Path]) -> Path:
     """Where an image is, by its path or, as for a link, its name; the first place if nowhere.
 
     A missing image is an error of its sample, when it is asked about, not of the whole file.
     """
-    link = re.match(r"\w+://", value)
+    link = is_link(value)
     names = [value.rsplit("/", 1)[-1]] if link else [value, Path(value).name]
     tried = [place / name for name in names for place in places]
-    return next((path for path in tried if path.is_file()), tried[0])
+    return next((path for path in tried if _is_file(path)), tried[0])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        return False
 
 
 def _plain(name: str) -> str:

@@ -21,7 +21,7 @@ from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, accuracy, compared, mean_look, right, run_arms, versions
 from vrga.evaluation.items import PROMPTS, drawn_items, read_items
-from vrga.evaluation.store import Store, fingerprint, write_json
+from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.wording import percent, share
 from vrga.hf.checkpoints import load
 
@@ -99,7 +99,7 @@ def experiment(
         "max_new_tokens": max_new_tokens,
         "arms": {arm.name: arm.config and dataclasses.asdict(arm.config) for arm in chosen},
     }
-    store = Store(output, settings, resume=resume)
+    store = Store(output, settings, resume=resume, fields=ANSWERED)
     loaded, processor = load(model, **({"dtype": torch.float32} if model is None else {}))
     found = run_arms(
         loaded, processor, items, chosen, store,
@@ -128,7 +128,7 @@ def _summary(found: dict[str, list[dict]], name: str) -> dict:
         "reward": float(np.mean([lookback.reward(text) for text in texts])),
         "tokens": float(np.mean([one["tokens"] for one in samples])),
         "failed": int(sum(one["error"] is not None for one in samples)),
-        "right": int(right(samples).sum()),
+        "right": int(np.nansum(right(samples))),
         "against_off": None if base is None or base is samples else compared(samples, base),
     }
 

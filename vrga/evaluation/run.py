@@ -18,12 +18,13 @@ from rich.console import Console
 from vrga.config import VRGAConfig
 from vrga.demo.data import split_options
 from vrga.evaluation.arms import progress, versions
-from vrga.evaluation.store import Store, fingerprint, write_json
+from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.tables import markdown, rich_table, summary
 from vrga.hf.checkpoints import load
 
 RESULTS, TABLE, TASKS = "results.json", "table.md", "tasks"
 BASE, STEERED = "base", "vrga"
+FIELDS = {**ANSWERED, "task": (str,)}
 NOT_SETTINGS = ("batch", "device_map")  # decide how fast, not what
 
 
@@ -107,7 +108,8 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
     first = processes.is_main_process
     settings = chosen.settings()
     if first:
-        Store(output, settings, resume=resume).close()  # refuses before anything is loaded
+        # Refuses before anything is loaded.
+        Store(output, settings, resume=resume, fields=FIELDS).close()
     processes.wait_for_everyone()
     names, manager = _tasks(chosen, output, first, processes.wait_for_everyone)
     device_map = chosen.device_map
@@ -121,7 +123,7 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
         attn_implementation=chosen.attn_implementation,
     )
     rank, ranks = processes.process_index, processes.num_processes
-    store = Store(output, settings, resume=True, rank=rank, ranks=ranks)
+    store = Store(output, settings, resume=True, rank=rank, ranks=ranks, fields=FIELDS)
     if first and store.damaged:
         console.print(f"{store.damaged} damaged lines in {output}: their samples are asked again")
     found = {}
@@ -192,7 +194,27 @@ def _tasks(chosen: Evaluation, output: Path, first: bool, wait) -> tuple[list[st
             f"no task {', '.join(unknown)} in lmms-eval or in this package, whose own are "
             f"{', '.join(local.TASKS)} (all but vrga_grid from files: --data)"
         )
+    for name in names:
+        if name not in own:
+            _check_data(name, manager)
     return names, manager
+
+
+def _check_data(name: str, manager) -> None:
+    """Raise ValueError where a task's data cannot be had, before a model is loaded for it."""
+    from lmms_eval.tasks import get_task_dict
+
+    try:
+        get_task_dict([name], manager, "chat")
+    except Exception as error:  # of the hub, of datasets, of the network, or of the task's code
+        attempt = getattr(error, "last_attempt", None)  # it was tried several times
+        cause = error if attempt is None else attempt.exception() or error
+        told = (str(cause).strip() or "no reason given").splitlines()[0]
+        raise ValueError(
+            f"the data of task {name} cannot be loaded ({type(cause).__name__}: {told}): its "
+            "questions come from the Hugging Face hub, which needs a connection and, for some, a "
+            "token (HF_TOKEN); or give their files with --data"
+        ) from None
 
 
 def _arm(chosen: Evaluation, arm: str, loaded, names, manager, store: Store, bar) -> dict:

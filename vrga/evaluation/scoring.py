@@ -13,15 +13,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from vrga.evaluation.algebra import CHECKER
+from vrga.evaluation.letters import picked
 from vrga.lookback import SPAN, last_box
 
 BOX = "VRGA_BOX"  # environment variable: 1, only a box counts; 0, plain text counts too
 _THINK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}")
 _SAID = re.compile(r"\banswer\s*(?:is|:)\s*:?", re.IGNORECASE)
-_LETTER = re.compile(
-    r"\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.):,]|\s*\Z|\s+(?:because|since|as|and|or)\b)"
-)
 _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen twenty"
@@ -68,7 +66,7 @@ def answer(text: str, *, box: bool = False) -> str | None:
 def choice(
     text: str, options: Sequence[str] | Mapping[str, str], *, box: bool = False
 ) -> str | None:
-    """The letter of the option that the answer names, by letter or by its exact text.
+    """The letter of the option that the answer names, by letter or by its exact text; see `picked`.
 
     Args:
         text: the model's output.
@@ -84,16 +82,7 @@ def choice(
         return None
     if not isinstance(options, Mapping):
         options = {chr(ord("A") + i): text for i, text in enumerate(options)}
-    for said in (_bare(found), _said(found)):
-        letter = _letter(said, options)
-        if letter is not None:
-            return letter
-        named = [key for key, option in options.items() if option and _same(said, option)]
-        if len(named) == 1:
-            return named[0]
-    # "I choose (B).": letters in brackets stand for options wherever they are.
-    bracketed = set(re.findall(r"\(([A-Z])\)", found)) & set(options)
-    return bracketed.pop() if len(bracketed) == 1 else None
+    return picked(found, options)
 
 
 def yes_no(text: str, *, box: bool = False) -> bool | None:
@@ -174,20 +163,3 @@ def _said(text: str) -> str:
 def _same(a: str, b: str) -> bool:
     a, b = (" ".join(_bare(text).casefold().split()) for text in (a, b))
     return a == b
-
-
-def _letter(said: str, options: Mapping[str, str]) -> str | None:
-    """The letter that a bare text starts with as an option's name, not as a word's first."""
-    if re.fullmatch(r"\(?[a-z]\)?", said):
-        said = said.upper()
-    said = re.sub(r"\A(?:option|choice)\s+", "", said, flags=re.IGNORECASE)
-    found = _LETTER.match(said)
-    if found is None:
-        for letter, option in options.items():  # "B red"
-            if option and said.startswith(letter + " ") and _same(said[1:], option):
-                return letter
-        return None
-    letter, rest = found[found.lastindex], said[found.end() :]
-    # "(A) and (B)", "A) or C)": no choice
-    others = re.match(r"[\s.,):]*(?:and|or|&|/|,)\s*\(?([A-Z])\b(?!\w)", rest)
-    return letter if letter in options and not others else None

@@ -13,10 +13,26 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from vrga.evaluation.json_text import whole_characters
+
 SETTINGS, SAMPLES = "run.json", "samples.jsonl"
+_NONE, _NUMBER = type(None), (int, float)
+# What a finished sample of a question holds at least, and of which types.
+ANSWERED: Mapping[str, tuple[type, ...]] = {
+    "id": (str, int),
+    "arm": (str,),
+    "prompt": (str,),
+    "text": (str, _NONE),
+    "tokens": (int,),
+    "seconds": _NUMBER,
+    "steered": (bool,),
+    "region": (dict, _NONE),
+    "score": (*_NUMBER, _NONE),
+    "error": (str, _NONE),
+}
 
 
 class Store:
@@ -29,6 +45,7 @@ class Store:
         resume: go on with a run whose settings are the same.
         rank: of this process, where several write; only the first writes the settings.
         ranks: processes of this run.
+        fields: what a sample must hold, and of which types, to count as finished.
 
     Attributes:
         hash: of the settings, hexadecimal; it is part of every sample.
@@ -36,14 +53,22 @@ class Store:
         damaged: lines that could not be read; their samples count as not finished.
 
     Raises:
-        ValueError: the folder holds a run and `resume` is False, or one with other settings; or
-            `resume` is True and there is none.
+        ValueError: the folder holds a run and `resume` is False, one with other settings, or one
+            whose settings are damaged; or `resume` is True and there is none.
     """
 
     def __init__(
-        self, folder: Path, settings: dict, *, resume: bool = False, rank: int = 0, ranks: int = 1
+        self,
+        folder: Path,
+        settings: dict,
+        *,
+        resume: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        fields: Mapping[str, tuple[type, ...]] | None = None,
     ):
         self.folder, self.rank, self.damaged = Path(folder), rank, 0
+        self.fields = fields or {}
         settings = json.loads(json.dumps(settings, sort_keys=True))
         self.hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +103,7 @@ class Store:
                 f"{self.folder} holds a run already: go on with it (--resume), or give another "
                 "--output"
             )
-        held = json.loads(path.read_text("utf-8"))["settings"]
+        held = read_settings(self.folder)["settings"]
         other = sorted(name for name in held | settings if held.get(name) != settings.get(name))
         if other:
             told = "; ".join(f"{n}: {held.get(n)!r}, now {settings.get(n)!r}" for n in other)
@@ -92,7 +117,7 @@ class Store:
 
     def _read(self, path: Path, failed: bool = False) -> None:
         """Take the samples of a file into `done`; those that failed only if asked for."""
-        samples, damaged = read_samples(path, self.hash)
+        samples, damaged = read_samples(path, self.hash, self.fields)
         self.damaged += damaged
         merge(self.done, [one for one in samples if failed or one.get("error") is None])
 
@@ -140,15 +165,49 @@ class Store:
         self._file.close()
 
 
-def read_samples(path: Path, hash: str) -> tuple[list[dict], int]:
-    """The samples of one file that belong to settings of this hash, and the damaged lines."""
+def read_settings(folder: Path) -> dict:
+    """What run.json of a folder holds: "hash" and "settings".
+
+    Raises:
+        ValueError: none there, or a damaged one.
+    """
+    path = Path(folder) / SETTINGS
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found["settings"], dict) or not isinstance(found["hash"], str):
+            raise TypeError("settings is no object, or hash no text")
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no run: it has no {SETTINGS}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): the run cannot go on; give "
+            "another --output"
+        ) from error
+    return found
+
+
+def read_samples(
+    path: Path, hash: str, fields: Mapping[str, tuple[type, ...]] | None = None
+) -> tuple[list[dict], int]:
+    """The samples of one file that belong to settings of this hash, and the damaged lines.
+
+    Args:
+        fields: what a sample must hold, and of which types; one that does not is damaged.
+    """
     samples, damaged = [], 0
     for line in path.read_bytes().splitlines():
         try:
             one = json.loads(line)
-            if one["config"] == hash and isinstance(one["key"], str):
-                samples.append(one)
-        except (ValueError, KeyError, TypeError):
+            if one["config"] != hash:
+                continue
+            if not isinstance(one["key"], str):
+                raise TypeError("key")
+            for name, kinds in (fields or {}).items():
+                value = one[name]
+                if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                    raise TypeError(name)
+            samples.append(one)
+        except (ValueError, KeyError, TypeError, RecursionError):
             damaged += 1
     return samples, damaged
 
@@ -188,4 +247,6 @@ def clean(value: object) -> object:
 
 
 def _line(sample: dict) -> bytes:
-    return json.dumps(clean(sample), ensure_ascii=False, default=str).encode() + b"\n"
+    # A tokenizer may give half a surrogate pair, which is no UTF-8.
+    text = whole_characters(json.dumps(clean(sample), ensure_ascii=False, default=str))
+    return text.encode() + b"\n"

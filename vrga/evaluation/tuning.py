@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,56 +16,13 @@ from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS, VALIDATION_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, accuracy, compared, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
-from vrga.evaluation.store import Store, fingerprint, write_json
+from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
+from vrga.evaluation.sweeps import swept
 from vrga.evaluation.wording import percent, share
 from vrga.hf.checkpoints import load
 
 OFF = "off"
 BEST, RESULTS, FIGURE = "best.json", "results.json", "tuning.png"
-
-
-def swept(base: VRGAConfig, sweeps: Sequence[str]) -> dict[str, VRGAConfig]:
-    """The configs of a sweep: every combination of the values given.
-
-    Args:
-        base: fields that are not swept.
-        sweeps: "field=value,value,...", each for another field.
-
-    Returns:
-        A name such as "gain=1.5 gate=static" -> its config.
-
-    Raises:
-        ValueError: no sweep, an unknown field, or a value it does not take.
-    """
-    if not sweeps:
-        raise ValueError("nothing to tune: give --sweep field=value,value,...")
-    kinds = {field.name for field in dataclasses.fields(VRGAConfig)}
-    fields: dict[str, list] = {}
-    for sweep in sweeps:
-        name, _, values = sweep.partition("=")
-        if name not in kinds or not values or name in fields:
-            raise ValueError(
-                f"--sweep {sweep!r}: give each field once, as field=value,value,...; fields are "
-                f"{', '.join(sorted(kinds))}"
-            )
-        fields[name] = [_value(text) for text in values.split(",")]
-    configs = {}
-    for values in itertools.product(*fields.values()):
-        chosen = dict(zip(fields, values, strict=True))
-        if chosen.get("gate") == "static":  # has no thresholds: other values are the same config
-            chosen = {k: v for k, v in chosen.items() if k not in ("gate_focus", "gate_entropy")}
-        name = " ".join(f"{field}={value}" for field, value in chosen.items())
-        configs[name] = dataclasses.replace(base, **chosen)
-    return configs
-
-
-def _value(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def halves(
@@ -122,6 +78,8 @@ def tune(
     """
     configs = swept(base, sweeps)
     tuning, held_out = halves(data, limit, split, style, seed)
+    if all(item.answer is None for item in tuning) or all(x.answer is None for x in held_out):
+        raise ValueError(f"{data}: no question of a half has an answer to choose a config by")
     settings = {
         "command": "tune", "data": None if data is None else str(data),
         "data_hash": fingerprint(data), "model": model,
@@ -129,7 +87,10 @@ def tune(
         "prompt": prompt, "style": style, "max_new_tokens": max_new_tokens, "seed": seed,
         "configs": {name: dataclasses.asdict(config) for name, config in configs.items()},
     }  # fmt: skip
-    stores = [Store(output / part, settings, resume=resume) for part in ("tuning", "held_out")]
+    stores = [
+        Store(output / part, settings, resume=resume, fields=ANSWERED)
+        for part in ("tuning", "held_out")
+    ]
     loaded, processor = load(model, **({"dtype": torch.float32} if model is None else {}))
 
     def run(names: Sequence[str], items: list[Item], store: Store) -> dict[str, list[dict]]:

@@ -1,4 +1,4 @@
-"""Loading checkpoints and their processors."""
+"""Loading checkpoints and their processors, without running code of theirs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vrga.hf.families import FAMILIES, Family
-from vrga.lookback import ALIASES
-
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+from vrga.hf.families import FAMILIES
+from vrga.hf.files import check_model, check_weights, checkpoint_file, read_config
 
 
 def load(
@@ -39,28 +37,30 @@ def load(
 
     Raises:
         FileNotFoundError: a local path that does not exist or holds no checkpoint.
-        ValueError: pickled or damaged weights, missing or extra tensors, or an unsupported
-            architecture.
+        ValueError: pickled, damaged or infinite weights, missing or extra tensors, an index that
+            names other files than safetensors beside it, an unsupported architecture, or a
+            checkpoint that needs code of its own: none is ever run.
+        OSError: a hub id that cannot be reached.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    where = embedded() if name is None else check_model(name)
+    found = read_config(where)  # before transformers reads anything: its files may name code
+    check_weights(where, found)
 
-    where = embedded() if name is None else ALIASES.get(str(name).lower(), name)
-    _check_folder(where)
-    config = AutoConfig.from_pretrained(where)
-    if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"{where} is a {config.model_type!r} model; supported: {', '.join(FAMILIES)}"
-        )
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    config = _config(where)
     if device_map is None and torch.cuda.is_available():
         device_map = {"": 0}
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             where,
+            config=config,
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except SafetensorError as error:
@@ -68,7 +68,54 @@ def load(
             f"a weight file of {where} is damaged or cut short ({error}): download it again"
         ) from error
     _check_tensors(where, report)
+    check_finite(where, model)
     return model.eval(), load_processor(where)
+
+
+def _config(where: str | Path):
+    """The config of a checkpoint whose model_type is known.
+
+    Raises:
+        ValueError: one that transformers cannot make sense of.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(where, trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a wrong type in it leads to
+        raise ValueError(f"config.json of {where} makes no model: {_first_line(error)}") from error
+
+
+def check_finite(where: object, model: nn.Module) -> None:
+    """Refuse weights with NaN or infinity, which answer with noise.
+
+    One pass over the weights, without a copy of any; those that are not in memory yet are left
+    out.
+
+    Raises:
+        ValueError: naming the first such tensors.
+    """
+    checked: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel() and tensor.device.type != "meta":
+            try:
+                low, high = torch.aminmax(tensor.detach())
+            except (RuntimeError, NotImplementedError):  # float8 has no such reduction
+                low, high = torch.aminmax(tensor.detach().float())
+            sound = (low.isfinite() & high.isfinite()).reshape(())
+            checked.setdefault(tensor.device, []).append((name, sound))
+    bad = []
+    for found in checked.values():  # one wait for each device
+        sound = torch.stack([flag for _, flag in found]).tolist()
+        bad += [name for (name, _), ok in zip(found, sound, strict=True) if not ok]
+    if bad:
+        raise ValueError(
+            f"the checkpoint {where} has NaN or infinity in {len(bad)} tensors, among them "
+            f"{', '.join(bad[:3])}: it is damaged, or of a training that diverged, or its numbers "
+            "do not fit into the dtype that was asked for"
+        )
 
 
 def _check_tensors(where: str | Path, report: dict) -> None:
@@ -96,26 +143,32 @@ def load_processor(where: str | Path) -> object:
     """The processor of a checkpoint; of the Qwen families for images alone without torchvision.
 
     Raises:
-        ValueError: another family's processor that needs torchvision, which is missing.
+        ValueError: an unsupported architecture, a processor that is code of the checkpoint's, or
+            another family's that needs torchvision, which is missing.
     """
-    from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+    from transformers import AutoProcessor, AutoTokenizer
     from transformers.utils import is_torchvision_available
 
-    kind = AutoConfig.from_pretrained(where).model_type
-    family = FAMILIES.get(kind, Family())
-    if is_torchvision_available():
-        return AutoProcessor.from_pretrained(where)
-    if family.processor is None:
+    kind = read_config(where)["model_type"]
+    family = FAMILIES[kind]
+    if family.processor is None or is_torchvision_available():
         try:
-            return AutoProcessor.from_pretrained(where)
+            return AutoProcessor.from_pretrained(where, trust_remote_code=False)
         except (ImportError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise ValueError(
+                    f"the processor of {where} is code of its own (auto_map), which is not run: "
+                    f"use a checkpoint with transformers' own processor of {kind!r}"
+                ) from error
+            if is_torchvision_available():
+                raise
             raise ValueError(
                 f"the processor of {kind!r} at {where} cannot be loaded; it may need torchvision, "
-                f"which is not installed: {str(error).strip().splitlines()[0]}"
+                f"which is not installed: {_first_line(error)}"
             ) from error
     # Its video half needs torchvision; without it AutoProcessor fails with a misleading error.
     images = image_processor_class().from_pretrained(where)
-    tokenizer = AutoTokenizer.from_pretrained(where)
+    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     template = tokenizer.chat_template or _old_chat_template(where)
     return image_only_processor_class(family.processor)(images, tokenizer, chat_template=template)
 
@@ -143,7 +196,7 @@ def tokenizer_beside(model: nn.Module) -> object | None:
     if not model.name_or_path:
         return None
     try:
-        return AutoTokenizer.from_pretrained(model.name_or_path)
+        return AutoTokenizer.from_pretrained(model.name_or_path, trust_remote_code=False)
     except (OSError, ValueError, TypeError):
         return None
 
@@ -202,30 +255,12 @@ def image_only_processor_class(base: str = "Qwen2_5_VLProcessor") -> type:
 
 def _old_chat_template(where: str | Path) -> str | None:
     """The template of checkpoints that keep it in chat_template.json, as Qwen's own do."""
-    from transformers.utils import cached_file
+    found = checkpoint_file(where, "chat_template.json")
+    try:
+        return json.loads(found.read_text("utf-8"))["chat_template"] if found else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{found} holds no chat template: {error!r}") from error
 
-    found = cached_file(where, "chat_template.json", _raise_exceptions_for_missing_entries=False)
-    return json.loads(Path(found).read_text("utf-8"))["chat_template"] if found else None
 
-
-def _check_folder(where: str | Path) -> None:
-    """Refuse local checkpoints that transformers would reject with a riddle."""
-    path = Path(where)
-    if not path.exists():
-        looks_local = isinstance(where, Path) or str(where).startswith((".", "/", "~"))
-        if looks_local or str(where).count("/") != 1:
-            raise FileNotFoundError(
-                f"no checkpoint at {where!s}: give a local folder, or a hub id such as "
-                "Qwen/Qwen2.5-VL-7B-Instruct"
-            )
-        return
-    if not path.is_dir() or not (path / "config.json").exists():
-        raise FileNotFoundError(f"{where!s} is not a checkpoint folder: it has no config.json")
-    if not list(path.glob("*.safetensors")):
-        pickled = [f.name for pattern in PICKLED for f in path.glob(pattern)]
-        if pickled:
-            raise ValueError(
-                f"{where!s} holds pickled weights ({', '.join(sorted(pickled)[:3])}), which can "
-                "run code when loaded: convert them to safetensors"
-            )
-        raise FileNotFoundError(f"{where!s} holds no *.safetensors weights")
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,16 +5,14 @@ The functions that YAML files name take a row ("doc") and are called by lmms-eva
 
 from __future__ import annotations
 
-import ast
-import io
-import json
 import math
 import re
 from collections.abc import Sequence
 
 from PIL import Image
 
-from vrga.images import whole_images
+from vrga.evaluation.options import letter_of_key, read_options
+from vrga.images import read_image
 from vrga.lookback import last_box
 
 QUESTION = ("question", "problem", "text", "query")
@@ -47,6 +45,8 @@ def question(doc: dict) -> str:
 def target(doc: dict) -> str:
     """The expected answer: of a solution, what it boxes or tags as the answer.
 
+    The key of an option under other keys than letters is told as its letter.
+
     Raises:
         KeyError: no field that holds answers.
     """
@@ -54,23 +54,30 @@ def target(doc: dict) -> str:
     tagged = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
     text = tagged[1].strip() if tagged else text
     boxed = last_box(text)
-    return text if boxed is None else boxed
+    return letter_of_key(_given(doc), text if boxed is None else boxed)
 
 
 def options(doc: dict) -> dict[str, str]:
     """Letter to text of the options; empty for an open question.
 
-    Read from `choices` or `options` (a list, or the text of one), from `option` ("A. 5; B. 6"),
-    or from the question's lines after "Choices:" or "Options:".
+    Read from `choices` or `options` (see `read_options`), from `option` ("A. 5; B. 6"), or from the
+    question's lines after "Choices:" or "Options:".
+
+    Raises:
+        ValueError: options of a form that is not known.
     """
-    listed = doc.get("choices")
-    listed = doc.get("options") if listed is None else listed
-    if isinstance(listed, str):
-        listed = _list(listed)
-    if listed is not None and len(listed):
-        return {chr(ord("A") + i): str(text) for i, text in enumerate(listed)}
-    if doc.get("option"):
-        return dict(_OPTION.findall(re.sub(r";\s*(?=[A-Z]\.)", "\n", doc["option"])))
+    found = read_options(_given(doc))
+    if found:
+        return found
+    listed = doc.get("option")
+    if listed:
+        try:
+            return read_options(listed)
+        except ValueError:  # letters that leave some out
+            lettered = re.sub(r";\s*(?=[A-Z]\.)", "\n", str(listed))
+            if not _OPTION.search(lettered):
+                raise
+            return dict(_OPTION.findall(lettered))
     asked = re.split(r"\b(?:Choices|Options):", question(doc), maxsplit=1)
     return dict(_OPTION.findall(asked[1])) if len(asked) == 2 else {}
 
@@ -88,14 +95,15 @@ def text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
 
 
 def images(doc: dict) -> list[Image.Image]:
-    """The images in RGB.
+    """The images, see `read_image`.
 
     Raises:
         OSError: an image that is missing or cannot be read; names its file.
+        ValueError: an address, which is not fetched.
     """
     values = next((doc[name] for name in IMAGE if doc.get(name) is not None), [])
     values = values if isinstance(values, list) else [values]
-    return [_open(value) for value in values]
+    return [read_image(value) for value in values]
 
 
 def mean(items: list[dict]) -> float:
@@ -106,29 +114,13 @@ def mean(items: list[dict]) -> float:
 
 def _field(doc: dict, names: Sequence[str]):
     for name in names:
-        if doc.get(name) is not None and str(doc[name]).strip():
-            return doc[name]
+        value = doc.get(name)
+        absent = value is None or (isinstance(value, float) and math.isnan(value))
+        if not absent and str(value).strip():
+            return value
     raise KeyError(f"none of {', '.join(names)} among the fields {', '.join(map(str, doc))}")
 
 
-def _list(text: str) -> list:
-    """A list written as JSON or as Python writes it; empty where it is neither."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(text)
-        except (ValueError, SyntaxError):
-            continue
-        return found if isinstance(found, list) else []
-    return []
-
-
-def _open(value) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value.convert("RGB")
-    name = value.get("path") if isinstance(value, dict) else value
-    stored = value.get("bytes") if isinstance(value, dict) else None
-    try:
-        with whole_images(), Image.open(io.BytesIO(stored) if stored else name) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise OSError(f"image {name} cannot be read: {error}") from error
+def _given(doc: dict) -> object:
+    """The options as the row holds them."""
+    return doc.get("options") if doc.get("choices") is None else doc["choices"]

@@ -1,6 +1,7 @@
 """Free answers, scored by a judge of the user's: MMHal-Bench and HaloQuest.
 
-The environment variable VRGA_JUDGE names the judge as "module:function": a callable
+The environment variable VRGA_JUDGE names the judge as "module:function" of a module that is
+installed or lies in the working folder: a callable
 (question, target, prediction) -> float. For MMHal it gives 0 to 6, where less than 3 means
 hallucination; for HaloQuest 0 to 1; for RH-Bench 0 to 5, where more than 2 is right. Without a
 judge there are predictions only, and the metric `judge` says so.
@@ -12,6 +13,7 @@ import importlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable
 
 from vrga.evaluation.scoring import answer, only_box
@@ -32,9 +34,14 @@ def load_judge(name: str | None = None) -> Judge | None:
     if not name:
         return None
     module, _, function = name.partition(":")
+    here = os.getcwd()
+    # `python -m` looks into the working folder, the command `vrga` does not. Last, so that nothing
+    # there takes the place of an installed module.
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
     try:
         judge = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a judge is somebody's program
         raise ValueError(f"{JUDGE} is {name!r}, not module:function of a judge: {error}") from error
     if not callable(judge):
         raise ValueError(f"{JUDGE} is {name!r}, which cannot be called")
