@@ -73,7 +73,14 @@ def test_a_row_that_ends_early_has_fewer_steps(model):
 def test_a_row_without_an_image_is_not_steered(model):
     with vrga.patch(model, GAIN) as patch:
         generate(model, QWEN.batch([1, 0]).inputs, 4)
-        assert patch.steps[0].steered == 3 and not patch.region[1].grids
+        assert counts(patch) == [(4, 3, {}), (4, 0, {"no image": 3})]
+
+
+def test_an_empty_region_steers_nothing(model):
+    with vrga.patch(model, GAIN) as patch:
+        patch.given = lambda grids: [[torch.zeros(g.h, g.w) > 0 for g in row] for row in grids]
+        generate(model, QWEN.batch([1]).inputs, 4)
+        assert counts(patch) == [(4, 0, {"an empty region": 3})]
 
 
 @pytest.mark.parametrize("how", [{}, FULLGRAPH], ids=["eager", "compiled"])

@@ -153,6 +153,11 @@ class VRGAConfig:
         return self.gain != 1 or self.method not in ("vrga", "released")
 
     @property
+    def boosts(self) -> bool:
+        """Whether it raises the attention to T; the hard mask and ablations take some away."""
+        return self.method in ("vrga", "released")
+
+    @property
     def reproduces(self) -> bool:
         """Whether it repeats what the released code computes, off by one where that is."""
         return self.method != "vrga" and self.ablate != "given"

@@ -167,7 +167,7 @@ class Patch:
     def __repr__(self) -> str:
         config = self.config
         parts = [self._host.family.title]
-        parts.append(f"gain {config.gain:g}" if config.method in ("vrga", "released")
+        parts.append(f"gain {config.gain:g}" if config.boosts
                      else config.method)  # fmt: skip
         run = self._run
         if not self._host.is_attached:

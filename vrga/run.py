@@ -21,7 +21,7 @@ from vrga.recorder import Recorder
 from vrga.region import Region, empty_region, find_region
 from vrga.released import released_region
 from vrga.steering import Steering
-from vrga.steps import GAIN, OFF, SINGLE, Ledger, Steps, answer_ends
+from vrga.steps import EMPTY, GAIN, IMAGELESS, OFF, SINGLE, Ledger, Steps, answer_ends
 from vrga.tokens import GridCells, Prompt, Query, cells_mask, check_query, visible_keys
 from vrga.waiting import CHUNK
 
@@ -292,7 +292,7 @@ class Run:
             recorder = recording.recorder
             if recording.watch is not None:
                 watch = self._cells(recording.watch, "watch")
-            elif config.method in ("vrga", "released"):
+            elif config.boosts:
                 asked, recorder.question = question, True
             recorder.aim(self.regions, self.reached)
         cache, beams = self.cache, self._reordered is not None
@@ -478,7 +478,14 @@ class Run:
         ends = None
         if self.said is not None and len(self.said) == self.ledger.rows:
             ends = answer_ends(self.said, set(self.options.ends))
-        return self.ledger.of_rows(ends)
+        found = self.ledger.of_rows(ends)
+        for row, region in enumerate(self.regions):
+            # A region found anew may be empty where the first was not, and the other way round.
+            if not region.grids:
+                found[row] = found[row].all_left_alone(IMAGELESS)
+            elif self.config.boosts and not self.episodes and not region.mask.any():
+                found[row] = found[row].all_left_alone(EMPTY)
+        return found
 
     def check_sum(self, expected: int, beams: bool) -> None:
         """Every step must be accounted for.

@@ -14,6 +14,8 @@ SINGLE = "this preset steers passes of one token alone"
 OUTSIDE = "outside <back>"
 OPENS = "opens <back>"
 CHOICE = "not chosen by `when`"
+IMAGELESS = "no image"
+EMPTY = "an empty region"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Steps:
     def passed(self) -> int:
         """Steps in all: `generated` - 1 where everything is accounted for."""
         return self.steered + sum(self.left_alone.values())
+
+    def all_left_alone(self, reason: str) -> Steps:
+        """The same steps, none of them steered."""
+        return Steps(self.generated, 0, {reason: self.passed} if self.passed else {})
 
     def __str__(self) -> str:
         left = "".join(f", {count} left alone ({why})" for why, count in self.left_alone.items())
