@@ -68,6 +68,30 @@ def test_an_answer_says_whether_it_was_steered(embedded, monkeypatch, config, pa
         assert answer.steered is steered and (answer.region is not None) is patched
 
 
+def test_an_answer_of_one_token_was_not_steered(embedded):
+    """It comes from the prompt's pass, which never is: whatever the gain, it is the base's own."""
+    config = VRGAConfig.published(gain=1000.0)
+    one = ask(embedded, config, requests("direct", max_new_tokens=1)[:3])
+    base = ask(embedded, None, requests("direct", max_new_tokens=1)[:3])
+    assert {i: a.text for i, a in one.items()} == {i: a.text for i, a in base.items()}
+    for answer in one.values():
+        assert answer.steered is False and answer.region is not None
+        assert answer.steps == {"generated": 1, "steered": 0, "left_alone": {}}
+    more = ask(embedded, config, requests("direct", max_new_tokens=4)[:3])
+    for answer in more.values():
+        assert answer.steered and answer.steps["steered"] == answer.tokens - 1
+
+
+def test_a_run_that_is_not_steered_ends(embedded, monkeypatch):
+    """Not as an error of each sample: the installation is at fault, and every figure would be."""
+    from vrga.passes import SteeringError
+    from vrga.steps import Ledger
+
+    monkeypatch.setattr(Ledger, "note", lambda *args: None)
+    with pytest.raises(SteeringError, match="the patch saw 0"):
+        ask(embedded, VRGAConfig.published(), requests("direct")[:2])
+
+
 def test_the_query_is_the_end_of_the_question(embedded):
     model, processor = embedded
     found = ask(embedded, VRGAConfig.published(), batch=1)
