@@ -28,7 +28,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "versions.json"
 OVERLAYS = ROOT / ".versions"
-CORE = ("oracle", "accounting", "families", "patch")
+CORE = ("oracle", "accounting", "families", "passes", "host", "patch")
 FIRST = (5, 10)
 ALWAYS = ("4.57.6", "5.17.0", "5.19.0")
 # What comes with a version of transformers, so that the pins of constraints.txt do not hold for it.
