@@ -46,6 +46,10 @@ def test_all_steps_of_all_rows_are_steered(model, name):
     torch._dynamo.reset()
     inputs = QWEN.batch([1] if name in ("drafts", "chunks") else [1, 2]).inputs
     options = dict(do_sample=False, max_new_tokens=7, min_new_tokens=7) | WAYS[name]
+    try:
+        model.generate(**inputs, **options)
+    except (RuntimeError, ValueError, IndexError) as error:
+        pytest.skip(f"this version's generate() cannot, unpatched: {error}")
     with vrga.patch(model, GAIN) as patch:
         model.generate(**inputs, **options)
         rows = len(patch.region)

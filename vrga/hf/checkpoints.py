@@ -189,15 +189,29 @@ def load_tokenizer(model: nn.Module) -> object:
     return found
 
 
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*",
+    "tekken*",
+)
+
+
 def tokenizer_beside(model: nn.Module) -> object | None:
-    """The tokenizer saved beside a model's weights; None where there is none."""
+    """The tokenizer saved beside a model's weights; None where there is none that can be loaded."""
     from transformers import AutoTokenizer
 
-    if not model.name_or_path:
+    where = model.name_or_path
+    if not where:
+        return None
+    folder = Path(where)
+    if folder.is_dir() and not any(any(folder.glob(name)) for name in TOKENIZER_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(model.name_or_path, trust_remote_code=False)
-    except (OSError, ValueError, TypeError):
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except Exception:  # whatever a foreign tokenizer, or a package it lacks, makes its loader say
         return None
 
 
