@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from traces import filled_trace
 
 from vrga import Trace, VRGAConfig
-from vrga.config import CHOICES, RANGES
+from vrga.config import CHOICES, RANGES, READ_BY
 from vrga.evaluation.files import read_rows
 from vrga.evaluation.items import read_items
 from vrga.evaluation.tasks import documents
@@ -216,8 +216,11 @@ FITTING = {
 @FUZZ
 @given(st.data())
 def test_configurations(data):
-    names = data.draw(st.lists(st.sampled_from(sorted(FITTING)), max_size=3, unique=True))
-    given = {name: data.draw(st.one_of(ODD, FITTING[name]), name) for name in names}
+    fitting = sorted(READ_BY["vrga"] if data.draw(st.booleans()) else FITTING)
+    names = data.draw(st.lists(st.sampled_from(fitting), max_size=3, unique=True))
+    given = {name: data.draw(FITTING[name], name) for name in names}
+    if data.draw(st.booleans()):
+        given[data.draw(st.sampled_from(sorted(FITTING)))] = data.draw(ODD)
     config = None
     with promised("configurations", ValueError):
         config = VRGAConfig(**given)
@@ -240,14 +243,13 @@ CHOSEN = st.one_of(
     st.dictionaries(st.sampled_from("ABCabc12"), st.text(max_size=4), max_size=4),
     st.sampled_from(["A. x\nB. y", "x;y", "['x', 'y']", '{"A": "x"}', "(A) x (B) y"]),
 )
-ROW = st.fixed_dictionaries(
-    {"question": st.one_of(st.text(min_size=1), VALUES), "answer": st.one_of(st.text(), VALUES)},
-    optional={
-        name: st.one_of(CHOSEN, VALUES, st.lists(NUMBERS, min_size=4, max_size=4))
-        for name in FIELDS
-        if name not in ("question", "answer")
-    },
+SOUND = st.fixed_dictionaries(
+    {"question": st.text(min_size=1), "answer": st.sampled_from(["A", "B", "yes", "x", 3, None])},
+    optional={"image": st.just("a.png"), "choices": CHOSEN, "id": st.text(max_size=3)},
 )
+ANYTHING = st.one_of(CHOSEN, VALUES, st.lists(NUMBERS, min_size=4, max_size=4))
+ODD_FIELD = st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=1)
+ROW = st.builds(lambda row, odd: row | odd, SOUND, ODD_FIELD)
 
 
 @FUZZ

@@ -312,6 +312,8 @@ OTHERS = [
     (["Yes", "No"], "The answer is No", "B"),
     ({"B": "red", "D": "blue"}, "The answer is D. blue", "D"),
     ({"B": "red", "D": "blue"}, "A", None),
+    (["x²", "x2", "$x$", "Ｘ"], "x²", "A"),
+    (["5 %", "$\\frac{1}{2}$"], "$\\frac{1}{2}$", "B"),
     (dict.fromkeys("ABCDEFGH", ""), "I think E is right", "E"),
 ]
 

@@ -23,6 +23,7 @@ from vrga.beforehand import (
     check_trace_folder,
 )
 from vrga.config import PRESETS
+from vrga.evaluation.json_text import whole_characters
 from vrga.evaluation.sweeps import swept
 from vrga.hf.files import check_model
 from vrga.images import read_image
@@ -86,6 +87,7 @@ def generate(
     if not vrga and (map is not None or gain is not None or preset is not Preset.default):
         raise ValueError("--map, --gain and --preset are about VRGA: leave out --no-vrga")
     config = _config(preset, gain) if vrga else None
+    question = whole_characters(question)  # a terminal may give bytes that are no UTF-8
     for path in image:
         read_image(path)
     check_model(model)

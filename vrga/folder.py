@@ -100,6 +100,10 @@ def read(path: Path) -> Trace:
 def _assembled(words: dict, tensors: dict[str, Tensor]) -> tuple[Trace, object]:
     """The trace without its images, and how many images the rows have."""
     trace = Trace(**{name: tensors[name] for name in _WHOLE if name in tensors})
+    for name in MEASURES:
+        setattr(trace, name, _as(torch.float32, getattr(trace, name)))
+    for name in ("maps", "layer_maps"):
+        setattr(trace, name, _as(torch.float16, getattr(trace, name)))
     for name in ("config", "versions", "texts", "asked"):
         setattr(trace, name, words[name])
     if trace.ends is None and trace.texts is not None:  # an older folder
@@ -164,11 +168,21 @@ def _region(entry: dict, tensors: dict[str, Tensor], prefix: str) -> Region:
     grids = [Grid(tensors[f"{prefix}index.{i}"], *size) for i, size in enumerate(sizes)]
     return Region(
         query=entry["query"],
-        map=[tensors[f"{prefix}map.{i}"].view(grid.h, grid.w) for i, grid in enumerate(grids)],
+        map=[
+            _as(torch.float32, tensors[f"{prefix}map.{i}"]).view(grid.h, grid.w)
+            for i, grid in enumerate(grids)
+        ],
         grids=grids,
-        heads=HeadStatistics(*(tensors[f"{prefix}heads.{name}"] for name in _HEADS)),
+        heads=HeadStatistics(
+            *(_as(torch.float32, tensors[f"{prefix}heads.{name}"]) for name in _HEADS)
+        ),
         **{name: tensors[prefix + name] for name in _REGION},
     )
+
+
+def _as(dtype: torch.dtype, found: Tensor | None) -> Tensor | None:
+    """A tensor of floating point in the precision that a trace has; others as they are."""
+    return found if found is None or not found.is_floating_point() else found.to(dtype)
 
 
 def _png(row: int, number: int) -> str:

@@ -13,11 +13,13 @@ worse than none, so that what is not said plainly is no answer:
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 
 LONGEST = 4000  # characters at the end of a text in which statements are sought
 _NEAR = 300  # characters before a statement that decide whether it is one
+# Full-width forms as ASCII; no more of Unicode, in which "x²" would become "x2".
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_WIDE |= {0x3000: " ", 0x3002: ". ", 0x3010: "[", 0x3011: "]", 0x3014: "[", 0x3015: "]"}
 _WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}")
 _KIND = r"(?:(?:option|choice|letter|alternative|answer|选项)\s*)"
 # An option's name: in brackets, or a letter that is no word's first and no article.
@@ -118,6 +120,7 @@ def picked(text: str, options: Mapping[str, str]) -> str | None:
     """
     tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL | re.IGNORECASE)
     text = plain(tagged[-1] if tagged else text)
+    options = {letter: plain(option) for letter, option in options.items()}
     alone = _alone(text, options)
     if alone is not None:
         return alone
@@ -138,8 +141,7 @@ def picked(text: str, options: Mapping[str, str]) -> str | None:
 
 def plain(text: str) -> str:
     """Without what dresses a text: \\text{}, $, **, full-width forms, outer spaces."""
-    text, before = re.sub(r"\\[()\[\]]|\$|\*\*|__|`", "", unicodedata.normalize("NFKC", text)), None
-    text = text.translate({0x3010: "[", 0x3011: "]", 0x3014: "[", 0x3015: "]", 0x3002: ". "})
+    text, before = re.sub(r"\\[()\[\]]|\$|\*\*|__|`", "", text.translate(_WIDE)), None
     while text != before:
         text, before = _WRAP.sub(r"\1", text), text
     return text.strip()
@@ -180,7 +182,7 @@ def _without_list(text: str, options: Mapping[str, str]) -> str:
         return text
     parts = []
     for letter, option in options.items():
-        words = r"\s+".join(map(re.escape, plain(option).split()))
+        words = r"\s+".join(map(re.escape, option.split()))
         parts.append(_MARK.format(letter) + words)
     listed = r"[\s,;.|/]*(?:and\s+|or\s+)?[-*•]?\s*".join(parts) + r"[\s,;.]*"
     before = r"(?:\b(?:options|choices)(?:\s+are)?\s*:?\s*)?[-*•]?\s*"
@@ -242,7 +244,7 @@ def _resolved(
     by_text = [
         (len(option), letter)
         for letter, option in options.items()
-        if option and _begins_with(tail, plain(option))
+        if option and _begins_with(tail, option)
     ]
     found = re.match(r"[\s\"'“”(]*(?:(?:both|either|the|be|with)\s+)*", tail, re.IGNORECASE)
     start = found.end() if found and not tail[found.end() - 1 : found.end()] == "(" else 0
@@ -261,10 +263,8 @@ def _resolved(
         if _RULED_OUT.match(rest):
             return False if names_alone else None
         said = rest.lstrip(" .):]\"'-–")
-        others = [
-            k for k, o in options.items() if o and k != letter and _begins_with(said, plain(o))
-        ]
-        if options[letter] and _begins_with(said, plain(options[letter])):
+        others = [k for k, o in options.items() if o and k != letter and _begins_with(said, o)]
+        if options[letter] and _begins_with(said, options[letter]):
             return letter
         if others:
             return None  # "A. green" where green is B
@@ -306,7 +306,7 @@ def _runs_on(tail: str, name: re.Match, options: Mapping[str, str]) -> bool:
         return False
     if re.match(r"[^\x00-\x7f]", rest.lstrip()):
         return False
-    return not _begins_with(rest.lstrip(), plain(options.get(bare.upper(), "")))
+    return not _begins_with(rest.lstrip(), options.get(bare.upper(), ""))
 
 
 def _first(text: str, options: Mapping[str, str]) -> str | None:
@@ -319,9 +319,7 @@ def _first(text: str, options: Mapping[str, str]) -> str | None:
     if found != letter or _RULED_OUT.match(rest) or _sentence_end(text, name.end()) == "?":
         return None
     bracketed = name[1] and not _VERB.match(rest)
-    if not (
-        bracketed or _GOES_ON.match(rest) or _begins_with(rest.lstrip(), plain(options[letter]))
-    ):
+    if not (bracketed or _GOES_ON.match(rest) or _begins_with(rest.lstrip(), options[letter])):
         return None
     for other in options:
         if other == letter:
