@@ -362,9 +362,7 @@ def test_an_index_may_only_name_safetensors_beside_it(checkpoint, tmp_path, inde
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["weights.bin", "../x.safetensors", "own.safetensors.index.json"]
-)
+@pytest.mark.parametrize("name", ["weights.bin", "../x.safetensors", "own.safetensors.index.json"])
 def test_a_config_may_not_name_other_weights(checkpoint, tmp_path, name):
     mark = with_index(checkpoint, tmp_path, named("weights.bin"))
     index = tmp_path / "model.safetensors.index.json"
