@@ -10,6 +10,10 @@ COLOURS = ["red", "green", "blue", "grey"]
 
 # Texts that say it, and the letter.
 SAID = {
+    "A: red, B: green, C: blue, D: grey. C": "C",
+    "(A) red (B) green (C) blue (D) grey (C)": "C",
+    "A. red B. green C. blue D. grey C. blue": "C",
+    "Options: (A) red (B) green (C) blue (D) grey. Option C": "C",
     "(A) red (B) green (C) blue (D) grey\n\nAnswer: B": "B",
     "A. red\nB. green\nC. blue\nD. grey\nThe answer is C.": "C",
     "(A) is wrong, for the car is not red. The answer is (D).": "D",

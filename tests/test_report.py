@@ -284,13 +284,19 @@ def test_without_steering_there_is_one_trace(tmp_path):
 def test_an_answer_without_a_trace_is_told_all_the_same(tmp_path, monkeypatch, capsys):
     sample = make_samples(1, seed=TEST_SEEDS.start + 500)[0]
     sample.image.save(tmp_path / "x.png")
-    (tmp_path / "t" / "base").mkdir(parents=True)
-    (tmp_path / "t" / "base" / "thesis.tex").write_text("important")
+    own = Trace.save
+
+    def full(self, path):
+        if path.name == "base":
+            raise OSError("No space left on device")
+        return own(self, path)
+
+    monkeypatch.setattr(Trace, "save", full)
     ask = ["vrga", "generate", "--image", tmp_path / "x.png", "--question", sample.question,
            "--trace", tmp_path / "t"]  # fmt: skip
     for more, saved, told in (
         (["--max-new-tokens", 1], 0, "steered: the trace is empty: its answer has one token"),
-        ([], 1, "base: the folder"),
+        ([], 1, "base: No space left on device"),
     ):
         monkeypatch.setattr(sys, "argv", [str(a) for a in [*ask, *more]])
         with pytest.raises(SystemExit) as stop:
@@ -308,7 +314,9 @@ def test_a_model_that_cuts_images_into_tiles_shows_their_maps(tmp_path, monkeypa
         return "yes", region, [Image.new("RGB", (90, 60))], {}
 
     monkeypatch.setattr("vrga.generation.answer", answer)
-    ask = ["generate", "--image", "x.png", "--question", "who?", "--map", tmp_path / "map.png"]
+    Image.new("RGB", (90, 60)).save(tmp_path / "x.png")
+    ask = ["generate", "--image", tmp_path / "x.png", "--question", "who?"]
+    ask += ["--map", tmp_path / "map.png"]
     done = CliRunner().invoke(app, [str(a) for a in ask])
     assert done.exit_code == 0, done.output
     assert "cuts images into tiles" in done.stdout and (tmp_path / "map.png").exists()
