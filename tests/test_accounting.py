@@ -250,6 +250,42 @@ def test_evicted_keys_are_found(kept, when, by_hand):
     assert length > 20
 
 
+def test_a_cache_that_tells_a_wrong_length_is_found_by_its_keys(monkeypatch):
+    """An eviction method that goes on counting: what attention is given is the truth."""
+    model, inputs = tiny_model(), batch([[(6, 6)]])
+    cache = DynamicCache(config=model.config.get_text_config())
+    length, own = inputs["input_ids"].shape[1], DynamicCache.update
+
+    def update(self, *args, **kwargs):
+        keys, values = own(self, *args, **kwargs)
+        return (keys[:, :, 1:], values[:, :, 1:]) if keys.shape[2] > length else (keys, values)
+
+    monkeypatch.setattr(DynamicCache, "update", update)
+    with vrga.patch(model, GAIN), torch.no_grad():
+        given = {cache_name(model): cache}
+        model(**inputs, **given, use_cache=True)
+        with pytest.raises(SteeringError, match=f"attends to {length} keys in what is .* behind"):
+            model(input_ids=torch.tensor([[7]]), **given, use_cache=True)
+
+
+def test_layers_that_drop_their_arguments_amid_the_answer_are_found():
+    model, inputs = tiny_model(), batch([[(6, 6)]])
+    layer = model.model.language_model.layers[1].self_attn
+    forward = layer.forward
+
+    def without(hidden_states, *args, **kwargs):
+        if hidden_states.shape[1] == 1:
+            kwargs.pop("vrga", None)
+        return forward(hidden_states, *args, **kwargs)
+
+    def named(*args, **kwargs):
+        return without(*args, **kwargs) if args else without(kwargs.pop("hidden_states"), **kwargs)
+
+    layer.forward = named
+    with vrga.patch(model, GAIN), pytest.raises(SteeringError, match="only 2 of the model's 3"):
+        generate(model, inputs, 4)
+
+
 @torch.no_grad()
 def loop(model, inputs, steps, **more):
     """A loop by hand: logits of each step."""

@@ -364,7 +364,7 @@ def test_a_saved_trace_is_the_same_when_loaded(filled, tmp_path):
         (one.region, two.region) for one, two in zip(filled.relocated, again.relocated, strict=True)
     ]
     for one, two in pairs:
-        assert one.query == two.query
+        assert one.query == two.query and one.question == two.question and one.question
         for name in ("focus", "mask", "image", "visual", "background"):
             assert torch.equal(getattr(one, name), getattr(two, name))
         assert torch.equal(one.heads.efr, two.heads.efr)

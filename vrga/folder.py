@@ -152,7 +152,7 @@ def _as_others(file: Path) -> None:
 
 def _words_of(region: Region) -> dict:
     grids = [[grid.h, grid.w, grid.video] for grid in region.grids]
-    return {"query": region.query, "grids": grids}
+    return {"query": region.query, "grids": grids, "question": region.question}
 
 
 def _region_tensors(region: Region, prefix: str) -> dict[str, Tensor]:
@@ -168,6 +168,7 @@ def _region(entry: dict, tensors: dict[str, Tensor], prefix: str) -> Region:
     grids = [Grid(tensors[f"{prefix}index.{i}"], *size) for i, size in enumerate(sizes)]
     return Region(
         query=entry["query"],
+        question=entry.get("question"),  # older folders have none
         map=[
             _as(torch.float32, tensors[f"{prefix}map.{i}"]).view(grid.h, grid.w)
             for i, grid in enumerate(grids)

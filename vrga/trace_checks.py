@@ -138,6 +138,8 @@ def _region(name: str, region: Region, shape: tuple[int, int]) -> None:
     for field in ("visual", "background"):
         _tensor(f"{field} of {name}", getattr(region, field), shape, torch.bool)
     _whole(f"query of {name}", region.query, 0, LARGEST)
+    if not isinstance(region.question, str | None):
+        raise ValueError(f"question of {name} is {region.question!r}, and no text")
     _tensor(f"focus of {name}", region.focus, (len(region.focus),), torch.int64)
     _places(f"focus of {name}", region.focus, length)
     for grid, relevance in zip(region.grids, region.map, strict=True):
