@@ -19,6 +19,7 @@ from vrga.checkup.models import TINY, checkpoint, tiny
 from vrga.checkup.result import WIDTH, Check, Checkup
 from vrga.checkup.run import doctor, versions
 from vrga.checkup.trial import run
+from vrga.groups import key_groups
 from vrga.hf.checkpoints import embedded
 
 CPU = torch.device("cpu")
@@ -172,10 +173,7 @@ def test_flash_attention_is_examined_on_a_rounded_copy(subject):
 def test_steering_that_is_silently_off_fails_the_command(monkeypatch):
     """As when every decode step was taken for a fresh prompt."""
 
-    def attend(self, own, module, query, key, value, attention_mask, **kwargs):
-        return own(module, query, key, value, attention_mask, **kwargs)
-
-    monkeypatch.setattr("vrga.steering.Steering.attend", attend)
+    monkeypatch.setattr("vrga.steering.Steering.attend", lambda self, call: call.output())
     done = command("doctor", "--device", "cpu")
     assert done.exit_code == 1 and "To report this" in done.output
     assert max(map(len, done.output.splitlines())) <= WIDTH
@@ -200,7 +198,7 @@ def test_every_step_taken_for_a_prompt_is_seen(subject, broken):
             first.remove()
             own()
 
-        patch.remove = remove
+        vars(patch)["remove"] = remove
 
     broken(after=after)
     assert red(subject) == STEERED
@@ -244,13 +242,13 @@ def test_other_visual_heads_are_seen(subject, broken):
     assert "visual head" in checks[REGION].why
 
 
-def test_steering_to_other_tokens_than_are_told_is_seen(subject, broken):
-    def after(patch, config, options):
-        patch.given = lambda grids: [
-            [torch.arange(g.h * g.w).view(g.h, g.w) % 2 == 0 for g in row] for row in grids
-        ]
+def test_steering_to_other_tokens_than_are_told_is_seen(subject, monkeypatch):
+    own = key_groups
 
-    broken(after=after)
+    def others(regions, *rest):
+        return own([replace(r, mask=r.image & ~r.mask) for r in regions], *rest)
+
+    monkeypatch.setattr("vrga.steering.key_groups", others)
     assert red(subject) == STEERED
 
 
@@ -335,7 +333,7 @@ def test_a_touched_prefill_is_seen(subject, broken):
 
 def test_a_patch_that_stays_on_is_seen(subject, broken):
     def after(patch, config, options):
-        patch.remove = lambda: None
+        vars(patch)["remove"] = lambda: None
 
     broken(after=after)
     assert red(subject, {UNPATCH}) == {UNPATCH}
@@ -349,7 +347,7 @@ def test_what_a_patch_leaves_behind_is_seen(subject, broken):
             own()
             patch.model.register_forward_hook(lambda module, args, output: None)
 
-        patch.remove = remove
+        vars(patch)["remove"] = remove
 
     broken(after=after)
     checks = examined(subject, {UNPATCH})
