@@ -1,6 +1,7 @@
 """Other people's problems with a model in use: each is steered rightly, or refused in words."""
 
 import copy
+import functools
 import io
 import pickle
 import threading
@@ -26,6 +27,7 @@ from transformers.masking_utils import sdpa_mask
 import vrga
 from vrga import VRGAConfig
 from vrga.hf.cache import cache_in
+from vrga.passes import SteeringError
 from vrga.turns import TurnMarks
 
 GAIN = VRGAConfig.published(gain=3.0)
@@ -61,7 +63,7 @@ def test_code_compiled_before_the_patch_is_set_aside(how):
             layer.compile(backend="eager")
     torch.testing.assert_close(steps(model, inputs), plain, rtol=1e-4, atol=1e-4)
     compiled = dict(vars(model)), dict(vars(text)), dict(vars(text.layers[0]))
-    with pytest.warns(UserWarning, match="compiled before vrga.patch.*runs uncompiled"):
+    with pytest.warns(UserWarning, match="is compiled .*runs uncompiled"):
         patch = vrga.patch(model, GAIN)
     assert torch.equal(steps(model, inputs), wanted)
     patch.remove()
@@ -103,14 +105,26 @@ def test_threads_have_a_prompt_each():
         assert torch.equal(regions[k], focus)
 
 
-def test_a_recording_is_of_its_own_thread():
+def in_a_thread(call):
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+def test_a_recording_is_of_the_first_prompt_in_whatever_thread():
+    """A worker generates while the main thread reads its stream; others' prompts are theirs."""
     model, inputs = LLAVA.shared, LLAVA.batch([1]).inputs
-    with vrga.patch(model, GAIN) as patch, patch.record() as trace:
-        other = threading.Thread(target=lambda: steps(model, inputs, 9))
-        other.start()
-        other.join()
-        steps(model, inputs, 4)
-    assert len(trace.steps) == 3
+    with vrga.patch(model, GAIN) as patch:
+        steps(model, LLAVA.batch([1], seed=9).inputs, 3)  # an earlier one in this thread
+        with patch.record() as trace:
+            in_a_thread(lambda: steps(model, inputs, 7))
+            in_a_thread(lambda: steps(model, inputs, 9))
+        assert len(trace.steps) == 6
+        assert patch.steps[0].generated == 9  # the last prompt's thread has ended
+        with patch.record():
+            steps(model, inputs, 3)
+            with pytest.raises(ValueError, match="one call of generate"):
+                steps(model, inputs, 3)
 
 
 @pytest.mark.parametrize("negative", [False, True], ids=["last token", "negative prompt"])
@@ -741,3 +755,199 @@ def test_tensors_go_where_they_belong_whatever_the_default_device(config):
             torch.testing.assert_close(loop(model, one.inputs, 4), plain)
         assert inside
     torch.testing.assert_close(found.image, wanted.image)
+
+
+# --- what a fresh pair of eyes found ---
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_of_a_prompt_are_the_unpatched_models(reentrant):
+    """Layers that are computed again in the backward pass do what they did in the forward."""
+    inputs = LLAVA.batch([1]).inputs
+    grads = {}
+    for patched in (False, True):
+        model = copy.deepcopy(LLAVA.shared).train()
+        for module in model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = True
+                module._gradient_checkpointing_func = lambda function, *args: (
+                    torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=reentrant)
+                )
+        model.enable_input_require_grads()
+        if patched:
+            vrga.patch(model, GAIN)
+        model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+        grads[patched] = model.model.language_model.layers[1].self_attn.v_proj.weight.grad
+    torch.testing.assert_close(grads[True], grads[False])
+
+
+@torch.no_grad()
+def test_a_cache_of_another_patch_is_a_prompt_not_seen():
+    model, one, name = LLAVA.shared, LLAVA.batch([1]).inputs, cache_name(LLAVA.shared)
+    with vrga.patch(model, VRGAConfig.published(gain=1.0)):
+        held = cache_in(model(**one, use_cache=True))
+    with vrga.patch(model, GAIN), pytest.raises(ValueError, match="has not seen"):
+        model(input_ids=torch.tensor([[40]]), use_cache=True, **{name: held})
+    with vrga.patch(model, GAIN) as patch:
+        held = cache_in(model(**one, use_cache=True))
+        patch.config = VRGAConfig.published(gain=5.0)
+        with pytest.raises(ValueError, match="patch.config was set since"):
+            model(input_ids=torch.tensor([[40]]), use_cache=True, **{name: held})
+
+
+@pytest.mark.parametrize("how", ["wrapped", "kernel"])
+def test_a_function_in_the_place_of_a_known_backend_is_kept(how, monkeypatch):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model, one = LLAVA.shared, LLAVA.batch([1]).inputs
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if how == "wrapped":
+
+        @functools.wraps(own)
+        def sharp(module, query, *rest, **more):
+            return own(module, 3 * query, *rest, **more)
+
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", sharp)
+    else:
+        kernel = torch.nn.functional.scaled_dot_product_attention
+
+        def sharp(query, *rest, **more):
+            return kernel(3 * query, *rest, **more)
+
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", sharp)
+    plain = steps(model, one)
+    with vrga.patch(model, VRGAConfig.paper(gain=1.0 + 1e-9)):
+        torch.testing.assert_close(steps(model, one), plain, rtol=1e-3, atol=1e-3)
+
+
+def test_a_question_ends_with_its_last_character_whole():
+    """Of a byte-level vocabulary a character may take several tokens."""
+
+    class Bytes(Chat):
+        def decode(self, ids, skip_special_tokens=True):
+            return bytes(i for i in ids if i < 80 or i >= 120).decode("utf-8", "replace")
+
+    text = "U: Un café C: "
+    chat = Bytes(lambda said: "".join(f"U: {t} C: " if r == "user" else t for r, t in said))
+    from vrga.tokens import Prompt, template_end
+
+    ids = torch.tensor([list(text.upper().encode())])
+    ids = torch.tensor([[b for b in "U: 1é C: ".encode()]])
+    decode = lambda tokens: bytes(tokens).decode("utf-8", "replace")  # noqa: E731
+    visible = torch.ones_like(ids, dtype=torch.bool)
+    prompt = Prompt(ids, visible, torch.zeros_like(visible), [[]])
+    marks = TurnMarks(opening="U:", closing="C:")
+    assert template_end(prompt, decode, marks, 0) == "U: 1é".encode().__len__() - 1
+    assert chat.chat_template
+
+
+@torch.no_grad()
+def test_the_text_model_by_itself_is_told():
+    model, one, name = LLAVA.shared, LLAVA.batch([1]).inputs, cache_name(LLAVA.shared)
+    with vrga.patch(model, GAIN):
+        held = cache_in(model(**one, use_cache=True))
+        embeds = model.get_input_embeddings()(torch.tensor([[40]]))
+        with pytest.raises(SteeringError, match="called by itself"):
+            model.model.language_model(inputs_embeds=embeds, use_cache=True, **{name: held})
+        model.model.language_model(inputs_embeds=embeds, use_cache=True)  # on a cache of its own
+
+
+@torch.no_grad()
+def test_rows_that_were_chosen_from_a_cache_are_told():
+    model, name = LLAVA.shared, cache_name(LLAVA.shared)
+    with vrga.patch(model, GAIN):
+        held = cache_in(model(**LLAVA.batch([1, 1]).inputs, use_cache=True))
+        held.batch_select_indices(torch.tensor([1]))
+        with pytest.raises(SteeringError, match="prompt has 2 rows, and this pass has 1"):
+            model(input_ids=torch.tensor([[40]]), use_cache=True, **{name: held})
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
+def test_a_patched_model_may_be_an_assistant(family):
+    model, one = FAMILIES[family].shared, FAMILIES[family].batch([1]).inputs
+    with vrga.patch(model, GAIN) as patch:
+        wanted = generate(model, one, 8)[0]
+        found = generate(model, one, 8, assistant_model=model)[0]
+        assert torch.equal(found, wanted) and patch.steps[0].steered == 7
+
+
+@pytest.mark.parametrize("left", [1, 2])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@torch.no_grad()
+def test_the_end_of_a_prompt_is_not_its_answer(family, left):
+    """Prefilled by hand up to the header, or cut back to it and asked again."""
+    model, one = FAMILIES[family].shared, FAMILIES[family].batch([1]).inputs
+    name, length = cache_name(model), one["input_ids"].shape[1]
+
+    def fresh():
+        return DynamicCache(config=model.config.get_text_config())
+
+    with vrga.patch(model, GAIN) as patch:
+        wanted = generate(model, one, 5)[1]
+        region = patch.region[0]
+        held = fresh()
+        cut = {k: v[:, :-left] if v.shape[:2] == (1, length) else v for k, v in one.items()}
+        if hasattr(model.model, "rope_deltas"):
+            model.model.rope_deltas = None
+        model(**cut, **{name: held}, use_cache=True)
+        seen = {k: v for k, v in one.items() if k != "pixel_values"}  # they are cached
+        found = generate(model, seen, 5, **{name: held})[1]
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+        assert patch.steps[0].steered == 4 and torch.equal(patch.region[0].focus, region.focus)
+        held = fresh()
+        generate(model, one, 5, **{name: held})
+        held.crop(length - left - held.get_seq_length())
+        again = generate(model, seen, 5, **{name: held})[1]
+        torch.testing.assert_close(again, wanted, rtol=1e-3, atol=1e-3)
+        assert patch.steps[0].steered == 4
+
+
+@pytest.mark.parametrize("how", ["method", "forward"])
+def test_code_compiled_after_the_patch_is_set_aside_by_generate(how):
+    model, one = copy.deepcopy(LLAVA.shared), LLAVA.batch([1]).inputs
+    with vrga.patch(model, GAIN) as patch:
+        wanted = steps(model, one)
+        if how == "method":
+            model.compile(backend="eager")
+        else:
+            model.forward = torch.compile(model.forward, backend="eager")
+        with pytest.warns(UserWarning, match="is compiled .*runs uncompiled"):
+            assert torch.equal(steps(model, one), wanted)
+        assert patch.steps[0].steered == 4
+        model.model = torch.compile(model.model, backend="eager")
+        with pytest.raises(ValueError, match="model of the patched model is wrapped by torch.comp"):
+            steps(model, one)
+
+
+@pytest.mark.parametrize("ends", [torch.tensor(EOS), torch.tensor([EOS, 70]), [EOS, 70]])
+def test_end_tokens_in_every_form_close_a_turn(ends):
+    model, inputs = tiny_model(), batch([[(6, 6)]])
+    end = inputs["input_ids"][0].tolist().index(EOS)
+    model.generation_config.eos_token_id = model.config.text_config.eos_token_id = None
+    with vrga.patch(model) as patch:
+        model.generate(**inputs, eos_token_id=ends, max_new_tokens=2)
+        assert patch.region[0].query == end - 1
+
+
+def test_a_wrapper_that_returns_the_new_tokens_alone_or_draws_twice():
+    model, inputs = tiny_model(), batch([[(6, 6)]])
+    own, width = model.generate, inputs["input_ids"].shape[1]
+    model.generate = lambda **more: [own(**more) for _ in range(2)][-1][:, width:]
+    with vrga.patch(model, GAIN) as patch:
+        assert model.generate(**inputs, max_new_tokens=3, min_new_tokens=3).shape[1] == 3
+        assert patch.steps[0].steered == 2
+
+
+def test_a_generate_within_a_generate_is_not_recorded():
+    model, inputs = tiny_model(), batch([[(6, 6)]])
+    asked = []
+
+    def processor(ids, scores):
+        if ids.shape[1] == inputs["input_ids"].shape[1] + 2 and not asked:
+            asked.append(1)
+            generate(model, batch([[(4, 5)]]), 3)
+        return scores
+
+    with vrga.patch(model, GAIN) as patch, patch.record() as trace:
+        model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, logits_processor=[processor])
+    assert asked and len(trace.steps) == 5 and patch.steps[0].steered == 5

@@ -57,6 +57,22 @@ TABLE = {
         dict(held=30, progress=DONE, announced=lambda past: 31, call=True),
         Pass("step", 30),
     ),
+    "a prompt's last token again": (
+        dict(held=19, progress=DONE, announced=WHOLE, call=True),
+        Pass("rest", 19),
+    ),
+    "its last token and the answer's first": (
+        dict(tokens=4, held=19, progress=DONE, announced=lambda past: 23, call=True),
+        Pass("split", 19, length=1),
+    ),
+    "the rest of a prompt that was begun by hand": (
+        dict(tokens=2, held=18, progress=Progress(18, 18, 12, False), announced=WHOLE, call=True),
+        Pass("rest", 18),
+    ),
+    "cut before the question's end": (
+        dict(tokens=9, held=11, progress=Progress(30, 20, 12), announced=WHOLE, call=True),
+        Pass("prompt", 11),
+    ),
     "guidance without the image": (dict(tokens=1, held=None, call=True), Pass("prompt", 0)),
     "a cleared cache, a new image": (
         dict(tokens=20, held=0, progress=DONE, images=True),

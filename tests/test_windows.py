@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from families import FAMILIES
 from replay import Replay
 from test_generation import COMPILED, passes
@@ -100,7 +101,8 @@ def flash_stand_in(model):
         sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return sdpa(module, query, key, value, allowed, scaling=scaling)
 
-    backend.__module__ = "transformers.stand_in"  # of those known to be a plain softmax
+    # One of those that are known to be a plain softmax, by where they are written.
+    backend.__code__ = backend.__code__.replace(co_filename=transformers.__file__)
     AttentionInterface.register("flash_attention_stand_in", backend)
     AttentionMaskInterface.register(
         "flash_attention_stand_in", ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"]

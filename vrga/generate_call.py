@@ -18,13 +18,22 @@ class GenerateCall:
 
     Args:
         options: of the call; recording: that it is part of, or None.
+        outer: the call that it is made in, by an assistant or a logits processor, or None.
+        own: whether generate() is transformers' own, whose output is known: the prompt's tokens
+            and the answer's.
 
     Attributes:
         run: the run of its prompt; None until its first forward pass.
     """
 
-    def __init__(self, options: GenerateOptions, recording: Recording | None):
-        self.options, self._recording = options, recording
+    def __init__(
+        self,
+        options: GenerateOptions,
+        recording: Recording | None,
+        outer: GenerateCall | None,
+        own: bool,
+    ):
+        self.options, self._recording, self.outer, self._own = options, recording, outer, own
         self.run: Run | None = None
         self._announced = None if options.inputs is None else Announcement(options.inputs)
         self._width = 0 if options.inputs is None else options.inputs.width
@@ -38,7 +47,7 @@ class GenerateCall:
 
     def begin(self, run: Run, past: int) -> None:
         """Its first pass comes, behind `past` keys, of this run."""
-        self.run, self._end = run, self._announced.end(past)
+        self.run, self._end, run.in_call = run, self._announced.end(past), True
 
     def between(self, ids: Tensor, scores: object, **kwargs) -> Tensor:
         """A criterion that stops nothing, called when a token was chosen.
@@ -71,8 +80,8 @@ class GenerateCall:
                 "model.compile()), or in a generate() of another library that does not call it: "
                 "undo that, or run `vrga doctor`"
             )
-        if not isinstance(sequences, Tensor):
-            return  # of somebody's own generate(), which says nothing of tokens
+        if not self._own or not isinstance(sequences, Tensor):
+            return  # somebody else's generate(), which may return or draw what it likes
         run, given = self.run, self.options.inputs
         # Of embeddings, generate() returns the new tokens alone.
         said = sequences if given.ids is None else sequences[:, self._width :]

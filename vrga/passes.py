@@ -25,10 +25,14 @@ class Progress:
     Args:
         reached: keys that the cache holds by our own count.
         end: keys when its prompt is complete.
+        query: the last position from which a row's question looks.
+        answering: whether an answer has begun, so that what comes behind `end` is of it.
     """
 
     reached: int
     end: int
+    query: int = -1
+    answering: bool = True
 
     @property
     def complete(self) -> bool:
@@ -41,13 +45,14 @@ class Pass:
     """One forward pass.
 
     Args:
-        kind: "prompt" begins one, "piece" goes on with it, "step" goes on with the answer, and
-            "split" holds the end of a prompt and drafts of its answer.
+        kind: "prompt" begins one, "piece" goes on with it, "step" goes on with the answer, "rest"
+            is the end of a prompt whose question has been looked at already, and "split" holds the
+            end of a prompt and tokens of its answer.
         past: keys in the cache before it.
         length: with "split", the prompt's tokens in it.
     """
 
-    kind: Literal["prompt", "piece", "step", "split"]
+    kind: Literal["prompt", "piece", "step", "rest", "split"]
     past: int
     length: int = 0
 
@@ -92,7 +97,7 @@ def what_is(
                 )
             return Pass("split", past, length=end - past)
         if progress is not None and past and not opens_turn():
-            return Pass("step", _agreed(past, tokens, progress, may_cut=True))
+            return _goes_on(past, tokens, progress, end)
         return Pass("prompt", past)
     if progress is None:
         if past:
@@ -114,6 +119,20 @@ def what_is(
     if not in_call and opens_turn():
         return Pass("prompt", past)
     return Pass("step", _agreed(past, tokens, progress, may_cut))
+
+
+def _goes_on(past: int, tokens: int, progress: Progress, end: int) -> Pass:
+    """What a pass is that goes on, in a new call, with a prompt that is known."""
+    if past <= progress.query:
+        return Pass("prompt", past)  # the cache was cut before the question's end
+    limit = progress.end if progress.answering else end
+    if past >= limit:
+        return Pass("step", _agreed(past, tokens, progress, may_cut=True))
+    if past > progress.reached:
+        _agreed(past, tokens, progress, may_cut=True)  # which says what is wrong
+    if past + tokens > limit:
+        return Pass("split", past, length=limit - past)
+    return Pass("rest", past)
 
 
 def _agreed(past: int, tokens: int, progress: Progress, may_cut: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
-import warnings
+from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -18,7 +18,7 @@ from vrga.config import VRGAConfig
 from vrga.generate_call import GenerateCall
 from vrga.hf.attention import KEYWORD
 from vrga.hf.host import ForwardInputs, GenerateOptions, Host, warn_if_untested
-from vrga.passes import Pass, what_is
+from vrga.passes import Pass, SteeringError, what_is
 from vrga.probe import Probe
 from vrga.reading import Announcement, PromptReader
 from vrga.recorder import Recorder
@@ -26,7 +26,7 @@ from vrga.region import Region
 from vrga.run import Episode, ForwardPass, Options, Recording, Run
 from vrga.steering import Steering, check_implementation
 from vrga.steps import Steps
-from vrga.tokens import GridCells, Query
+from vrga.tokens import GridCells, Prompt, Query
 from vrga.trace import Trace
 
 SETTABLE = ("config", "enabled", "query", "given", "ablated")
@@ -88,8 +88,8 @@ class _Here(threading.local):
         self.call: GenerateCall | None = None
         self.announced: Announcement | None = None  # a prompt that comes in a loop by hand
         self.passing: ForwardPass | None = None
-        self.recording: Recording | None = None
         self.run: Run | None = None  # of the last prompt
+        self.alone: deque[Prompt] = deque(maxlen=4)  # prompts whose cache was not used since
 
     def __deepcopy__(self, memo: dict) -> _Here:
         return _Here()
@@ -138,16 +138,11 @@ class Patch:
         self._reader = PromptReader(self._host, tokenizer)
         self._here = _Here()
         self._last: Run | None = None  # of the last prompt in any thread
+        self._recording: Recording | None = None
         warn_if_untested()
         hooks = {"before": self._before, "behind": self._behind, "inject": self._inject,
                  "after": self._after}  # fmt: skip
         self._host.attach(hooks, self._generate)
-        if self._host.set_aside:
-            warnings.warn(
-                "the model, or a part of it, was compiled before vrga.patch(model): its code does "
-                "not know of the patch, so the model runs uncompiled until vrga.unpatch(model)",
-                stacklevel=3,
-            )
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "config" and not isinstance(value, VRGAConfig):
@@ -165,11 +160,11 @@ class Patch:
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        config = self.config
+        run = self._run
+        config = self.config if run is None else run.config
         parts = [self._host.family.title]
         parts.append(f"gain {config.gain:g}" if config.boosts
                      else config.method)  # fmt: skip
-        run = self._run
         if not self._host.is_attached:
             parts.append("taken off")
         elif not self.enabled:
@@ -229,7 +224,11 @@ class Patch:
 
     @property
     def _run(self) -> Run | None:
-        return self._here.run or self._last
+        """The last prompt of this thread, or a later one of a thread that has ended."""
+        own, last = self._here.run, self._last
+        if own is None or (last is not None and not last.thread.is_alive()):
+            return last
+        return own
 
     @property
     def _regions(self) -> list[Region] | None:
@@ -304,17 +303,16 @@ class Patch:
             ValueError: layers, steps or heads that there are not, or that are of another form.
             RuntimeError: the patch records already.
         """
-        here = self._here
-        if here.recording is not None:
+        if self._recording is not None:
             raise RuntimeError("the patch records already: leave that block of record() first")
         recorder, trace = Recorder(self._host.shape, layers, steps, maps, layer_maps), Trace()
-        recording = here.recording = Recording(recorder, watch)
+        recording = self._recording = Recording(recorder, watch, threading.current_thread())
         try:
             yield trace
             if recording.run is not None and isinstance(recording.run.step, Steering):
                 recording.run.step.settle()
         finally:
-            here.recording = None
+            self._recording = None
             run = recording.run
             if run is not None and isinstance(run.step, Steering):
                 run.step.release()
@@ -345,10 +343,12 @@ class Patch:
         options = self._host.options(args, kwargs)
         if options.inputs is None:
             return self._host.generate(args, kwargs, None)  # which says what it misses
-        here = self._here
-        call, outer = GenerateCall(options, here.recording), here.call
-        here.call, here.announced = call, None
-        followed = here.recording is not None or self._follows_spans
+        self._host.check_parts()
+        self._host.set_aside_compiled()
+        here, outer = self._here, self._here.call
+        call = here.call = GenerateCall(options, self._recording, outer, options.own)
+        here.announced = None
+        followed = self._recording is not None or self._follows_spans
         try:
             output = self._host.generate(args, kwargs, call.between if followed else None)
         finally:
@@ -356,7 +356,7 @@ class Patch:
             call.close()
         if call.run is not None:
             here.run = self._last = call.run
-        if self.enabled:
+        if self._host.is_attached and (self.enabled or call.run is not None):
             call.end(output)
         return output
 
@@ -370,6 +370,19 @@ class Patch:
             self.config, self.query, self.given, self.ablated, self._impl, frozenset(ends)
         )
 
+    def _check_config(self, run: Run, announced: Announcement | None) -> None:
+        """An answer goes on as its prompt was read.
+
+        Raises:
+            ValueError: the config was set since, by whoever goes on with the answer.
+        """
+        within = self._here.call is not None and announced is None
+        if not within and run.config is not self.config and run.config != self.config:
+            raise ValueError(
+                "patch.config was set since the prompt of this cache was read, by whose numbers "
+                "its region was found: set it before the prompt, or set back the one it had"
+            )
+
     # --- hooks ---
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -377,6 +390,10 @@ class Patch:
         if torch.compiler.is_compiling():
             if self.enabled:
                 self._compiled_step(self._host.read(args, kwargs))
+            else:
+                run = self._mine(self._host.run_in(self._host.named(args, kwargs)))
+                if run is not None and run.off is not None:
+                    run.off.add_(1)
             return None
         here = self._here
         here.passing = None
@@ -395,12 +412,16 @@ class Patch:
         self._enter(inputs, found, run, announced)
         return None
 
+    def _mine(self, run: Run | None) -> Run | None:
+        """A run, if it is of this patch: another's, or of one taken off, is a prompt not seen."""
+        return run if run is not None and run.owner is self else None
+
     def _what_is(self, inputs: ForwardInputs) -> tuple[Pass, Run | None, Announcement | None]:
         """What a pass is, the run that its cache belongs to, and the prompt that was announced."""
         here, cache = self._here, inputs.cache
         call = here.call
         announced = here.announced if call is None else call.announced
-        run = None if cache is None else cache.run
+        run = None if cache is None else self._mine(cache.run)
         ends = set(self._options(None if call is None else call.options).ends)
         found = what_is(
             inputs.width,
@@ -423,10 +444,11 @@ class Patch:
     ) -> Run:
         """A pass of one kind begins."""
         here, call = self._here, self._here.call
+        answering = run is not None and run.progress.answering
         if found.kind == "prompt":
             held = run.prompt if run is not None and found.past else None
-            run = Run(self._host, self._reader, self._options(None if call is None
-                                                              else call.options))  # fmt: skip
+            options = self._options(None if call is None else call.options)
+            run = Run(self._host, self._reader, options, self)
         if announced is not None:
             here.announced = None
             if call is not None:
@@ -437,7 +459,11 @@ class Patch:
         elif found.kind == "piece":
             run.reached = found.past + inputs.width
             run.go_on(found.past)
+        elif found.kind == "rest":
+            end = run.end if answering else announced.end(found.past)
+            run.end_with(end, found.past, inputs.width)
         else:
+            self._check_config(run, announced)
             run.next_step(found.past, inputs.ids, inputs.width)
         here.passing = ForwardPass(run, found, inputs)
         return run
@@ -450,7 +476,7 @@ class Patch:
                 "the prefill: call generate with disable_compile=True, or without "
                 "prefill_chunk_size"
             )
-        run = None if inputs.cache is None else inputs.cache.run
+        run = None if inputs.cache is None else self._mine(inputs.cache.run)
         if run is None:
             raise RuntimeError(
                 "a compiled step without the cache of a prompt that the patch has seen: run the "
@@ -469,7 +495,7 @@ class Patch:
 
     def _pass_by(self, args: tuple, kwargs: dict) -> None:
         """A pass goes by while the patch is switched off: its prompt's account goes on."""
-        run = self._host.run_in(self._host.named(args, kwargs))
+        run = self._mine(self._host.run_in(self._host.named(args, kwargs)))
         if run is None or run.ledger is None:
             return
         inputs = ForwardInputs.of(self._host.named(args, kwargs))
@@ -503,11 +529,31 @@ class Patch:
         if not self.enabled:
             return None
         if torch.compiler.is_compiling():
-            run = self._host.run_in(kwargs)
+            run = self._mine(self._host.run_in(kwargs))
             step = None if run is None else run.step
         else:
-            step = self._here.passing
+            step = self._passing(kwargs)
         return None if step is None else (args, {**kwargs, KEYWORD: step})
+
+    def _passing(self, kwargs: dict) -> ForwardPass | None:
+        """The pass that the text model is called in; None for a call of its own.
+
+        Raises:
+            SteeringError: such a call on the cache of a prompt that is steered.
+        """
+        here, cache = self._here, self._host.cache_among(kwargs)
+        passing = here.passing
+        if passing is not None and passing.is_of(cache):
+            passing.injected = True
+            return passing
+        here.passing = None
+        if cache is not None and self._mine(cache.run) is not None:
+            raise SteeringError(
+                f"{type(self._host.text).__name__} is called by itself on the cache of a patched "
+                "model's prompt, so that the pass would not be steered: call the model, or switch "
+                "the patch off (patch.enabled = False)"
+            )
+        return None
 
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         """After the text model: the pass must be what it seemed; find the regions behind a
@@ -522,14 +568,17 @@ class Patch:
         run, call = passing.run, here.call
         if passing.what.kind == "step":
             run.relocate()
-        before, cache = here.run, self._host.cache_of(output)
+        cache = self._host.cache_of(output)
         passing.check_cache(cache)
-        run.pass_is_through(cache, here.recording, call)
-        if run.regions is None or run is before:
+        run.pass_is_through(cache, self._recording, call)
+        if run.regions is None:
             return
-        if before is not None and call is None:
-            before_prompt = None if before.cached else before.prompt
-            run.check_is_new(before_prompt)
+        if call is None and passing.what.kind == "prompt":
+            run.check_is_new(here.alone)
+            here.alone.append(run.prompt)
+        elif call is None:
+            others = (prompt for prompt in here.alone if prompt is not run.prompt)
+            here.alone = deque(others, maxlen=here.alone.maxlen)
         if call is None or call.run is run:
             here.run = self._last = run
 

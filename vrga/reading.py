@@ -237,6 +237,12 @@ class PromptReader:
         if inputs.brings_images:
             return True
         ids = inputs.ids
+        if ids is None and inputs.width > 1 and not announced:
+            raise ValueError(
+                f"{inputs.width} tokens behind a cached prompt come as inputs_embeds, which do not "
+                "tell a new question from more of the answer: pass input_ids, or tell of a new "
+                "prompt by patch.announce(inputs)"
+            )
         if ids is None or ids.shape[1] == 1:
             return False
         ids = ids.cpu()

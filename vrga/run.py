@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,13 +24,14 @@ from vrga.recorder import Recorder
 from vrga.region import Region, empty_region, find_region
 from vrga.released import released_region
 from vrga.steering import Steering
-from vrga.steps import EMPTY, GAIN, IMAGELESS, OFF, SINGLE, Ledger, Steps, answer_ends
+from vrga.steps import EMPTY, GAIN, IMAGELESS, OFF, SHALLOW, SINGLE, Ledger, Steps, answer_ends
 from vrga.tokens import GridCells, Prompt, Query, cells_mask, check_query, visible_keys
 from vrga.waiting import CHUNK
 
 if TYPE_CHECKING:
     from vrga.generate_call import GenerateCall
 
+LONGER = 16  # tokens by which a prompt that is computed again has grown at most
 BIASED_PASSES = 2  # of a run whose masks are looked at for biases where that waits for the device
 
 
@@ -64,10 +68,12 @@ class Episode:
 
 @dataclass
 class Recording:
-    """A block of `Patch.record`: its recorder, the cells it watches, and the run it is of."""
+    """A block of `Patch.record`: its recorder, the cells it watches, the thread that opened it,
+    and the run it is of: the first whose prompt comes, in whatever thread."""
 
     recorder: Recorder
     watch: GridCells | None
+    thread: threading.Thread
     run: Run | None = None
 
     def takes(self, run: Run, call: GenerateCall | None) -> bool:
@@ -76,9 +82,11 @@ class Recording:
         Raises:
             ValueError: it holds the steps of another run already.
         """
-        if call is not None and call.run is not run:
+        if call is not None and (call.run is not run or call.outer is not None):
             return False  # another branch of the same call, such as guidance without the image
-        if self.recorder.steps:
+        if self.run is not None and threading.current_thread() is not self.thread:
+            return False  # another thread's own prompt, amid the one that is recorded
+        if self.recorder.steps or (self.run is not None and self.run.cache is not None):
             raise ValueError("a trace holds one call of generate: record each on its own")
         self.run = run
         return True
@@ -88,7 +96,7 @@ class Run:
     """One prompt: what was found in it, and what its answer's steps do.
 
     Args:
-        host: the model; reader: of its prompts; options: of the user.
+        host: the model; reader: of its prompts; options: of the user; owner: the patch.
 
     Attributes:
         prompt: what its tokens are; None before the first pass. query: int64 [B].
@@ -100,11 +108,15 @@ class Run:
         ledger: notes of the answer's steps; None before the prompt is through.
         said: ids of the answer, int64 [B, T], where generate() returned them.
         cached: whether there is a cache.
-        ran: compiled steps that have run, counted by themselves, int64 [1] on the device.
+        in_call: whether it is of a call of generate(); thread: that it began in.
+        ran, off: compiled steps that have run, counted by themselves, and those of them that ran
+            while the patch was switched off; int64 [1] on the device.
     """
 
-    def __init__(self, host: Host, reader: PromptReader, options: Options):
-        self.host, self.reader, self.options = host, reader, options
+    def __init__(self, host: Host, reader: PromptReader, options: Options, owner: object):
+        self.host, self.reader, self.options, self.owner = host, reader, options, owner
+        self.in_call = False
+        self.thread = threading.current_thread()
         self.prompt: Prompt | None = None
         self.query: Tensor | None = None
         self.regions: list[Region] | None = None
@@ -115,6 +127,7 @@ class Run:
         self.said: Tensor | None = None
         self.cached = False
         self.ran: Tensor | None = None
+        self.off: Tensor | None = None
         self._cache: Callable[[], object] = lambda: None
         self._reordered: KeyCache | None = None
         self._looked_for_bias = 0
@@ -128,7 +141,9 @@ class Run:
     @property
     def progress(self) -> Progress:
         """How far its prompt is."""
-        return Progress(self.reached, self.end)
+        query = -1 if self.query is None else int(self.query.max())
+        begun = self.in_call or (self.ledger is not None and self.ledger.passed > 0)
+        return Progress(self.reached, self.end, query, begun)
 
     @property
     def cache(self) -> KeyCache | None:
@@ -192,6 +207,13 @@ class Run:
             probed = [place if row else -1 for place, row in zip(probed, grids, strict=True)]
             self.step = Probe(probed, self.prompt.visible, self.options.impl)
             self.step.begin(past)
+
+    def end_with(self, end: int, past: int, width: int) -> None:
+        """The end of the prompt comes, or comes again, behind its question: `width` tokens behind
+        `past` keys. The region stays, and nothing is steered before the prompt's `end`."""
+        self.end, self.reached = end, past + width
+        if self.ledger is not None:
+            self.ledger.begin(end)
 
     def go_on(self, past: int) -> None:
         """A further piece of the prompt comes, behind `past` keys."""
@@ -258,8 +280,9 @@ class Run:
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
         self.regions = regions
         self.ledger = Ledger(len(regions), self.reached)
-        self.ran = torch.zeros(1, dtype=torch.int64, device=self._device)
-        torch._dynamo.mark_static_address(self.ran)
+        self.ran, self.off = torch.zeros(2, 1, dtype=torch.int64, device=self._device).unbind()
+        for counter in (self.ran, self.off):
+            torch._dynamo.mark_static_address(counter)
         if probe is not None:
             takes = recording is not None and recording.takes(self, call)
             recording = recording if takes else None
@@ -338,28 +361,46 @@ class Run:
             )
         return heads.cpu().expand(wanted)
 
-    def check_is_new(self, before: Prompt | None) -> None:
-        """A prompt must not be one that was read before and a token more, both without a cache.
+    def check_is_new(self, before: deque[Prompt]) -> None:
+        """A prompt must not be an earlier one and a token more: then a loop by hand computes all
+        of it again for every token.
+
+        Args:
+            before: prompts whose cache was not used since.
 
         Raises:
-            SteeringError: it is: a loop by hand computes all of it again for every token.
+            SteeringError: it is.
         """
-        if before is None or self.cached or before.ids is None or self.prompt.ids is None:
-            return
-        held = before.ids.shape[1]
-        same = self.prompt.ids.shape == (len(before.ids), held + 1)
-        if same and any(before.grids) and torch.equal(self.prompt.ids[:, :held], before.ids):
-            raise SteeringError(
-                "the whole prompt is computed again for each token, without a cache, so there is "
-                "no decode step to steer: hand the cache of the output on "
+        ids = self.prompt.ids
+        for held in before:
+            if ids is None or held.ids is None or not any(held.grids):
+                continue
+            more = ids.shape[1] - held.ids.shape[1]
+            if len(ids) != len(held.ids) or not 0 < more <= LONGER:
+                continue
+            if not torch.equal(ids[:, : held.ids.shape[1]], held.ids):
+                continue
+            told = (
+                "the whole prompt is computed again for more tokens, without its cache, so there "
+                "is no decode step to steer: hand the cache of the output on "
                 f"({self.host.cache_name}=...), or switch the patch off (patch.enabled = False)"
             )
+            if more == 1:
+                raise SteeringError(told)
+            warnings.warn(told, stacklevel=2)
 
     # --- the answer ---
 
     def next_step(self, past: int, ids: Tensor | None, rows: int) -> None:
         """Begin a decode pass of `rows` tokens `ids` behind `past` keys."""
         self.reached = past + rows
+        given = None if ids is None else len(ids)
+        if given not in (None, len(self.regions)):
+            raise SteeringError(
+                f"the cache's prompt has {len(self.regions)} rows, and this pass has {given}: rows "
+                "of the cache were chosen or repeated, so it is not known which region is whose; "
+                "fill a cache with these rows, or switch the patch off (patch.enabled = False)"
+            )
         step, single = self.step, self.config.reproduces and rows > 1
         if not isinstance(step, Steering):
             self.ledger.note(past, rows, GAIN)
@@ -461,13 +502,15 @@ class Run:
 
     def count_compiled(self) -> None:
         """Note the steps that compiled code ran, by its own count; waits for the device."""
-        ran = int(self.ran)
-        if not ran:
+        ran, off = int(self.ran), int(self.off)
+        if not ran + off:
             return
+        left = {OFF: torch.full((self.ledger.rows,), off)}
         if isinstance(self.step, Steering) and self.step.applied:
-            self.ledger.note_compiled(ran, self.step.left_compiled)
+            left |= self.step.left_compiled
         else:
-            self.ledger.note_compiled(ran, {GAIN: torch.full((self.ledger.rows,), ran)})
+            left |= {GAIN: torch.full((self.ledger.rows,), ran)}
+        self.ledger.note_compiled(ran + off, left)
 
     @property
     def steps(self) -> list[Steps]:
@@ -485,7 +528,15 @@ class Run:
                 found[row] = found[row].all_left_alone(IMAGELESS)
             elif self.config.boosts and not self.episodes and not region.mask.any():
                 found[row] = found[row].all_left_alone(EMPTY)
+            elif self._ablates_nothing:
+                found[row] = found[row].all_left_alone(SHALLOW)
         return found
+
+    @property
+    def _ablates_nothing(self) -> bool:
+        config = self.config
+        chosen = config.method == "ablation" and config.ablate != "given"
+        return chosen and config.first_layer >= self.host.shape[0]
 
     def check_sum(self, expected: int, beams: bool) -> None:
         """Every step must be accounted for.
@@ -528,6 +579,10 @@ class ForwardPass:
 
     def __init__(self, run: Run, what: Pass, inputs: ForwardInputs):
         self.run, self.what, self.rows = run, what, inputs.width
+        # Kept, for layers that are computed again in a backward pass, when the run has gone on.
+        self._step = None if what.kind == "rest" else run.step
+        self._cache = inputs.cache
+        self.injected = False
         self.static = inputs.cache is not None and inputs.cache.static
         self.wants_cache = inputs.named.get("use_cache") is True
         self.layers = 0
@@ -536,15 +591,21 @@ class ForwardPass:
 
     def looks_for_bias(self, call: AttentionCall) -> bool:
         """See `Run.looks_for_bias`; once for each mask of the pass."""
-        return self.run.step is not None and self.run.looks_for_bias(call)
+        return self._step is not None and self.run.looks_for_bias(call)
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """Attention of one layer."""
         self.layers += 1
         self._check_keys(call)
-        if self.run.step is None:
+        if self._step is None:
             return call.output()
-        return self.run.step.attend(call)
+        return self._step.attend(call)
+
+    def is_of(self, cache: KeyCache | None) -> bool:
+        """Whether the text model's pass with this cache is the one that began, and not a later
+        one behind a pass that failed."""
+        mine = None if self._cache is None else self._cache.raw
+        return not self.injected and mine is (None if cache is None else cache.raw)
 
     def _check_keys(self, call: AttentionCall) -> None:
         """The number of keys must agree with our book-keeping.

@@ -16,6 +16,7 @@ OPENS = "opens <back>"
 CHOICE = "not chosen by `when`"
 IMAGELESS = "no image"
 EMPTY = "an empty region"
+SHALLOW = "no layer from first_layer on"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Ledger:
         for i in range(count):
             columns = (None if x is None else x[:, i] for x in (chosen, opened))
             self._notes[past + i] = (reason, *columns)
+
+    def begin(self, start: int) -> None:
+        """The answer begins anew, at this position."""
+        self.forget_from(start)
+        self.start = start
 
     def forget_from(self, position: int) -> None:
         """Drop the notes of positions from `position` on: their tokens are not the answer's."""

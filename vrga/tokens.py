@@ -295,8 +295,10 @@ def user_end(
     for row in range(len(prompt.ids)):
         end = _last(ends[row], length)
         if end is None:
-            closed = length - unlisted
-            end = closed if words[row, :closed].any() else length
+            closed, image = length - unlisted, _last(prompt.image[row], length)
+            last = _last(words[row] & ~marks[row], closed)
+            told = last is not None and (image is None or last > image)
+            end = closed if told else length
         elif (
             prompt.image[row, end:].any()
             or not words[row, :end].any()
@@ -338,10 +340,11 @@ def template_end(prompt: Prompt, decode: Callable, marks: TurnMarks, row: int) -
     said = len(text[:end].rstrip())
     if said <= start:
         return None  # the turn says nothing
+    wanted = text[:said]  # compared, not counted: a part of a character decodes to something else
     low, high = 0, len(tokens)  # the shortest beginning that has all of it
     while low + 1 < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(decode(tokens[:middle])) >= said else (middle, high)
+        low, high = (low, middle) if decode(tokens[:middle])[:said] == wanted else (middle, high)
     return int(place[high - 1])
 
 

@@ -79,6 +79,21 @@ def _shuffled(config: object) -> float:
     return patches_per_side(config.vision_config) / config.scale_factor
 
 
+def _of_square(config: object) -> float:
+    """InternVL's tokens along a side; its tiles are square.
+
+    Raises:
+        ValueError: a vision tower that takes other images.
+    """
+    size = config.vision_config.image_size
+    if isinstance(size, (list, tuple)) and len(set(size)) > 1:
+        raise ValueError(
+            f"{config.model_type} with images of {size} pixels is not supported: its token grid "
+            "is known of square images alone"
+        )
+    return config.image_seq_length**0.5
+
+
 # Idefics closes turns with <end_of_utterance>, which its configs do not list.
 _IDEFICS = dict(text="text_model", closes=False, unlisted=3)
 # All that differs between the families, by model_type.
@@ -92,7 +107,7 @@ FAMILIES = {
     ),
     # Its first templates close the model's turns alone, so that a question follows an end.
     "llava": Family(layout=selected_patches, inputs=(), title="LLaVA", closes=False, header=5),
-    "internvl": _tiled(lambda config: config.image_seq_length**0.5, "InternVL"),
+    "internvl": _tiled(_of_square, "InternVL"),
     "gemma3": _tiled(lambda config: config.mm_tokens_per_image**0.5, "Gemma 3"),
     "idefics3": _tiled(_shuffled, "Idefics3", **_IDEFICS),
     "smolvlm": _tiled(_shuffled, "SmolVLM", **_IDEFICS),

@@ -54,8 +54,8 @@ class ForwardInputs:
         if ids is None and embeds is None:
             raise ValueError("a prompt needs input_ids or inputs_embeds")
         mask = named.get("attention_mask")
-        if isinstance(mask, dict):
-            mask = mask["full_attention"]
+        if isinstance(mask, dict):  # by the kind of layer; all of them hide the same padding
+            mask = mask.get("full_attention", next(iter(mask.values())))
         raw = cache_among(named)
         return cls(
             named, ids, embeds, mask, named.get("position_ids"), named.get(TYPES),
@@ -94,12 +94,14 @@ class GenerateOptions:
             taken back.
         returns: sequences returned for each sample.
         end_tokens: ids that end an answer, as this call has them.
+        own: whether it is transformers' own generate() that runs.
     """
 
     inputs: ForwardInputs | None
     beams: bool
     drafts: bool
     end_tokens: set[int]
+    own: bool
 
 
 class Host:
@@ -120,10 +122,7 @@ class Host:
 
     def __init__(self, model: nn.Module):
         if hasattr(model, "_orig_mod"):
-            raise ValueError(
-                "the model is wrapped by torch.compile, whose code may run without a patch's "
-                "hooks: patch the model itself, and compile it afterwards if you must"
-            )
+            raise ValueError(f"the model is {WRAPPED}")
         self.model = unwrapped(model)
         self.family = family_of(self.model)
         self.outer = self._part(self.model, self.family.outer)
@@ -154,9 +153,28 @@ class Host:
 
     def _part(self, module: nn.Module, name: str) -> nn.Module:
         try:
-            return module.get_submodule(name)
+            found = module.get_submodule(name)
         except AttributeError:
             raise self._missing(f"{type(module).__name__}.{name}") from None
+        if hasattr(found, "_orig_mod"):
+            raise ValueError(f"{type(module).__name__}.{name} is {WRAPPED}")
+        return found
+
+    def check_parts(self) -> None:
+        """The parts that hooks stand on must still be the model's.
+
+        Raises:
+            ValueError: one was replaced since, by a compiled wrapper or another module.
+        """
+        outer = self.model.get_submodule(self.family.outer)
+        text = outer.get_submodule(self.family.text)
+        for name, now, mine in (
+            (self.family.outer, outer, self.outer),
+            (self.family.text, text, self.text),
+        ):
+            if now is not mine:
+                found = WRAPPED if hasattr(now, "_orig_mod") else "another module now"
+                raise ValueError(f"{name} of the patched model is {found}")
 
     def _cache_name(self) -> str:
         """What forward() calls the key cache: one name in all models that hand it down."""
@@ -206,9 +224,8 @@ class Host:
         """Ids that end a sequence: those of the configs, of generation and of the text model."""
         ends: set[int] = set()
         for config in (self.model.generation_config, self.model.config.get_text_config()):
-            value = getattr(config, "eos_token_id", None)
-            ends |= set(value if isinstance(value, (list, tuple)) else [value])
-        return ends - {None}
+            ends |= _ids(getattr(config, "eos_token_id", None))
+        return ends
 
     @property
     def vision_tokens(self) -> set[int]:
@@ -253,6 +270,12 @@ class Host:
         raw = cache_in(output)
         return None if raw is None else KeyCache(raw)
 
+    @staticmethod
+    def cache_among(kwargs: dict) -> KeyCache | None:
+        """The key cache among a pass's inputs, or None."""
+        raw = cache_among(kwargs)
+        return None if raw is None else KeyCache(raw)
+
     def run_in(self, kwargs: dict) -> object | None:
         """What the cache among a pass's inputs belongs to; for compiled steps."""
         return KeyCache.run_of(cache_among(kwargs))
@@ -289,19 +312,20 @@ class Host:
         prompt = named.pop("inputs", None)
         if prompt is not None and named.get("input_ids") is None:
             named["input_ids"] = prompt
-        own = {k: v for k, v in named.items() if v is not None and not isinstance(v, Tensor)}
+        own = {
+            k: v for k, v in named.items()
+            if v is not None and (k.endswith("_token_id") or not isinstance(v, Tensor))
+        }  # fmt: skip
         config = self.model._prepare_generation_config(given, **own)[0]
         _check_options(config, named)
-        ends = config.eos_token_id
-        ends = ends.tolist() if isinstance(ends, Tensor) else ends
-        ends = set(ends if isinstance(ends, (list, tuple)) else [ends]) - {None}
         without = named.get("input_ids") is None and named.get("inputs_embeds") is None
         return GenerateOptions(
             inputs=None if without else ForwardInputs.of(named),
             beams=(config.num_beams or 1) > 1,
             drafts=config.prompt_lookup_num_tokens is not None
             or named.get("assistant_model") is not None,
-            end_tokens=ends,
+            end_tokens=_ids(config.eos_token_id),
+            own=named.get("custom_generate") is None and "generate" not in self._own,
         )
 
     def generate(self, args: tuple, kwargs: dict, between: Callable | None) -> object:
@@ -338,7 +362,7 @@ class Host:
                 f"{type(self.text).__name__} does not let its attention be replaced; it has no "
                 "attention interface in this version of transformers"
             )
-        self._set_aside_compiled()
+        self.set_aside_compiled()
         self._handles = [
             self.outer.register_forward_pre_hook(hooks["before"], with_kwargs=True),
             self.outer.register_forward_hook(hooks["behind"], with_kwargs=True),
@@ -376,18 +400,14 @@ class Host:
         """The text model's attention implementation as it is now."""
         return self.text.config._attn_implementation
 
-    @property
-    def set_aside(self) -> bool:
-        """Whether compiled code of the user's does not run while the patch is on."""
-        return bool(self._compiled)
-
     def _set_attention(self, name: str) -> None:
         # By the key of the sub-config, so that the vision tower keeps its own implementation.
         self.model.set_attn_implementation({self.family.text_config: name})
 
-    def _set_aside_compiled(self) -> None:
+    def set_aside_compiled(self) -> None:
         """Run modules as they are written: compiled code was traced without our hooks, and may go
-        on running without them."""
+        on running without them; and a prompt's pass with them cannot be compiled."""
+        before = len(self._compiled)
         towers = [self.model, self.outer, *self.text.modules()]
         for module in towers:
             own = vars(module)
@@ -402,6 +422,14 @@ class Host:
             if own.get("_compiled_call_impl") is not None:
                 self._compiled.append((module, "_compiled_call_impl", own["_compiled_call_impl"]))
                 own["_compiled_call_impl"] = None
+        if len(self._compiled) > before:
+            warnings.warn(
+                "the model, or a part of it, is compiled (torch.compile, model.compile()): such "
+                "code does not go with a patch, so the model runs uncompiled until "
+                "vrga.unpatch(model); generate() compiles steered steps itself, with "
+                "cache_implementation='static'",
+                stacklevel=5,
+            )
 
     def __deepcopy__(self, memo: dict) -> Host:
         twin = object.__new__(type(self))
@@ -410,6 +438,10 @@ class Host:
         return twin
 
 
+WRAPPED = (
+    "wrapped by torch.compile, whose code may run without a patch's hooks: patch the model itself, "
+    "and let generate() compile its steps (cache_implementation='static')"
+)
 NEWEST_TESTED = "5.24"  # of transformers
 
 
@@ -436,6 +468,14 @@ def _parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
     return {
         n: p for n, p in list(found.items())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
+
+
+def _ids(value: object) -> set[int]:
+    """Token ids, of one, several, or a tensor of them; none for None."""
+    if value is None:
+        return set()
+    value = value.tolist() if isinstance(value, Tensor) else value
+    return set(value) if isinstance(value, (list, tuple)) else {value}
 
 
 def _bound(function: Callable, owner: object, args: tuple, kwargs: dict) -> dict[str, Any]:
