@@ -415,3 +415,12 @@ def test_the_account_of_a_run_that_nothing_steers_is_complete(model):
     with vrga.patch(model, VRGAConfig.published(gain=1.0)) as patch:
         loop(model, QWEN.batch([1]).inputs, 4)
         assert counts(patch) == [(4, 0, {"gain 1": 3})]
+
+
+def test_notes_of_drafts_that_were_rejected_go():
+    from vrga.steps import Ledger
+
+    ledger = Ledger(rows=1, start=10)
+    ledger.note(10, 4, None)
+    ledger.note(11, 1, "gain 1")
+    assert ledger.passed == 2 and ledger.of_rows()[0].left_alone == {"gain 1": 1}
