@@ -22,8 +22,11 @@ from vrga.beforehand import (
     check_readable,
     check_trace_folder,
 )
-from vrga.config import PRESETS
+from vrga.config import PRESETS, VRGAConfig
+from vrga.evaluation.command import chosen
 from vrga.evaluation.sweeps import swept
+from vrga.evaluation.wording import say_config
+from vrga.hf.brought import Chosen
 from vrga.hf.files import check_model
 from vrga.images import read_image
 
@@ -39,6 +42,10 @@ console = Console()
 
 # Configurations that have a name.
 Preset = enum.Enum("Preset", {name: name for name in PRESETS}, type=str)
+Start = Annotated[
+    Preset | None,
+    typer.Option(help="Configuration; the checkpoint's own, else paper, if absent."),
+]
 
 
 @app.callback()
@@ -70,7 +77,7 @@ def generate(
     image: Annotated[list[Path], typer.Option(help="An image file; may be given repeatedly.")],
     question: Annotated[str, typer.Option(help="What to ask.")],
     model: Model = None,
-    preset: Annotated[Preset, typer.Option(help="Configuration to start from.")] = Preset.default,
+    preset: Start = None,
     gain: Annotated[
         float | None, typer.Option(help="Factor on the attention to the region; 1 is off.")
     ] = None,
@@ -83,9 +90,10 @@ def generate(
     ] = None,
 ) -> None:
     """Answer one question about one or several images."""
-    if not vrga and (map is not None or gain is not None or preset is not Preset.default):
+    if not vrga and (map is not None or gain is not None or preset is not None):
         raise ValueError("--map, --gain and --preset are about VRGA: leave out --no-vrga")
-    config = _config(preset, gain) if vrga else None
+    if gain is not None:
+        VRGAConfig(gain=gain)  # refuses what is none
     for path in image:
         read_image(path)
     check_model(model)
@@ -95,13 +103,14 @@ def generate(
         check_folder(trace, "--trace")
         for run in ("base", "steered") if vrga else ("base",):
             check_trace_folder(trace / run)
+    steering = _chosen(preset, gain, model) if vrga else None
     from vrga.generation import answer
 
     text, region, images, failed = answer(
         model,
         image,
         question,
-        config,
+        steering and steering.config,
         max_new_tokens=max_new_tokens,
         trace=trace,
     )
@@ -204,7 +213,10 @@ def tune(
     data: Data = None,
     model: Model = None,
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("out/tune"),
-    preset: Annotated[Preset, typer.Option(help="Fields that are not swept.")] = Preset.default,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(help="Fields that are not swept; the checkpoint's own, else paper, if absent."),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="direct, cot or back.")] = "cot",
     style: Style = "semantic",
     split: Split = "clean",
@@ -218,9 +230,9 @@ def tune(
 ) -> None:
     """Choose a configuration on one half of the questions, and report it on the other half."""
     check_known("--prompt", [prompt], PROMPTS)
-    base = _config(preset, None)
-    swept(base, sweep)  # refuses fields and values
     check_questions(data, split, style, model, output)
+    base = _chosen(preset, None, model)
+    swept(base.config, sweep)  # refuses fields and values
     from vrga.evaluation.command import guarded
     from vrga.evaluation.tuning import tune
 
@@ -230,7 +242,7 @@ def tune(
                 data,
                 model,
                 output,
-                base=base,
+                base=base.config,
                 sweeps=sweep,
                 prompt=prompt,
                 style=style,
@@ -260,7 +272,7 @@ def lookback(
         str, typer.Option(help="Of off, always, back, back+relocate.")
     ] = "off,always,back,back+relocate",
     style: Style = "semantic",
-    preset: Annotated[Preset, typer.Option(help="Configuration to start from.")] = Preset.default,
+    preset: Start = None,
     gain: Annotated[float | None, typer.Option(help="Factor on attention to the region.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")] = None,
     split: Split = "clean",
@@ -271,8 +283,10 @@ def lookback(
     """Compare direct, cot and back prompts without VRGA, with it, and with it inside <back>."""
     check_known("--prompts", prompts.split(","), PROMPTS)
     check_known("--steering", steering.split(","), STEERINGS)
-    config = _config(preset, gain)
+    if gain is not None:
+        VRGAConfig(gain=gain)  # refuses what is none
     check_questions(data, split, style, model, output)
+    steering = _chosen(preset, gain, model)
     from vrga.evaluation.command import guarded
     from vrga.evaluation.lookback import experiment
 
@@ -282,7 +296,7 @@ def lookback(
                 data,
                 model,
                 output,
-                config=config,
+                config=steering.config,
                 prompts=prompts.split(","),
                 steerings=steering.split(","),
                 limit=limit,
@@ -299,10 +313,11 @@ def lookback(
     )
 
 
-def _config(preset: Preset, gain: float | None):
-    from vrga.config import VRGAConfig
-
-    return VRGAConfig.named(preset.value, gain)
+def _chosen(preset: Preset | None, gain: float | None, model: str | None) -> Chosen:
+    """How a command steers, said on standard error, away from what it answers."""
+    found = chosen(preset and preset.value, gain, model)
+    say_config(Console(stderr=True), found)
+    return found
 
 
 def main() -> None:

@@ -42,7 +42,8 @@ def arms(config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]) -
     """
     if config.method != "vrga":
         raise ValueError(
-            f"--preset of method {config.method!r} knows nothing of <back>: default or paper"
+            f"a configuration of method {config.method!r} knows nothing of <back>: --preset "
+            "paper, published or sparing"
         )
     for kind, given, known in (("prompts", prompts, PROMPTS), ("steering", steerings, STEERINGS)):
         other = [name for name in given if name not in known]

@@ -71,7 +71,8 @@ def tune(
     """Sweep, choose the config with the most right answers, and report it on the other half.
 
     Of configs that answer equally many right, the first one wins. Writes best.json (for
-    `vrga eval --config`), results.json and tuning.png.
+    `vrga eval --config`), the same as vrga_config.json (for the checkpoint's folder), results.json
+    and tuning.png.
 
     Returns:
         What results.json holds.
@@ -115,10 +116,15 @@ def tune(
     write_json(output / RESULTS, results)
     text = json.dumps(dataclasses.asdict(configs[best]), indent=1)
     (output / BEST).write_text(text + "\n", "utf-8")
+    ready = configs[best].save_pretrained(output)
     _draw(results["tuning"], results["held_out"], best, output / FIGURE)
     console.print(_table(f"tuning: {len(tuning)} questions", results["tuning"]))
     console.print(_table(f"held out: {len(held_out)} other questions", results["held_out"]))
     console.print(f"config: {output / BEST}", soft_wrap=True)
+    console.print(
+        f"put {ready} beside the checkpoint's weights, and vrga.patch(model) steers with it",
+        style="dim", soft_wrap=True,
+    )  # fmt: skip
     return results
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from rich.console import Console
+
 from vrga.intervals import Interval
 
 
@@ -15,6 +17,11 @@ def percent(interval: Interval, sign: str = "") -> str:
 def share(interval: Interval, sign: str = "") -> str:
     """ "0.386 (0.370, 0.403)"; "-" where there is no figure."""
     return _worded(list(interval), f"{sign}.3f", "")
+
+
+def say_config(console: Console, told: object) -> None:
+    """Say which configuration a command steers by."""
+    console.print(f"config: {told}", style="dim", soft_wrap=True, markup=False, highlight=False)
 
 
 def _worded(interval: list[float], form: str, unit: str) -> str:

@@ -7,6 +7,7 @@ of a folder and of a hub id, whose small files come from the hub or its cache.
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 LARGEST = 64 << 20  # bytes of a JSON file: an index of 100,000 tensors has 10 MB
 _ATTENTION = ("attn_implementation", "_attn_implementation")
+
+
+def embedded() -> Path:
+    """The folder of the small trained model inside this package."""
+    return Path(str(importlib.resources.files("vrga") / "demo" / "weights"))
 
 
 def check_model(name: str | Path | None) -> str | Path | None:
