@@ -215,7 +215,9 @@ def tune(
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("out/tune"),
     preset: Annotated[
         Preset | None,
-        typer.Option(help="Fields that are not swept; the checkpoint's own, else paper, if absent."),
+        typer.Option(
+            help="Fields that are not swept; the checkpoint's own, else paper, if absent."
+        ),
     ] = None,
     prompt: Annotated[str, typer.Option(help="direct, cot or back.")] = "cot",
     style: Style = "semantic",

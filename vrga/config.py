@@ -249,8 +249,8 @@ class VRGAConfig:
         if callable(self.when):
             raise ValueError(
                 f"when={getattr(self.when, '__name__', self.when)!r} is a function, which a file "
-                "cannot hold: save dataclasses.replace(config, when='always'), and set `when` again "
-                "where the config is read"
+                "cannot hold: save dataclasses.replace(config, when='always'), and set `when` "
+                "again where the config is read"
             )
         return dataclasses.asdict(self)
 
