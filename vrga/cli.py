@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image
 from rich.console import Console
 
+from vrga import __version__
 from vrga.analyze_cli import Batch, Data, Model, Resume, Split, Style, analyze, check_questions
 from vrga.beforehand import (
     PICTURES,
@@ -23,17 +23,15 @@ from vrga.beforehand import (
     check_trace_folder,
 )
 from vrga.config import PRESETS, VRGAConfig
-from vrga.evaluation.command import chosen
+from vrga.evaluation.command import DTYPES, chosen
 from vrga.evaluation.sweeps import swept
 from vrga.evaluation.wording import say_config
 from vrga.hf.brought import Chosen
 from vrga.hf.files import check_model
-from vrga.images import read_image
 
 app = typer.Typer(
     help="Make a vision-language model look at the region its question is about.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(analyze, name="analyze")
@@ -41,6 +39,7 @@ console = Console()
 
 
 # Configurations that have a name.
+Dtype = enum.Enum("Dtype", {name: name for name in DTYPES}, type=str)
 Preset = enum.Enum("Preset", {name: name for name in PRESETS}, type=str)
 Start = Annotated[
     Preset | None,
@@ -48,9 +47,22 @@ Start = Annotated[
 ]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vrga {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
-    """Keep `vrga COMMAND` also where there is a single command."""
+def _commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Say the version and leave.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Make a vision-language model look at the region its question is about."""
 
 
 @app.command()
@@ -88,12 +100,29 @@ def generate(
         Path | None,
         typer.Option(help="Write traces to base/ and steered/ in this folder, for `vrga report`."),
     ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
+    system: Annotated[
+        str | None, typer.Option(help="The system's message, before the question.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Most pixels of an image; larger ones are shrunk.")
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
+    ] = Dtype.auto,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
+    ] = None,
 ) -> None:
     """Answer one question about one or several images."""
+    if not question.strip():
+        raise ValueError(f"--question {question!r} is empty: say what to ask about the image")
     if not vrga and (map is not None or gain is not None or preset is not None):
         raise ValueError("--map, --gain and --preset are about VRGA: leave out --no-vrga")
     if gain is not None:
         VRGAConfig(gain=gain)  # refuses what is none
+    from vrga.images import read_image
+
     for path in image:
         read_image(path)
     check_model(model)
@@ -113,11 +142,19 @@ def generate(
         steering and steering.config,
         max_new_tokens=max_new_tokens,
         trace=trace,
+        system=system,
+        max_pixels=max_pixels,
+        dtype=dtype.value,
+        device_map=device_map,
+        stream=_speak if stream else None,
+        warn=_warn,
     )
-    console.print(text, markup=False, highlight=False)
+    console.print("" if stream else text, markup=False, highlight=False)
     if (map, trace) != (None, None) and len(images) != len(region.grids):
         told = "the model cuts images into tiles, whose maps are shown without the images"
         console.print(told, style="dim", soft_wrap=True)
+        from PIL import Image
+
         images = [Image.new("RGB", (grid.w, grid.h), "white") for grid in region.grids]
     if map is not None:
         from vrga.plots import region_figure, save
@@ -155,7 +192,11 @@ def doctor(
 @app.command()
 def report(
     traces: Annotated[
-        list[Path], typer.Argument(help="One or two trace folders; of two, the base comes first.")
+        list[Path],
+        typer.Argument(
+            help="One or two trace folders, of two the base first; or the folder of base/ and "
+            "steered/."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "report.html"
@@ -166,12 +207,16 @@ def report(
     ] = 16.0,
 ) -> None:
     """Make a page of one or two traces: where the model looked, token by token."""
+    if len(traces) == 1 and not (traces[0] / "trace.json").is_file():  # as generate --trace writes
+        parts = [traces[0] / name for name in ("base", "steered")]
+        traces = [part for part in parts if (part / "trace.json").is_file()] or traces
     if len(traces) > 2:
         raise ValueError(f"a report shows one or two traces; {len(traces)} given")
     for trace in traces:
         if not (trace / "trace.json").is_file():
             raise FileNotFoundError(
-                f"no trace at {trace}: trace.save writes a folder with trace.json"
+                f"no trace at {trace}: trace.save writes a folder with trace.json, and "
+                "vrga generate --trace one with base/ and steered/ in it"
             )
     check_file(output, "--output")
     from vrga.report import write_report
@@ -288,7 +333,7 @@ def lookback(
     if gain is not None:
         VRGAConfig(gain=gain)  # refuses what is none
     check_questions(data, split, style, model, output)
-    steering = _chosen(preset, gain, model)
+    own = _chosen(preset, gain, model)
     from vrga.evaluation.command import guarded
     from vrga.evaluation.lookback import experiment
 
@@ -298,7 +343,7 @@ def lookback(
                 data,
                 model,
                 output,
-                config=steering.config,
+                config=own.config,
                 prompts=prompts.split(","),
                 steerings=steering.split(","),
                 limit=limit,
@@ -313,6 +358,16 @@ def lookback(
             console,
         )
     )
+
+
+def _speak(piece: str) -> None:
+    """Print a piece of an answer at once."""
+    typer.echo(piece, nl=False)
+    sys.stdout.flush()
+
+
+def _warn(told: str) -> None:
+    Console(stderr=True).print(f"vrga: {told}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _chosen(preset: Preset | None, gain: float | None, model: str | None) -> Chosen:

@@ -15,6 +15,7 @@ from vrga.hf.brought import Chosen, choose
 from vrga.hf.files import check_model, embedded
 
 WRONG, STOPPED, FAILED, INTERRUPTED = 2, 3, 4, 130  # exit statuses; 0 is a whole run
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 EPILOG = """\
 exit status: 0 all samples answered; 2 wrong options; 3 stopped by a full disk; 4 some samples
 failed (they count as wrong; see samples.jsonl); 130 interrupted; 1 anything else. After all but 2
@@ -54,7 +55,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--max-new-tokens", type=_positive, help="over the tasks' own")
     add("--min-pixels", type=_positive)
     add("--max-pixels", type=_positive)
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add("--dtype", default="auto", choices=DTYPES)
     add("--attn-implementation", help="sdpa, flash_attention_2, ...; the same for both arms")
     add("--device-map", help="auto: a model larger than one GPU")
     add("--seed", type=int, default=0, help="of sampling")

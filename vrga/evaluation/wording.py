@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from vrga.intervals import Interval
+if TYPE_CHECKING:
+    from vrga.intervals import Interval
 
 
 def percent(interval: Interval, sign: str = "") -> str:
