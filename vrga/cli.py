@@ -149,7 +149,7 @@ def generate(
         stream=_speak if stream else None,
         warn=_warn,
     )
-    console.print("" if stream else text, markup=False, highlight=False)
+    console.print("" if stream else text, markup=False, highlight=False, soft_wrap=True)
     if (map, trace) != (None, None) and len(images) != len(region.grids):
         told = "the model cuts images into tiles, whose maps are shown without the images"
         console.print(told, style="dim", soft_wrap=True)
