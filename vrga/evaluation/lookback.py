@@ -42,7 +42,7 @@ def arms(config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]) -
     """
     if config.method != "vrga":
         raise ValueError(
-            f"a configuration of method {config.method!r} knows nothing of <back>: --preset "
+            f"--preset of method {config.method!r} knows nothing of <back>: take "
             "paper, published or sparing"
         )
     for kind, given, known in (("prompts", prompts, PROMPTS), ("steering", steerings, STEERINGS)):
