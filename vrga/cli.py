@@ -241,13 +241,16 @@ def evaluate(context: typer.Context) -> None:
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of a run of vrga eval.")],
     second: Annotated[Path, typer.Argument(help="Folder of another.")],
+    most: Annotated[
+        int, typer.Option(min=0, help="Samples listed that became right, and that became wrong.")
+    ] = 10,
 ) -> None:
     """Compare two runs of vrga eval, sample by sample."""
     check_readable(first, "run", folder=True)
     check_readable(second, "run", folder=True)
     from vrga.evaluation.compare import compare
 
-    compare(first, second, console)
+    compare(first, second, console, most=most)
 
 
 @app.command()

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from rich.table import Table
 
 from vrga.analysis.figures import recovery_figure
 from vrga.analysis.study import Study, failures, verdict
@@ -18,7 +17,7 @@ from vrga.config import VRGAConfig
 from vrga.demo.data import asked_letter, parse_answer, spoken_answer
 from vrga.evaluation.arms import Arm, accuracy, compared, look, right
 from vrga.evaluation.command import chosen
-from vrga.evaluation.wording import percent
+from vrga.evaluation.wording import Table, percent
 from vrga.intervals import paired_difference, wilson
 
 DRAWN = 200
@@ -52,7 +51,7 @@ def named(names: Sequence[str] | None, model: str | None) -> dict[str, VRGAConfi
     found = {}
     for name in names or CONFIGS:
         if name not in (*CONFIGS, "default"):
-            raise ValueError(f"--config {name}: known are default; {'; '.join(CONFIGS)}")
+            raise ValueError(f"--config {name}: known are {'; '.join(CONFIGS)}; default")
         own = CONFIGS[name] if name in CONFIGS else chosen(None, None, model).config
         found[name] = own
     return found

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from rich.text import Text
 
 from vrga.config import VRGAConfig
@@ -17,7 +16,7 @@ from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples, parse_answ
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import drawn_items
 from vrga.evaluation.looking import Looks
-from vrga.evaluation.wording import percent, say_config, share
+from vrga.evaluation.wording import Table, percent, say_config, share
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
 from vrga.intervals import mean_interval, paired_difference, wilson

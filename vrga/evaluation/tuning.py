@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS, VALIDATION_SEEDS, make_samples, split_options
@@ -18,7 +17,7 @@ from vrga.evaluation.arms import Arm, accuracy, compared, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.sweeps import swept
-from vrga.evaluation.wording import percent, share
+from vrga.evaluation.wording import Table, percent, share
 from vrga.hf.checkpoints import load
 
 OFF = "off"
