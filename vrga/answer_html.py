@@ -74,7 +74,7 @@ def picture(image: Image.Image | None, region: Region, index: int) -> str:
     )
     return (
         f"<svg viewBox='0 0 {width} {height}' width='{max(width, 320)}' "
-        "style='max-width:100%;height:auto;background:white' role='img' "
+        "style='max-width:100%;height:auto;background:white;margin:0 4px 4px 0' role='img' "
         "aria-label='the image, bright where the question looks, its region outlined'>"
         f"{own}{_image(Image.fromarray(shade), width, height, pixelated=True)}"
         f"<g transform='scale({width / grid.w:.5f} {height / grid.h:.5f})'>{outline}</g></svg>"
