@@ -220,6 +220,38 @@ def test_of_a_hub_id_the_cache_is_read_and_nothing_else(loaded, monkeypatch, tmp
         vrga.patch(model)
 
 
+def test_a_hub_that_is_not_reached_is_not_taken_for_a_checkpoint_without_one(monkeypatch, tmp_path):
+    from huggingface_hub import file_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for error, kind, told in (
+        (LocalEntryNotFoundError("offline"), OSError, "cannot be had from the hub: .*offline"),
+        (EntryNotFoundError("404"), FileNotFoundError, f"someone/a-model brings no {FILE}"),
+    ):
+
+        def cached_file(name, file, error=error):
+            raise OSError(str(error)) from error
+
+        monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+        with pytest.raises(kind, match=told):
+            VRGAConfig.from_pretrained("someone/a-model")
+    asked = []
+    monkeypatch.setattr(file_download.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("vrga.hf.files.checkpoint_file", lambda *a, **b: asked.append(a))
+    assert (
+        choose(None, {}, "someone/a-model", fetch=True).config == VRGAConfig() and len(asked) == 1
+    )
+    path = cached(tmp_path, "someone/a-model", "0" * 40, '{"gain": 2}')
+    assert choose(None, {}, "someone/a-model", fetch=True).config.gain == 2
+    path.unlink()
+    none = tmp_path / "models--someone--a-model" / ".no_exist" / ("0" * 40)
+    none.mkdir(parents=True)
+    (none / FILE).touch()  # what the cache remembers is not asked again: no stall offline
+    assert (
+        choose(None, {}, "someone/a-model", fetch=True).config == VRGAConfig() and len(asked) == 1
+    )
+
+
 @pytest.mark.parametrize("name", ["", "a name of my own", "/gone/since", "a/b/c"])
 def test_a_name_that_is_no_place_brings_nothing(loaded, monkeypatch, name, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -310,9 +310,9 @@ class VRGAConfig:
                     f"no configuration at {name!r}: give a folder with {FILE}, such a file, or a "
                     "hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
                 )
-            from vrga.hf.files import checkpoint_file
+            from vrga.hf.files import hub_file
 
-            path = checkpoint_file(str(where), FILE)
+            path = hub_file(str(where), FILE)
         elif path.is_dir():
             path = path / FILE if os.path.lexists(path / FILE) else None
         if path is None:

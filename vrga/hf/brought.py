@@ -82,19 +82,19 @@ def checkpoint_of(model: object) -> tuple[str, str | None]:
     return str(getattr(model, "name_or_path", "") or ""), commit
 
 
+def fetch_file(where: str | Path) -> None:
+    """Bring vrga_config.json of a hub id into the cache, where `vrga.patch` looks for it."""
+    _file(where, None, True)
+
+
 def _file(where: str | Path | None, commit: str | None, fetch: bool) -> Path | None:
-    """vrga_config.json of a checkpoint; None where it brings none."""
+    """vrga_config.json of a checkpoint; None where it brings none, or the hub is not reached."""
     if not where:
         return None
     folder = Path(where)
     if folder.is_dir():
         path = folder / FILE
         return path if os.path.lexists(path) else None
-    if fetch:
-        from vrga.hf.files import checkpoint_file
-
-        with contextlib.suppress(OSError):  # not reached: its cache may hold it
-            return checkpoint_file(where, FILE)
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -102,4 +102,11 @@ def _file(where: str | Path | None, commit: str | None, fetch: bool) -> Path | N
         found = try_to_load_from_cache(str(where), FILE, revision=commit)
     except HFValidationError:  # no hub id: a folder that is gone, or a name of the user's own
         return None
-    return Path(found) if isinstance(found, str) else None
+    if isinstance(found, str):
+        return Path(found)
+    if found is None and fetch:  # the cache remembers, too, that a commit has none
+        from vrga.hf.files import checkpoint_file
+
+        with contextlib.suppress(OSError):
+            return checkpoint_file(where, FILE)
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vrga.config import FILE
+from vrga.hf.brought import fetch_file
 from vrga.hf.families import FAMILIES
 from vrga.hf.files import (
     check_model,
@@ -76,8 +75,7 @@ def load(
         ) from error
     _check_tensors(where, report)
     check_finite(where, model)
-    with contextlib.suppress(OSError):  # into the hub's cache, where vrga.patch looks for it
-        checkpoint_file(where, FILE)
+    fetch_file(where)
     return model.eval(), load_processor(where)
 
 

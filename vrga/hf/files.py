@@ -156,6 +156,27 @@ def checkpoint_file(where: str | Path, name: str, *, needed: bool = False) -> Pa
     return None if found is None else Path(found)
 
 
+def hub_file(name: str, file: str) -> Path | None:
+    """A file of a hub id, from the hub or its cache; None where the hub says there is none.
+
+    Raises:
+        OSError: the hub cannot be reached, or has no such id, and the cache has no such file.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from transformers.utils import cached_file
+
+    try:
+        return Path(cached_file(name, file))
+    except OSError as error:
+        cause, told = error, (str(error).strip() or type(error).__name__).splitlines()[0]
+        while cause is not None:
+            missing = isinstance(cause, EntryNotFoundError)
+            if missing and not isinstance(cause, LocalEntryNotFoundError):
+                return None
+            cause = cause.__cause__ or cause.__context__
+        raise OSError(f"{file} of {name} cannot be had from the hub: {told}") from error
+
+
 def _read(path: Path) -> dict:
     """A JSON object.
 
