@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+import types
 import typing
 import warnings
 import webbrowser
@@ -16,7 +17,7 @@ from PIL import Image
 from transformers import ImageTextToTextPipeline
 
 import vrga
-from vrga import VRGAConfig, answer
+from vrga import VRGAConfig
 from vrga.answer_html import edges, marked_words
 from vrga.demo.data import SPLITS, TEST_SEEDS, is_card, make_samples, prepare, split_options
 
@@ -200,12 +201,14 @@ def test_show_draws_in_a_notebook_and_opens_a_page_elsewhere(answered, monkeypat
     assert "<svg" in path.read_text("utf-8")
     path.unlink()
     said = capsys.readouterr().out
-    assert f"with VRGA: {answered.text}" in said and f"no browser was found; {''}" in said
-    display = pytest.importorskip("IPython.display", reason="draws in notebooks alone")
-    monkeypatch.setattr(answer, "_in_notebook", lambda: True)
-    monkeypatch.setattr(display, "display", opened.append)
+    assert f"with VRGA: {answered.text}" in said and "no browser was found" in said
+    shell = type("ZMQInteractiveShell", (), {})()
+    drawing = types.SimpleNamespace(display=opened.append)
+    python = types.SimpleNamespace(get_ipython=lambda: shell, display=drawing)
+    monkeypatch.setitem(sys.modules, "IPython", python)
+    monkeypatch.setitem(sys.modules, "IPython.display", drawing)
     answered.show()
-    assert opened[-1] is answered
+    assert opened[-1] is answered and not capsys.readouterr().out
 
 
 def test_another_picture_warns_on_the_embedded_model(loaded, monkeypatch):
