@@ -25,7 +25,7 @@ setup(
         "vrga.evaluation.tasks",
     ],
     package_data={
-        "vrga": ["*.jinja"],
+        "vrga": ["*.jinja", "py.typed"],
         "vrga.demo": ["weights/*"],
         "vrga.evaluation.tasks": ["*.yaml"],
     },

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import versions as record
 from benchmarks.timing import RESULTS, ROOT
-from vrga.analysis.recovery import CONFIGS
+from vrga.analysis.recovery import CONFIGS, FORMER
 from vrga.evaluation.wording import percent, share
 from vrga.intervals import Interval, paired_difference
 
@@ -310,9 +310,10 @@ def _recovery(split: str, prompt: str, runs: Sequence[dict]) -> str:
     name = f"{split}, {prompt}: {len(runs)} x {each:,}"
     base = [f"{percentage(off)} right", span(off), "", "", "", "", _wrong(runs)]
     lines = [row([name, "without VRGA", *base])]
-    for config in sorted(runs[0]["configs"], key=list(CONFIGS).index):
+    names = {config: FORMER.get(config, config) for config in runs[0]["configs"]}
+    for config in sorted(names, key=lambda config: list(CONFIGS).index(names[config])):
         own = [run["configs"][config] for run in runs]
-        cells = [name, config]
+        cells = [name, names[config]]
         for kind, flips in (("change", "flips"), ("bound", "flips_of_bound")):
             cells += [percent(pooled([one[flips] for one in own]), "+")]
             cells += [span([one[kind][0] for one in own], "+")]

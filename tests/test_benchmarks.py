@@ -114,7 +114,7 @@ def test_recovery_is_pooled_over_training_seeds(tmp_path, monkeypatch):
     assert high == pytest.approx(1.96 * (60 / 200 / 200) ** 0.5, rel=0.08)  # normal, of 0.3 flips
     cells = steered.split(" | ")
     assert cells[1:3] == [
-        "default",
+        "sparing",
         percent(table.pooled([{"gained": 30, "lost": 30, "of": 200}]), "+"),
     ]
     assert cells[3] == "-20.0 to +20.0" and cells[4].startswith("+15.0 % (")

@@ -26,7 +26,8 @@ def test_the_published_numbers():
 
 def test_presets_are_not_moved_by_the_defaults():
     """Each states its numbers; a default that changes changes `VRGAConfig()` alone."""
-    ours = dataclasses.asdict(VRGAConfig())
+    assert VRGAConfig() == VRGAConfig.paper() == VRGAConfig.named("default")
+    ours = dataclasses.asdict(VRGAConfig.sparing())
     wanted = dict(gain=3.0, gate="static", efr_percentile=15.0, focus_percentile=70.0,
                   sink_border="background", region_std=2.0, region_min=1, dilation=0)  # fmt: skip
     assert {name: ours[name] for name in wanted} == wanted

@@ -111,7 +111,9 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
         "vrga/demo/weights/model.safetensors",
         "vrga/evaluation/tasks/common.yaml",
         "vrga/evaluation/tasks/documents.py",
+        "vrga/demo/weights/vrga_config.json",
         "vrga/patching.py",
+        "vrga/py.typed",
         "vrga/report.html.jinja",
     ):
         assert name in shipped and name in installed

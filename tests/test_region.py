@@ -165,11 +165,11 @@ def test_the_border_is_left_out_where_background_heads_show_sinks(sinks):
     if sinks:
         rows[0, 1] = torch.nn.functional.one_hot(torch.tensor(0), length)  # not at the image
     seen = torch.ones(3, length, dtype=torch.bool)
-    config = VRGAConfig(efr_percentile=100.0)
+    config = VRGAConfig.sparing(efr_percentile=100.0)
     found = find_region(rows, grids, length - 1, seen, config)
     assert bool(found.background.any()) == sinks
     assert bool(found.mask[grids[0].index[4]]) == (not sinks)
-    always = VRGAConfig(efr_percentile=100.0, sink_border="always")
+    always = VRGAConfig.sparing(efr_percentile=100.0, sink_border="always")
     found = find_region(rows, grids, length - 1, seen, always)
     assert not found.mask[grids[0].index[4]]
 

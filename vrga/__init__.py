@@ -7,12 +7,28 @@ below is loaded on first use.
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what each name is, for type checkers and editors
+    from vrga import lookback as lookback
+    from vrga.answer import Answer as Answer
+    from vrga.answer import ask as ask
+    from vrga.checkup.run import doctor as doctor
+    from vrga.config import VRGAConfig as VRGAConfig
+    from vrga.hf.checkpoints import load as load
+    from vrga.patching import Patch as Patch
+    from vrga.patching import patch as patch
+    from vrga.patching import unpatch as unpatch
+    from vrga.region import Region as Region
+    from vrga.trace import Trace as Trace
 
 __version__ = "0.1.0"
 
 _HOME = {
     "VRGAConfig": "config",
+    "Answer": "answer",
     "Patch": "patching",
+    "ask": "answer",
     "patch": "patching",
     "unpatch": "patching",
     "load": "hf.checkpoints",
@@ -34,4 +50,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)

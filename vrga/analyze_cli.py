@@ -174,7 +174,8 @@ def recovery(
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 200 drawn ones.")] = None,
     split: Split = "similar",
     config: Annotated[
-        list[str] | None, typer.Option(help="One of those compared, and again for more; all.")
+        list[str] | None,
+        typer.Option(help="One of those compared, or default, and again for more; all compared."),
     ] = None,
     batch_size: Batch = 100,
     max_new_tokens: Longest = None,
@@ -188,12 +189,9 @@ def recovery(
         output, data, model, limit, split, style=style, batch=batch_size,
         max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
-    from vrga.analysis.recovery import CONFIGS, analyze
+    from vrga.analysis.recovery import analyze, named
 
-    for name in config or ():
-        if name not in CONFIGS:
-            raise ValueError(f"--config {name}: known are {'; '.join(CONFIGS)}")
-    analyze(study, prompt=prompt, configs={x: CONFIGS[x] for x in config or CONFIGS})
+    analyze(study, prompt=prompt, configs=named(config, model))
 
 
 def check_questions(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image
 from rich.console import Console
 
+from vrga import __version__
 from vrga.analyze_cli import Batch, Data, Model, Resume, Split, Style, analyze, check_questions
 from vrga.beforehand import (
     PICTURES,
@@ -22,16 +22,17 @@ from vrga.beforehand import (
     check_readable,
     check_trace_folder,
 )
-from vrga.config import PRESETS
+from vrga.config import PRESETS, VRGAConfig
+from vrga.evaluation.command import DTYPES, chosen
 from vrga.evaluation.json_text import whole_characters
 from vrga.evaluation.sweeps import swept
+from vrga.evaluation.wording import say_config
+from vrga.hf.brought import Chosen
 from vrga.hf.files import check_model
-from vrga.images import read_image
 
 app = typer.Typer(
     help="Make a vision-language model look at the region its question is about.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(analyze, name="analyze")
@@ -39,12 +40,30 @@ console = Console()
 
 
 # Configurations that have a name.
+Dtype = enum.Enum("Dtype", {name: name for name in DTYPES}, type=str)
 Preset = enum.Enum("Preset", {name: name for name in PRESETS}, type=str)
+Start = Annotated[
+    Preset | None,
+    typer.Option(help="Configuration; the checkpoint's own, else paper, if absent."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vrga {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def _commands() -> None:
-    """Keep `vrga COMMAND` also where there is a single command."""
+def _commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Say the version and leave.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Make a vision-language model look at the region its question is about."""
 
 
 @app.command()
@@ -71,7 +90,7 @@ def generate(
     image: Annotated[list[Path], typer.Option(help="An image file; may be given repeatedly.")],
     question: Annotated[str, typer.Option(help="What to ask.")],
     model: Model = None,
-    preset: Annotated[Preset, typer.Option(help="Configuration to start from.")] = Preset.default,
+    preset: Start = None,
     gain: Annotated[
         float | None, typer.Option(help="Factor on the attention to the region; 1 is off.")
     ] = None,
@@ -82,12 +101,30 @@ def generate(
         Path | None,
         typer.Option(help="Write traces to base/ and steered/ in this folder, for `vrga report`."),
     ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
+    system: Annotated[
+        str | None, typer.Option(help="The system's message, before the question.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Most pixels of an image; larger ones are shrunk.")
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
+    ] = Dtype.auto,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
+    ] = None,
 ) -> None:
     """Answer one question about one or several images."""
-    if not vrga and (map is not None or gain is not None or preset is not Preset.default):
+    if not question.strip():
+        raise ValueError(f"--question {question!r} is empty: say what to ask about the image")
+    if not vrga and (map is not None or gain is not None or preset is not None):
         raise ValueError("--map, --gain and --preset are about VRGA: leave out --no-vrga")
-    config = _config(preset, gain) if vrga else None
     question = whole_characters(question)  # a terminal may give bytes that are no UTF-8
+    if gain is not None:
+        VRGAConfig(gain=gain)  # refuses what is none
+    from vrga.images import read_image
+
     for path in image:
         read_image(path)
     check_model(model)
@@ -97,20 +134,29 @@ def generate(
         check_folder(trace, "--trace")
         for run in ("base", "steered") if vrga else ("base",):
             check_trace_folder(trace / run)
+    steering = _chosen(preset, gain, model) if vrga else None
     from vrga.generation import answer
 
     text, region, images, failed = answer(
         model,
         image,
         question,
-        config,
+        steering and steering.config,
         max_new_tokens=max_new_tokens,
         trace=trace,
+        system=system,
+        max_pixels=max_pixels,
+        dtype=dtype.value,
+        device_map=device_map,
+        stream=_speak if stream else None,
+        warn=_warn,
     )
-    console.print(text, markup=False, highlight=False)
+    console.print("" if stream else text, markup=False, highlight=False, soft_wrap=True)
     if (map, trace) != (None, None) and len(images) != len(region.grids):
         told = "the model cuts images into tiles, whose maps are shown without the images"
         console.print(told, style="dim", soft_wrap=True)
+        from PIL import Image
+
         images = [Image.new("RGB", (grid.w, grid.h), "white") for grid in region.grids]
     if map is not None:
         from vrga.plots import region_figure, save
@@ -148,7 +194,11 @@ def doctor(
 @app.command()
 def report(
     traces: Annotated[
-        list[Path], typer.Argument(help="One or two trace folders; of two, the base comes first.")
+        list[Path],
+        typer.Argument(
+            help="One or two trace folders, of two the base first; or the folder of base/ and "
+            "steered/."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "report.html"
@@ -159,12 +209,16 @@ def report(
     ] = 16.0,
 ) -> None:
     """Make a page of one or two traces: where the model looked, token by token."""
+    if len(traces) == 1 and not (traces[0] / "trace.json").is_file():  # as generate --trace writes
+        parts = [traces[0] / name for name in ("base", "steered")]
+        traces = [part for part in parts if (part / "trace.json").is_file()] or traces
     if len(traces) > 2:
         raise ValueError(f"a report shows one or two traces; {len(traces)} given")
     for trace in traces:
         if not (trace / "trace.json").is_file():
             raise FileNotFoundError(
-                f"no trace at {trace}: trace.save writes a folder with trace.json"
+                f"no trace at {trace}: trace.save writes a folder with trace.json, and "
+                "vrga generate --trace one with base/ and steered/ in it"
             )
     check_file(output, "--output")
     from vrga.report import write_report
@@ -189,13 +243,16 @@ def evaluate(context: typer.Context) -> None:
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of a run of vrga eval.")],
     second: Annotated[Path, typer.Argument(help="Folder of another.")],
+    most: Annotated[
+        int, typer.Option(min=0, help="Samples listed that became right, and that became wrong.")
+    ] = 10,
 ) -> None:
     """Compare two runs of vrga eval, sample by sample."""
     check_readable(first, "run", folder=True)
     check_readable(second, "run", folder=True)
     from vrga.evaluation.compare import compare
 
-    compare(first, second, console)
+    compare(first, second, console, most=most)
 
 
 @app.command()
@@ -206,7 +263,12 @@ def tune(
     data: Data = None,
     model: Model = None,
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("out/tune"),
-    preset: Annotated[Preset, typer.Option(help="Fields that are not swept.")] = Preset.default,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(
+            help="Fields that are not swept; the checkpoint's own, else paper, if absent."
+        ),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="direct, cot or back.")] = "cot",
     style: Style = "semantic",
     split: Split = "clean",
@@ -220,9 +282,9 @@ def tune(
 ) -> None:
     """Choose a configuration on one half of the questions, and report it on the other half."""
     check_known("--prompt", [prompt], PROMPTS)
-    base = _config(preset, None)
-    swept(base, sweep)  # refuses fields and values
     check_questions(data, split, style, model, output)
+    base = _chosen(preset, None, model)
+    swept(base.config, sweep)  # refuses fields and values
     from vrga.evaluation.command import guarded
     from vrga.evaluation.tuning import tune
 
@@ -232,7 +294,7 @@ def tune(
                 data,
                 model,
                 output,
-                base=base,
+                base=base.config,
                 sweeps=sweep,
                 prompt=prompt,
                 style=style,
@@ -262,7 +324,7 @@ def lookback(
         str, typer.Option(help="Of off, always, back, back+relocate.")
     ] = "off,always,back,back+relocate",
     style: Style = "semantic",
-    preset: Annotated[Preset, typer.Option(help="Configuration to start from.")] = Preset.default,
+    preset: Start = None,
     gain: Annotated[float | None, typer.Option(help="Factor on attention to the region.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")] = None,
     split: Split = "clean",
@@ -273,8 +335,10 @@ def lookback(
     """Compare direct, cot and back prompts without VRGA, with it, and with it inside <back>."""
     check_known("--prompts", prompts.split(","), PROMPTS)
     check_known("--steering", steering.split(","), STEERINGS)
-    config = _config(preset, gain)
+    if gain is not None:
+        VRGAConfig(gain=gain)  # refuses what is none
     check_questions(data, split, style, model, output)
+    own = _chosen(preset, gain, model)
     from vrga.evaluation.command import guarded
     from vrga.evaluation.lookback import experiment
 
@@ -284,7 +348,7 @@ def lookback(
                 data,
                 model,
                 output,
-                config=config,
+                config=own.config,
                 prompts=prompts.split(","),
                 steerings=steering.split(","),
                 limit=limit,
@@ -301,10 +365,21 @@ def lookback(
     )
 
 
-def _config(preset: Preset, gain: float | None):
-    from vrga.config import VRGAConfig
+def _speak(piece: str) -> None:
+    """Print a piece of an answer at once."""
+    typer.echo(piece, nl=False)
+    sys.stdout.flush()
 
-    return VRGAConfig.named(preset.value, gain)
+
+def _warn(told: str) -> None:
+    Console(stderr=True).print(f"vrga: {told}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _chosen(preset: Preset | None, gain: float | None, model: str | None) -> Chosen:
+    """How a command steers, said on standard error, away from what it answers."""
+    found = chosen(preset and preset.value, gain, model)
+    say_config(Console(stderr=True), found)
+    return found
 
 
 def main() -> None:

@@ -1,11 +1,16 @@
-"""VRGAConfig: every number of the method, validated, and the presets."""
+"""VRGAConfig: every number of the method, validated, the presets, and the file that holds one."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import json
 import math
 import numbers
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal, get_args
 
 Method = Literal["vrga", "released", "released_mask", "ablation"]
@@ -49,8 +54,11 @@ READ_BY: dict[str, set[str]] = {
     "ablation": {"ablate", "heads", "first_layer", "seed"},
 }
 
+# Names of whole configurations; "default" is what a checkpoint brings, else the paper's.
+PRESETS = ("default", "sparing", "published", "paper", "released", "released_mask")
 
-PRESETS = ("default", "published", "paper", "released", "released_mask")
+FILE = "vrga_config.json"  # a checkpoint's own configuration, beside its weights
+_LARGEST = 1 << 20  # bytes of that file, which has some hundreds
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,9 @@ class VRGAConfig:
     """The numbers of VRGA (arXiv 2603.14184).
 
     Phase 1 (prefill) chooses heads and the region T, phase 2 (decode) steers toward T. The
-    defaults are those that served best on the embedded model (README, "Recovery");
-    `VRGAConfig.published()` has the published numbers.
+    defaults are the paper's: `VRGAConfig()` is `VRGAConfig.paper()`. A checkpoint may bring other
+    numbers, tried on it, in a file vrga_config.json beside its weights: `vrga.patch(model)` takes
+    those.
 
     Args:
         method: ``"vrga"``, or one of the reproductions ``"released"``, ``"released_mask"``,
@@ -99,20 +108,20 @@ class VRGAConfig:
     """
 
     method: Method = "vrga"
-    gain: float = 3.0
+    gain: float = 1.5
     gate: Gate = "static"
     gate_focus: float = 0.6
     gate_entropy: float = 0.2
-    efr_percentile: float = 15.0
-    focus_percentile: float = 70.0
+    efr_percentile: float = 5.0
+    focus_percentile: float = 95.0
     background_layers: float = 0.1
     background_focus: float = 0.01
     background_weight: float = 1.0
     sink_fraction: float = 0.2
-    sink_border: Border = "background"
-    region_std: float = 2.0
-    region_min: int = 1
-    dilation: int = 0
+    sink_border: Border = "always"
+    region_std: float = 0.6
+    region_min: int = 10
+    dilation: int = 1
     when: When | Callable = "always"
     relocate: Relocate = "question"
     ablate: Ablated | None = None
@@ -166,6 +175,9 @@ class VRGAConfig:
     def named(cls, preset: str, gain: float | None = None) -> VRGAConfig:
         """A preset by its name in `PRESETS`; `gain` replaces its own.
 
+        Without a checkpoint "default" is the paper's; `vrga.patch(model, "default")` takes what
+        the model's checkpoint brings.
+
         Raises:
             ValueError: no such preset.
         """
@@ -175,13 +187,24 @@ class VRGAConfig:
         return start() if gain is None else start(gain=gain)
 
     @classmethod
+    def sparing(cls, **overrides) -> VRGAConfig:
+        """Few tokens, many heads, a strong push: what served best on the embedded model.
+
+        Nobody has tried these numbers on a large model; see README, "Recovery".
+        """
+        return cls(**{**_SPARING, **overrides})
+
+    @classmethod
     def published(cls, **overrides) -> VRGAConfig:
         """The method with the published numbers and the released code's dynamic gate."""
         return cls(**{**_PUBLISHED, **overrides})
 
     @classmethod
     def paper(cls, **overrides) -> VRGAConfig:
-        """The method with the paper's numbers and its static gate: H_v is fixed at prefill."""
+        """The method with the paper's numbers and its static gate: H_v is fixed at prefill.
+
+        These are the defaults.
+        """
         return cls(**{**_PUBLISHED, "gate": "static", **overrides})
 
     @classmethod
@@ -203,6 +226,160 @@ class VRGAConfig:
             **_METHOD_DEFAULTS["ablation"],
             method="ablation", ablate=ablate, heads=heads, first_layer=first_layer, seed=seed,
         )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """The nearest preset and how this config differs from it: "paper, gain 3"."""
+        if self.method == "ablation":
+            return f"ablation {self.ablate}"
+        known = {preset: VRGAConfig.named(preset) for preset in PRESETS if preset != "default"}
+        changes = {
+            preset: [
+                f"{field.name} {_shown(getattr(self, field.name))}"
+                for field in fields(self)
+                if getattr(self, field.name) != getattr(own, field.name)
+            ]
+            for preset, own in known.items()
+            if own.method == self.method
+        }
+        nearest = min(changes, key=lambda preset: len(changes[preset]))
+        return ", ".join([nearest, *changes[nearest]])
+
+    def to_dict(self) -> dict[str, str | int | float | None]:
+        """Every field by its name, as JSON takes it.
+
+        Raises:
+            ValueError: `when` is a callable, which no file can hold.
+        """
+        if callable(self.when):
+            raise ValueError(
+                f"when={getattr(self.when, '__name__', self.when)!r} is a function, which a file "
+                "cannot hold: save dataclasses.replace(config, when='always'), and set `when` "
+                "again where the config is read"
+            )
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, object]) -> VRGAConfig:
+        """A config of fields by name, such as `to_dict` returns; others are their method's own.
+
+        Raises:
+            ValueError: no mapping, a field that a config does not have, or a value that it refuses.
+        """
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{_short(given)} is no configuration: give fields by their names")
+        check_fields(given)
+        method = given.get("method")
+        base = _METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}
+        return cls(**{**base, **given})
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write vrga_config.json into a folder, beside a checkpoint's weights or anywhere.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            ValueError: as of `to_dict`. OSError: the folder cannot be written to.
+        """
+        text = json.dumps(self.to_dict(), indent=1) + "\n"
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path, draft = folder / FILE, folder / f"{FILE}.new"
+        draft.write_text(text, "utf-8")
+        os.replace(draft, path)  # whole at any time
+        return path
+
+    @classmethod
+    def from_pretrained(cls, where: str | Path) -> VRGAConfig:
+        """The configuration that a checkpoint brings, or that `save_pretrained` wrote.
+
+        Args:
+            where: a folder with vrga_config.json, that file itself or another of its form, a hub
+                id, or the short name of a Look-Back checkpoint.
+
+        Raises:
+            FileNotFoundError: no such folder or file, or a checkpoint that brings none.
+            OSError: a hub id that cannot be reached.
+            ValueError: a damaged file, named by its path.
+        """
+        from vrga.lookback import ALIASES
+
+        name = str(where)
+        where = ALIASES.get(name.lower(), where)
+        path = Path(where)
+        if not name or not os.path.lexists(path):
+            local = isinstance(where, Path) or name.startswith((".", "/", "~"))
+            if local or str(where).count("/") != 1:
+                raise FileNotFoundError(
+                    f"no configuration at {name!r}: give a folder with {FILE}, such a file, or a "
+                    "hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
+                )
+            from vrga.hf.files import hub_file
+
+            path = hub_file(str(where), FILE)
+        elif path.is_dir():
+            path = path / FILE if os.path.lexists(path / FILE) else None
+        if path is None:
+            raise FileNotFoundError(
+                f"{where} brings no {FILE}: vrga.patch(model) steers with VRGAConfig() then; "
+                "config.save_pretrained(folder) writes one"
+            )
+        return read_file(path)
+
+
+def check_fields(given: Iterable[object]) -> None:
+    """Raise ValueError for names that are no fields of a config."""
+    known = [field.name for field in fields(VRGAConfig)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(str(unknown[0]), known, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(
+            f"no field {', '.join(_short(name) for name in unknown)}{hint}: a configuration has "
+            f"{', '.join(known)}"
+        )
+
+
+def read_file(path: str | Path) -> VRGAConfig:
+    """A config from a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: no JSON, or fields or values that a config does not have; names the path.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        if not path.is_file():
+            raise ValueError("it is no file")
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST >> 20} MB")
+        text = path.read_text("utf-8-sig")
+        return VRGAConfig.from_dict(json.loads(text, object_pairs_hook=_once))
+    except (ValueError, RecursionError) as error:
+        told = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(
+            f"{path} is no configuration: {told}. Mend it, or write it anew: "
+            "config.save_pretrained(folder)"
+        ) from error
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, whose names must differ: of two values json takes the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{_short(twice)} stands in it twice")
+    return found
+
+
+def _shown(value: object) -> str:
+    if callable(value):
+        return getattr(value, "__name__", "callable")
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _number(name: str, value: object) -> int | float:
@@ -253,6 +430,16 @@ _PUBLISHED: dict[str, object] = {
     "region_std": 0.6,
     "region_min": 10,
     "dilation": 1,
+}
+_SPARING: dict[str, object] = {
+    "gain": 3.0,
+    "gate": "static",
+    "efr_percentile": 15.0,
+    "focus_percentile": 70.0,
+    "sink_border": "background",
+    "region_std": 2.0,
+    "region_min": 1,
+    "dilation": 0,
 }
 _METHOD_DEFAULTS: dict[str, dict] = {
     "released": {**_PUBLISHED, "dilation": 2},

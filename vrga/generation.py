@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch import nn
 
+from vrga.answer import foreign, generated, inputs_of, recorded, unsteered_config
 from vrga.config import VRGAConfig
 from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.patching import patch
 from vrga.region import Region
+from vrga.texts import Streamed
 from vrga.trace import Trace
 
 
@@ -25,6 +25,12 @@ def answer(
     *,
     max_new_tokens: int = 256,
     trace: Path | None = None,
+    system: str | None = None,
+    max_pixels: int | None = None,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    stream: Callable[[str], object] | None = None,
+    warn: Callable[[str], object] = lambda told: None,
 ) -> tuple[str, Region | None, list[Image.Image], dict[str, str]]:
     """Load a checkpoint and let it answer greedily.
 
@@ -34,6 +40,9 @@ def answer(
         config: how to steer; None does not.
         trace: a folder for traces with maps, `base` without and `steered` with steering; the
             model answers twice then.
+        system, max_pixels: as of `inputs_of`; dtype, device_map: as of `load`.
+        stream: is given the answer piece by piece, as it is spoken.
+        warn: is told what the user should know of the answer.
 
     Returns:
         (answer, region or None, images, why a trace could not be written by its name).
@@ -43,22 +52,27 @@ def answer(
         ValueError: as of `load` and `patch`.
     """
     images = [read_image(path) for path in paths]
-    loaded, processor = load(model)
-    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
-    chat = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
-    inputs = processor(text=[chat], images=images, return_tensors="pt").to(loaded.device)
+    loaded, processor = load(model, dtype=dtype, device_map=device_map)
+    told = foreign(loaded, images)
+    if told is not None:
+        warn(told)
+    inputs = inputs_of(loaded, processor, images, question, system=system, max_pixels=max_pixels)
+    streamer = None if stream is None else Streamed(processor.tokenizer.decode, stream)
+    ask = processor, inputs, images, max_new_tokens
     if trace is not None:
-        base = _recorded(loaded, processor, inputs, images, _off(config), max_new_tokens)
+        spoken = streamer if config is None else None
+        with patch(loaded, unsteered_config(config), tokenizer=processor.tokenizer) as patched:
+            base = recorded(patched, *ask, spoken)
         if config is None:
             return *base[:2], images, _unsaved(trace, base=base[2])
-        text, region, found = _recorded(loaded, processor, inputs, images, config, max_new_tokens)
+        with patch(loaded, config, tokenizer=processor.tokenizer) as patched:
+            text, region, found = recorded(patched, *ask, streamer)
         return text, region, images, _unsaved(trace, base=base[2], steered=found)
     if config is None:
-        return _generate(loaded, processor, inputs, max_new_tokens), None, images, {}
-    with patch(loaded, config) as steered:
-        text = _generate(loaded, processor, inputs, max_new_tokens)
+        text = generated(loaded, processor, inputs, max_new_tokens, streamer)
+        return text, None, images, {}
+    with patch(loaded, config, tokenizer=processor.tokenizer) as steered:
+        text = generated(loaded, processor, inputs, max_new_tokens, streamer)
         return text, steered.region[0], images, {}
 
 
@@ -71,39 +85,3 @@ def _unsaved(folder: Path, **traces: Trace) -> dict[str, str]:
         except (ValueError, OSError) as error:
             failed[name] = str(error)
     return failed
-
-
-def _off(config: VRGAConfig | None) -> VRGAConfig:
-    """What the base run is patched with: `config` with gain 1, which steers nothing.
-
-    A hard mask and an ablation have no gain: then it is the default method with gain 1, whose
-    heads and region are others than those of `config`.
-    """
-    if config is None or config.method not in ("vrga", "released"):
-        return VRGAConfig(gain=1)
-    return replace(config, gain=1)
-
-
-def _recorded(
-    model: nn.Module,
-    processor,
-    inputs,
-    images: list[Image.Image],
-    config: VRGAConfig,
-    max_new_tokens: int,
-) -> tuple[str, Region, Trace]:
-    """The answer, its region, and its trace with texts, images and the visual heads' maps."""
-    with patch(model, config, tokenizer=processor.tokenizer) as steered:
-        with steered.record(maps="visual", layer_maps=True) as trace:
-            text = _generate(model, processor, inputs, max_new_tokens)
-        region = steered.region[0]
-    # Models that cut an image into tiles have more grids than there are images to show.
-    shown = [images] if len(images) == len(region.grids) else None
-    return text, region, trace.attach(images=shown)
-
-
-def _generate(model: nn.Module, processor, inputs, max_new_tokens: int) -> str:
-    with torch.inference_mode():
-        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = tokens[:, inputs["input_ids"].shape[1] :]
-    return processor.batch_decode(new, skip_special_tokens=True)[0].strip()

@@ -86,6 +86,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def bounded(image_processor, pixels: tuple[int | None, int | None]) -> dict[str, object]:
+    """The option of an image processor that bounds images to (fewest, most) pixels.
+
+    Raises:
+        ValueError: a processor that is not told in pixels, or bounds that cross.
+    """
+    if pixels == (None, None):
+        return {}
+    size = getattr(image_processor, "size", None) or {}
+    try:
+        own = size["shortest_edge"], size["longest_edge"]  # Qwen's names for areas in pixels
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{type(image_processor).__name__} has no bounds in pixels: leave out the pixels"
+        ) from None
+    fewest, most = (mine or theirs for mine, theirs in zip(pixels, own, strict=True))
+    if fewest > most:
+        raise ValueError(f"pixels: at least {fewest} and at most {most}")
+    return {"size": {"shortest_edge": fewest, "longest_edge": most}}
+
+
 def is_link(text: str) -> bool:
     """Whether a text is an address such as https://..., and not of a file."""
     return bool(_LINK.match(text)) and not text.lower().startswith("file://")

@@ -9,15 +9,18 @@ from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from vrga.choices import Heads
-from vrga.config import VRGAConfig
+from vrga.config import FILE, VRGAConfig, check_fields
 from vrga.generate_call import GenerateCall
 from vrga.hf.attention import KEYWORD
+from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.host import ForwardInputs, GenerateOptions, Host, warn_if_untested
+from vrga.hf.pipelines import parts_of
 from vrga.passes import Pass, SteeringError, what_is
 from vrga.probe import Probe
 from vrga.reading import Announcement, PromptReader
@@ -29,16 +32,20 @@ from vrga.steps import Steps
 from vrga.tokens import GridCells, Prompt, Query
 from vrga.trace import Trace
 
+if TYPE_CHECKING:
+    from vrga.hf.pipelines import Pipeline
+
 SETTABLE = ("config", "enabled", "query", "given", "ablated")
 
 
 def patch(
-    model: nn.Module,
-    config: VRGAConfig | None = None,
+    model: nn.Module | Pipeline,
+    config: VRGAConfig | str | None = None,
     *,
     query: Query = "user_end",
     impl: str = "auto",
     tokenizer: object | None = None,
+    **fields: object,
 ) -> Patch:
     """Make `model.generate` steer attention to the region its question is about.
 
@@ -46,26 +53,31 @@ def patch(
     model had, with one probed row per sample and layer; every later step is steered.
 
     Args:
-        model: a loaded model of a supported family, e.g. Qwen2_5_VLForConditionalGeneration.
-        config: the method's numbers; None is `VRGAConfig()`.
+        model: a loaded model of a supported family, e.g. Qwen2_5_VLForConditionalGeneration; or a
+            pipeline of transformers, whose model is patched and whose tokenizer is taken.
+        config: the method's numbers, or the name of a preset, e.g. "published". None is what the
+            checkpoint brings in vrga_config.json beside its weights, else `VRGAConfig()`, the
+            paper's. Of a hub id the cache alone is read.
         query: where each row's question ends, see `Patch.query`.
         impl: "torch" (any device), "triton" (CUDA), or "auto": Triton on CUDA, else torch.
         tokenizer: needed only for `query` as text and for <back> spans; None loads the one of
             `model.name_or_path`.
+        fields: of the configuration, over its own: `patch(model, gain=2)`.
 
     Returns:
         The patch; as a context manager it takes itself off at the end, also after an exception.
 
     Raises:
-        ValueError: an unsupported model, one that is patched already, or a bad argument. The
-            model is unchanged then.
+        ValueError: an unsupported model, one that is patched already, a bad argument, or a damaged
+            vrga_config.json. The model is unchanged then.
+        TypeError: a name that is neither an argument nor a field.
     """
-    return Patch(model, config, query=query, impl=impl, tokenizer=tokenizer)
+    return Patch(model, config, query=query, impl=impl, tokenizer=tokenizer, **fields)
 
 
-def unpatch(model: nn.Module) -> bool:
+def unpatch(model: nn.Module | Pipeline) -> bool:
     """Take the patch off; the model is exactly as before. False if there was none."""
-    found = patch_of(model)
+    found = patch_of(parts_of(model)[0])
     if found is not None:
         found.remove()
     return found is not None
@@ -79,6 +91,16 @@ def patch_of(model: nn.Module) -> Patch | None:
             if isinstance(owner, Patch):
                 return owner
     return None
+
+
+def _check_names(fields: dict[str, object]) -> None:
+    """Raise TypeError, as Python does, for keywords that patch does not have."""
+    try:
+        check_fields(fields)
+    except ValueError as error:
+        raise TypeError(
+            f"patch() takes query, impl, tokenizer and fields of a configuration: {error}"
+        ) from None
 
 
 class _Here(threading.local):
@@ -117,15 +139,21 @@ class Patch:
 
     def __init__(
         self,
-        model: nn.Module,
-        config: VRGAConfig | None = None,
+        model: nn.Module | Pipeline,
+        config: VRGAConfig | str | None = None,
         *,
         query: Query = "user_end",
         impl: str = "auto",
         tokenizer: object | None = None,
+        **fields: object,
     ):
-        self.config = VRGAConfig() if config is None else config
+        _check_names(fields)
+        model, _, own = parts_of(model)
+        tokenizer = own if tokenizer is None else tokenizer
         self._host = Host(model)
+        chosen = choose(config, fields, *checkpoint_of(self._host.model))
+        self.config = chosen.config
+        self._chosen = chosen
         if patch_of(self._host.model) is not None:
             raise ValueError(
                 "the model is patched already: call vrga.unpatch(model) first, or set the config "
@@ -163,8 +191,9 @@ class Patch:
         run = self._run
         config = self.config if run is None else run.config
         parts = [self._host.family.title]
-        parts.append(f"gain {config.gain:g}" if config.boosts
-                     else config.method)  # fmt: skip
+        parts.append(f"gain {config.gain:g}" if config.boosts else config.method)
+        if config is self._chosen.config and self._chosen.path is not None:
+            parts[-1] += f", others from {FILE}" if self._chosen.fields else f" from {FILE}"
         if not self._host.is_attached:
             parts.append("taken off")
         elif not self.enabled:

@@ -43,7 +43,7 @@ def released_region(
     if len(grids) != 1 or grids[0].index[0] == 0:
         raise ValueError(
             f"method={config.method!r} knows one image per row, after a vision-start token; the "
-            f"row has {len(grids)} images: use VRGAConfig() or VRGAConfig.paper()"
+            f"row has {len(grids)} images: use VRGAConfig(), the paper's"
         )
     grid = grids[0]
     start = int(grid.index[0]) - 1

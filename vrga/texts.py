@@ -28,6 +28,42 @@ def token_texts(ids: Iterable[int], decode: Callable[[list[int]], str]) -> list[
     return texts
 
 
+class Streamed:
+    """Hands an answer on as it is spoken: what `generate` takes as its streamer, for one row.
+
+    Args:
+        decode: ids -> text, with the option skip_special_tokens.
+        say: is given each new piece of text; all of them are the answer, stripped.
+    """
+
+    def __init__(self, decode: Callable[..., str], say: Callable[[str], object]):
+        self._decode, self._say = decode, say
+        self._ids: list[int] | None = None  # None until the prompt has come
+        self._shown = ""
+
+    def put(self, value: Tensor) -> None:
+        """New tokens, int64 [n] or [1, n]; the first ones are the prompt."""
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += value.flatten().tolist()
+        self._hand_on(last=False)
+
+    def end(self) -> None:
+        """The answer is through."""
+        self._hand_on(last=True)
+        self._ids, self._shown = None, ""
+
+    def _hand_on(self, *, last: bool) -> None:
+        text = self._decode(self._ids or [], skip_special_tokens=True)
+        if text.endswith("\ufffd") and not last:
+            return  # a character of several tokens
+        text = text.strip()  # space at the end waits for what follows it
+        if text.startswith(self._shown) and len(text) > len(self._shown):
+            self._say(text[len(self._shown) :])
+            self._shown = text
+
+
 def back_spans(texts: list[str]) -> list[bool]:
     """Whether the text is inside <back> ... </back> after each token."""
     inside, now, tail = [], False, ""

@@ -21,6 +21,7 @@ from vrga.texts import back_spans, prompt_ids, token_texts, until_end
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
     from PIL import Image
 
 SHARES = ("image", "region", "watched", "question", "prompt", "generated")
@@ -96,6 +97,41 @@ class Trace:
     versions: dict = field(default_factory=dict)
     _source: tuple | None = field(default=None, repr=False)  # what texts are made of
     _missing: str = field(default="it was not recorded yet", repr=False)  # why it is empty
+
+    def __repr__(self) -> str:
+        if self.image is None:
+            return f"Trace(empty: {self._missing})"
+        steps, layers, rows, heads = self.image.shape
+        parts = [f"{steps} steps", f"{layers} layers of {heads} heads"]
+        parts += [f"{rows} rows"] if rows > 1 else []
+        parts += [f"maps of {len(self.heads)} heads"] if self.heads is not None else []
+        if self.texts is not None:
+            text = " ".join("".join(self.texts[0]).split())
+            parts.append(repr(text if len(text) <= 60 else text[:57] + "..."))
+        return f"Trace({', '.join(parts)})"
+
+    def plot(self, row: int = 0, *, kind: str = "trend", **options: object) -> Figure:
+        """A figure of one row, see `vrga.plots`.
+
+        Args:
+            row: of the batch.
+            kind: "trend", where attention goes token by token (`trend_figure`), or "tokens", where
+                it is on the image at some tokens (`token_figure`; needs `maps`).
+            options: of that function, e.g. heads.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: another kind, or as of those functions.
+        """
+        if kind not in ("trend", "tokens"):
+            raise ValueError(f"kind={kind!r}: known are trend, tokens")
+        try:
+            from vrga import plots
+        except ImportError as error:
+            raise ImportError("plot needs matplotlib: pip install 'vrga[plot]'") from error
+        if kind == "trend":
+            return plots.trend_figure(self, row, **options)
+        return plots.token_figure(self, row=row, **options)
 
     def fill(self, recorder: Recorder) -> None:
         """Read what a recorder took; nothing when no step was steered or measured."""

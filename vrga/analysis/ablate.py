@@ -11,14 +11,13 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from vrga.analysis.figures import ablate_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.config import VRGAConfig
 from vrga.evaluation.arms import Arm, accuracy, right
-from vrga.evaluation.wording import percent
+from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mcnemar, paired_difference
 from vrga.region import Region
 

@@ -13,14 +13,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from vrga.analysis.figures import dispersion_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.config import VRGAConfig
 from vrga.evaluation.arms import Arm, accuracy
-from vrga.evaluation.wording import share
+from vrga.evaluation.wording import Table, share
 from vrga.intervals import Interval, mean_interval, paired_difference
 from vrga.region import Region
 from vrga.trace import Trace

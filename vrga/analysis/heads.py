@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.table import Table
 
 from vrga.analysis.figures import heads_figure
 from vrga.analysis.study import Study
 from vrga.evaluation.arms import progress
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import Item
-from vrga.evaluation.wording import percent, share
+from vrga.evaluation.wording import Table, percent, share
 from vrga.intervals import Interval, Z, mean_interval, pearson, wilson
 
 DRAWN = 500

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from rich.table import Table
 
 from vrga.analysis.figures import recovery_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.config import VRGAConfig
 from vrga.demo.data import asked_letter, parse_answer, spoken_answer
 from vrga.evaluation.arms import Arm, accuracy, compared, look, right
-from vrga.evaluation.wording import percent
+from vrga.evaluation.command import chosen
+from vrga.evaluation.wording import Table, percent
 from vrga.intervals import paired_difference, wilson
 
 DRAWN = 200
@@ -31,9 +31,30 @@ CONFIGS: dict[str, VRGAConfig] = {
     "paper": VRGAConfig.paper(),
     "tight": VRGAConfig.published(**_TIGHT),
     "tight, gain 3": VRGAConfig.published(gain=3.0, **_TIGHT),
-    "default": VRGAConfig(),
-    "gain 6": VRGAConfig(gain=6.0),
+    "sparing": VRGAConfig.sparing(),
+    "sparing, gain 6": VRGAConfig.sparing(gain=6.0),
 }
+# Names in stored runs, which are of the embedded model.
+FORMER = {"default": "sparing", "gain 6": "sparing, gain 6"}
+
+
+def named(names: Sequence[str] | None, model: str | None) -> dict[str, VRGAConfig]:
+    """Configs by their names; None is all of `CONFIGS`.
+
+    Args:
+        names: of `CONFIGS`, or "default": what the checkpoint brings, else the paper's.
+        model: checkpoint folder or hub id; None is the embedded model.
+
+    Raises:
+        ValueError: another name.
+    """
+    found = {}
+    for name in names or CONFIGS:
+        if name not in (*CONFIGS, "default"):
+            raise ValueError(f"--config {name}: known are {'; '.join(CONFIGS)}; default")
+        own = CONFIGS[name] if name in CONFIGS else chosen(None, None, model).config
+        found[name] = own
+    return found
 
 
 def analyze(

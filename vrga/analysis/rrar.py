@@ -12,13 +12,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from vrga.analysis.figures import rrar_figure
 from vrga.analysis.study import Study, failures, image_size, verdict
 from vrga.evaluation.arms import Arm, accuracy, look, right
 from vrga.evaluation.items import PROMPTS, Item
-from vrga.evaluation.wording import share
+from vrga.evaluation.wording import Table, share
 from vrga.intervals import difference, mean_interval, paired_difference
 
 DRAWN = 500

@@ -16,6 +16,7 @@ from vrga.evaluation.arms import Arm, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
 from vrga.evaluation.looking import cells_in
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
+from vrga.evaluation.wording import say_config
 from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.intervals import Interval
@@ -124,6 +125,10 @@ class Study:
     ) -> dict[str, list[dict]]:
         """The samples of each arm by its name; see `run_arms` for `more`."""
         store = Store(self.output, settings, resume=self.resume, fields=ANSWERED)
+        steered = {arm.steering: arm.config for arm in arms if arm.config is not None}
+        if steered:
+            told = {config.name: name for name, config in reversed(steered.items())}
+            say_config(self.console, "; ".join(f"{told[x]}: {x}" for x in reversed(told)))
         return run_arms(
             *loaded, items, arms, store, batch=self.batch, max_new_tokens=self.longest,
             console=self.console, **more,

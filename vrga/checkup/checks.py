@@ -13,7 +13,7 @@ from vrga.checkup.compare import HALF, Comparison, distance, same
 from vrga.checkup.trial import Fault, Found, Skipped, Trial, first_line
 from vrga.config import VRGAConfig
 
-STATIC = VRGAConfig()
+STATIC = VRGAConfig.sparing()  # steers strongly: what is off shows
 DYNAMIC = VRGAConfig.published(gain=3.0)
 # Attention backends that transformers brings; there are others that users register.
 BACKENDS = ("eager", "sdpa", "flash_attention", "flex_attention")

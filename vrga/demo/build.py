@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers import pre_tokenizers as pre
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2TokenizerFast
 
+from vrga.config import VRGAConfig
 from vrga.demo.data import CAPTION, CELL, COLORS, LETTERS, PROMPTS
 from vrga.hf.checkpoints import image_only_processor_class, image_processor_class
 
@@ -134,7 +135,11 @@ def build_generation_config(tokenizer) -> GenerationConfig:
 
 
 def save(model, processor, folder: Path) -> None:
-    """Write model, tokenizer and processor so that transformers 4.57 and 5.x load them."""
+    """Write model, tokenizer and processor so that transformers 4.57 and 5.x load them.
+
+    Beside them the configuration of VRGA that serves this model best.
+    """
+    VRGAConfig.sparing().save_pretrained(folder)
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # written for the owner alone
     processor.tokenizer.save_pretrained(folder)

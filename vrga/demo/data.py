@@ -195,6 +195,15 @@ def prepare(processor, samples: Sequence[Sample], prompt: str) -> dict[str, Tens
     return processor(text=chats, images=images, padding=True, return_tensors="pt")
 
 
+def is_card(image: Image.Image) -> bool:
+    """Whether a picture may be one of these: square, of whole cells, on their light ground."""
+    width, height = image.size
+    if width != height or width % CELL:
+        return False
+    ground = np.median(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)
+    return bool(np.abs(ground - BACKGROUND).max() <= 45)  # noise moves the median that far
+
+
 def _listing(objects) -> str:
     return "see " + ", ".join(f"{letter} {color}" for letter, color, _ in objects) + "."
 

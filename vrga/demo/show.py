@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from rich.text import Text
 
 from vrga.config import VRGAConfig
@@ -17,7 +16,8 @@ from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples, parse_answ
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import drawn_items
 from vrga.evaluation.looking import Looks
-from vrga.evaluation.wording import percent, share
+from vrga.evaluation.wording import Table, percent, say_config, share
+from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
 from vrga.intervals import mean_interval, paired_difference, wilson
 from vrga.patching import patch
@@ -35,12 +35,14 @@ def show(output: Path, questions: int, console: Console) -> dict:
         console: where to print.
     """
     model, processor = load(dtype=torch.float32)
+    chosen = choose(None, {}, *checkpoint_of(model))
+    say_config(console, chosen)
     samples = make_samples(questions + 1, seed=TEST_SEEDS.start)
     _one_image(model, processor, samples[0], output, console)
     arms: dict[tuple[str, bool], Arm] = {}
     runs = [(prompt, on) for prompt in PROMPTS for on in (False, True)]
     for prompt, on in track(runs, "measuring", console=console, transient=True):
-        config = VRGAConfig() if on else OFF
+        config = chosen.config if on else OFF
         arms[prompt, on] = run_arm(model, processor, samples[1:], prompt, config)
     found = {prompt: _summary(arms[prompt, False], arms[prompt, True]) for prompt in PROMPTS}
     console.print(_table(found, questions))

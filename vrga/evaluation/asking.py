@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vrga.config import VRGAConfig
 from vrga.evaluation.looking import cells_in, looks_of
 from vrga.hf.families import FAMILIES
-from vrga.images import read_image
+from vrga.images import bounded, read_image
 from vrga.passes import SteeringError
 from vrga.patching import Patch, patch, patch_of
 from vrga.region import Region
@@ -159,7 +159,7 @@ class Asker:
         self.model, self.processor, self.config = model, processor, config
         self.batch, self.measure, self.given, self.seed = batch, measure, given, seed
         self.looks, self.keep, self.ablated = looks, keep, ablated
-        self._images = _sized(processor.image_processor, pixels)
+        self._images = bounded(processor.image_processor, pixels)
         processor.tokenizer.padding_side = "left"
 
     def ask(self, requests: Iterable[Request]) -> Iterator[Answer]:
@@ -392,27 +392,6 @@ class _Boxes:
                 cells[0] = cells_in(one.request.box, one.images[0].size, tuple(cells[0].shape))
             self.cells.append(cells)
         return self.cells
-
-
-def _sized(image_processor, pixels: tuple[int | None, int | None]) -> dict[str, object]:
-    """The option of an image processor that bounds images to (fewest, most) pixels.
-
-    Raises:
-        ValueError: a processor that is not told in pixels, or bounds that cross.
-    """
-    if pixels == (None, None):
-        return {}
-    size = getattr(image_processor, "size", None) or {}
-    try:
-        own = size["shortest_edge"], size["longest_edge"]  # Qwen's names for areas in pixels
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"{type(image_processor).__name__} has no bounds in pixels: leave out the pixels"
-        ) from None
-    fewest, most = (mine or theirs for mine, theirs in zip(pixels, own, strict=True))
-    if fewest > most:
-        raise ValueError(f"pixels: at least {fewest} and at most {most}")
-    return {"size": {"shortest_edge": fewest, "longest_edge": most}}
 
 
 def _each(choose: Callable[[str, Region], Tensor], ids: list[str], regions: list[Region]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,9 +11,11 @@ from rich.console import Console
 
 from vrga.beforehand import STYLES, check_folder, check_readable, check_split
 from vrga.config import PRESETS, VRGAConfig
-from vrga.hf.files import check_model
+from vrga.hf.brought import Chosen, choose
+from vrga.hf.files import check_model, embedded
 
 WRONG, STOPPED, FAILED, INTERRUPTED = 2, 3, 4, 130  # exit statuses; 0 is a whole run
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 EPILOG = """\
 exit status: 0 all samples answered; 2 wrong options; 3 stopped by a full disk; 4 some samples
 failed (they count as wrong; see samples.jsonl); 130 interrupted; 1 anything else. After all but 2
@@ -41,7 +42,8 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
                      help="the unpatched model")  # fmt: skip
     arm.add_argument("--compare", action="store_const", dest="arms", const=("base", "vrga"),
                      help="both, paired")  # fmt: skip
-    add("--preset", choices=PRESETS, help="configuration of the steered arm")
+    add("--preset", choices=PRESETS, help="configuration of the steered arm; the "
+        "checkpoint's own, else paper, if absent")  # fmt: skip
     add("--gain", type=float, help="factor on attention to the region, over the preset's")
     add("--config", type=Path, help="a config as JSON, such as vrga tune writes")
     add("--prompt", default="task", help="task (its own), direct, cot, back, solution, or a text "
@@ -53,7 +55,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--max-new-tokens", type=_positive, help="over the tasks' own")
     add("--min-pixels", type=_positive)
     add("--max-pixels", type=_positive)
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add("--dtype", default="auto", choices=DTYPES)
     add("--attn-implementation", help="sdpa, flash_attention_2, ...; the same for both arms")
     add("--device-map", help="auto: a model larger than one GPU")
     add("--seed", type=int, default=0, help="of sampling")
@@ -69,8 +71,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         ValueError: options that do not fit together, or not the run that is resumed.
     """
     given = parser(prog).parse_args(arguments)
-    config = _config(given)
+    _check_steering(given)
     _check(given)
+    steering = _config(given)
     console = Console()
     from vrga.evaluation.run import Evaluation, evaluate  # imports torch
 
@@ -78,7 +81,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         model=given.model,
         tasks=tuple(name.strip() for name in given.tasks.split(",") if name.strip()),
         arms=given.arms,
-        config=config,
+        config=steering.config,
+        told=str(steering),
         data=given.data,
         prompt=given.prompt,
         split=given.split,
@@ -145,28 +149,41 @@ def _stopped(console: Console, why: str, output: Path, status: int) -> int:
     return status
 
 
-def _config(given: argparse.Namespace) -> VRGAConfig:
+def _check_steering(given: argparse.Namespace) -> None:
     named = [f"--{n}" for n in ("preset", "gain", "config") if getattr(given, n) is not None]
     if "vrga" not in given.arms and named:
         raise ValueError(f"{', '.join(named)}: about steering, and --no-vrga does not steer")
+    if given.config is not None and len(named) > 1:
+        raise ValueError("--config is a whole configuration: leave out --preset and --gain")
     if given.config is not None:
-        if len(named) > 1:
-            raise ValueError("--config is a whole configuration: leave out --preset and --gain")
-        return read_config(given.config)
-    return VRGAConfig.named(given.preset or "default", given.gain)
+        read_config(given.config)
+
+
+def _config(given: argparse.Namespace) -> Chosen:
+    if given.config is not None:
+        return Chosen(read_config(given.config), str(given.config))
+    return chosen(given.preset, given.gain, given.model)
 
 
 def read_config(path: Path) -> VRGAConfig:
-    """A config from JSON.
+    """A config from a JSON file, or from a folder with vrga_config.json.
 
     Raises:
         OSError: no such file.
         ValueError: no JSON, or fields that a config does not have.
     """
-    try:
-        return VRGAConfig(**json.loads(Path(path).read_text("utf-8-sig")))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no configuration: {error}") from error
+    return VRGAConfig.from_pretrained(Path(path))
+
+
+def chosen(preset: str | None, gain: float | None, model: str | None) -> Chosen:
+    """How a command steers: by --preset and --gain, else by what the checkpoint brings.
+
+    Args:
+        model: checkpoint folder or hub id; None is the embedded model.
+    """
+    fields = {} if gain is None else {"gain": gain}
+    where = embedded() if model is None else check_model(model)
+    return choose(preset, fields, where, fetch=True)
 
 
 def _positive(text: str) -> int:

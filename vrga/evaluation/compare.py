@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from vrga.evaluation.store import ANSWERED, merge, read_samples, read_settings
 from vrga.evaluation.tables import difference
-from vrga.evaluation.wording import percent
+from vrga.evaluation.wording import Table, percent
 
 
-def compare(first: Path, second: Path, console: Console) -> dict[str, dict]:
+def compare(first: Path, second: Path, console: Console, *, most: int = 10) -> dict[str, dict]:
     """Print how the second run differs from the first, and return it: "task arm" -> difference.
 
-    Arms of the same name are compared; where each run has a single arm, these.
+    Arms of the same name are compared; where each run has a single arm, these. Below the table
+    stand the samples that became right and wrong; each difference has their ids, too.
+
+    Args:
+        most: samples printed of each kind.
 
     Raises:
         ValueError: a folder without a run, or runs without a common sample.
@@ -24,7 +27,7 @@ def compare(first: Path, second: Path, console: Console) -> dict[str, dict]:
     for name in sorted(mine | other):
         if mine.get(name) != other.get(name):
             console.print(f"{name}: {other.get(name)!r} against {mine.get(name)!r}", markup=False)
-    found = {}
+    found, turned = {}, {}
     for task in dict.fromkeys(one["task"] for one in theirs):
         before, after = (_by_arm(samples, task) for samples in (theirs, ours))
         if len(before) == len(after) == 1:
@@ -34,11 +37,60 @@ def compare(first: Path, second: Path, console: Console) -> dict[str, dict]:
         for a, b in pairs:
             change = difference(after[b], before[a])
             if change["pairs"]:
-                found[f"{task} {b}" if a == b else f"{task} {a} -> {b}"] = change
+                name = f"{task} {b}" if a == b else f"{task} {a} -> {b}"
+                found[name] = change
+                turned[name] = flips(after[b], before[a])
+                found[name]["ids"] = {
+                    kind: [new["id"] for _, new in pairs] for kind, pairs in turned[name].items()
+                }
     if not found:
         raise ValueError(f"{first} and {second} have no task, arm and scored sample in common")
     console.print(_table(found))
+    for name, kinds in turned.items():
+        for kind, pairs in kinds.items():
+            for line in _listed(name, kind, pairs, most):
+                # A line each, whatever a model has said.
+                console.print(line, markup=False, highlight=False, no_wrap=True,
+                              overflow="ellipsis")  # fmt: skip
     return found
+
+
+def flips(after: list[dict], before: list[dict]) -> dict[str, list[tuple[dict, dict]]]:
+    """The samples whose score rose ("gained") and fell ("lost"), each as (first, second run)."""
+    by_id = {one["id"]: one for one in before}
+    found: dict[str, list[tuple[dict, dict]]] = {"gained": [], "lost": []}
+    for one in after:
+        if one["id"] in by_id:
+            change = difference([one], [by_id[one["id"]]])
+            for kind in found:
+                found[kind] += [(by_id[one["id"]], one)] * change[kind]
+    return found
+
+
+def _listed(name: str, kind: str, pairs: list[tuple[dict, dict]], most: int) -> list[str]:
+    """Lines that tell which samples these are, and what both runs said."""
+    if not pairs:
+        return []
+    lines = [f"{kind} in {name}: {len(pairs)}"]
+    for old, new in pairs[:most]:
+        wanted = "" if new.get("target") is None else f" (right: {_line(new['target'])})"
+        lines.append(f"  {new['id']}: {_said(old)} -> {_said(new)}{wanted}")
+    if len(pairs) > most:
+        left = len(pairs) - most
+        lines.append(f"  and {left} more: vrga compare --most {len(pairs)}")
+    return lines
+
+
+def _said(sample: dict, width: int = 24) -> str:
+    """The end of an answer, where its verdict stands, or why there is none."""
+    if sample["error"] is not None:
+        return f"failed, {_line(sample['error'])[:width]}"
+    text = _line(sample["text"] or "")
+    return repr(text if len(text) <= width else f"...{text[3 - width :]}")
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def _read(folder: Path) -> tuple[list[dict], dict]:

@@ -19,6 +19,7 @@ from vrga.evaluation import scoring
 from vrga.evaluation.asking import Answer, Asker, Request
 from vrga.evaluation.questions import question_of
 from vrga.evaluation.store import Store
+from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import embedded, load
 
 JUDGED = ("vrga_haloquest", "vrga_mmhal", "vrga_rhbench")
@@ -49,7 +50,8 @@ class VRGAModel(lmms):
         pretrained: checkpoint, as of `vrga.load`; None is the embedded model. Or a loaded (model,
             processor).
         vrga: steer or not. There is no default: an arm must be named.
-        config: how to steer: a `VRGAConfig`, or a preset's name; only with vrga=True.
+        config: how to steer: a `VRGAConfig`, or a preset's name, of which "default" is what the
+            checkpoint brings, else the paper's; only with vrga=True.
         gain: overrides a named preset's.
         prompt: "task" (the task's own), a style of `lookback.prompt`, or a text with {question}.
         batch_size: rows per call of generate.
@@ -127,11 +129,13 @@ class VRGAModel(lmms):
                 f"device={device!r}, and the model is on {self.device}: see device_map"
             )
         self.vrga, self.max_new_tokens = vrga, max_new_tokens
-        steering = VRGAConfig.named(config, gain) if isinstance(config, str) else config
+        if isinstance(config, str):
+            fields = {} if gain is None else {"gain": gain}
+            config = choose(config, fields, *checkpoint_of(model)).config
         self.asker = Asker(
             model,
             processor,
-            steering if vrga else None,
+            config if vrga else None,
             batch=int(batch_size),
             pixels=(min_pixels, max_pixels),
             seed=seed,

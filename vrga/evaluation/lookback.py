@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from vrga import lookback
 from vrga.config import VRGAConfig
@@ -22,7 +21,7 @@ from vrga.demo.data import TEST_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, accuracy, compared, mean_look, right, run_arms, versions
 from vrga.evaluation.items import PROMPTS, drawn_items, read_items
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
-from vrga.evaluation.wording import percent, share
+from vrga.evaluation.wording import Table, percent, share
 from vrga.hf.checkpoints import load
 
 FIRST = TEST_SEEDS.start + 10_000  # seed of the first drawn question
@@ -42,7 +41,8 @@ def arms(config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]) -
     """
     if config.method != "vrga":
         raise ValueError(
-            f"--preset of method {config.method!r} knows nothing of <back>: default or paper"
+            f"--preset of method {config.method!r} knows nothing of <back>: take "
+            "paper, published or sparing"
         )
     for kind, given, known in (("prompts", prompts, PROMPTS), ("steering", steerings, STEERINGS)):
         other = [name for name in given if name not in known]

@@ -20,12 +20,13 @@ from vrga.demo.data import split_options
 from vrga.evaluation.arms import progress, versions
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.tables import markdown, rich_table, summary
+from vrga.evaluation.wording import say_config
 from vrga.hf.checkpoints import load
 
 RESULTS, TABLE, TASKS = "results.json", "table.md", "tasks"
 BASE, STEERED = "base", "vrga"
 FIELDS = {**ANSWERED, "task": (str,)}
-NOT_SETTINGS = ("batch", "device_map")  # decide how fast, not what
+NOT_SETTINGS = ("batch", "device_map", "told")  # decide how fast, not what
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Evaluation:
         tasks: of lmms-eval or of this package.
         arms: "base", "vrga" or both.
         config: how the arm "vrga" steers.
+        told: that configuration in words, for the console.
         data: folder with the tasks' files; None takes them from the hub.
         prompt: "task", "direct", "cot", "back", "solution", or a text with {question}.
         limit: samples of each task; None is all.
@@ -47,6 +49,7 @@ class Evaluation:
     tasks: tuple[str, ...]
     arms: tuple[str, ...]
     config: VRGAConfig
+    told: str = ""
     data: Path | None = None
     prompt: str = "task"
     limit: int | None = None
@@ -126,6 +129,8 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
     store = Store(output, settings, resume=True, rank=rank, ranks=ranks, fields=FIELDS)
     if first and store.damaged:
         console.print(f"{store.damaged} damaged lines in {output}: their samples are asked again")
+    if first and STEERED in chosen.arms:
+        say_config(console, chosen.told or chosen.config.name)
     found = {}
     try:
         with progress(console) if first else contextlib.nullcontext() as bar:

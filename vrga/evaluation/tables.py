@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from rich.table import Table
 
-from vrga.evaluation.wording import percent, share
+from vrga.evaluation.wording import Table, percent, share
 from vrga.intervals import Z, mcnemar, mean_interval, paired_difference, wilson
 
 COLUMNS = ("task", "arm", "samples", "score", "difference", "p", "samples/s", "failed")
@@ -139,7 +138,7 @@ def rich_table(tasks: dict[str, dict]) -> Table:
     """For a terminal."""
     table = Table(title="mean scores of the samples; brackets: 95 % intervals")
     for column in COLUMNS:
-        table.add_column(column)
+        table.add_column(column.replace("/", "\n/"))
     for row in _rows(tasks):
         table.add_row(*row)
     return table

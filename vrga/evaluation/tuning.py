@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS, VALIDATION_SEEDS, make_samples, split_options
@@ -18,7 +17,7 @@ from vrga.evaluation.arms import Arm, accuracy, compared, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.sweeps import swept
-from vrga.evaluation.wording import percent, share
+from vrga.evaluation.wording import Table, percent, share
 from vrga.hf.checkpoints import load
 
 OFF = "off"
@@ -71,7 +70,8 @@ def tune(
     """Sweep, choose the config with the most right answers, and report it on the other half.
 
     Of configs that answer equally many right, the first one wins. Writes best.json (for
-    `vrga eval --config`), results.json and tuning.png.
+    `vrga eval --config`), the same as vrga_config.json (for the checkpoint's folder), results.json
+    and tuning.png.
 
     Returns:
         What results.json holds.
@@ -115,10 +115,15 @@ def tune(
     write_json(output / RESULTS, results)
     text = json.dumps(dataclasses.asdict(configs[best]), indent=1)
     (output / BEST).write_text(text + "\n", "utf-8")
+    ready = configs[best].save_pretrained(output)
     _draw(results["tuning"], results["held_out"], best, output / FIGURE)
     console.print(_table(f"tuning: {len(tuning)} questions", results["tuning"]))
     console.print(_table(f"held out: {len(held_out)} other questions", results["held_out"]))
     console.print(f"config: {output / BEST}", soft_wrap=True)
+    console.print(
+        f"put {ready} beside the checkpoint's weights, and vrga.patch(model) steers with it",
+        style="dim", soft_wrap=True,
+    )  # fmt: skip
     return results
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from vrga.intervals import Interval
+from rich import box, table
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from vrga.intervals import Interval
 
 
 def percent(interval: Interval, sign: str = "") -> str:
@@ -15,6 +20,23 @@ def percent(interval: Interval, sign: str = "") -> str:
 def share(interval: Interval, sign: str = "") -> str:
     """ "0.386 (0.370, 0.403)"; "-" where there is no figure."""
     return _worded(list(interval), f"{sign}.3f", "")
+
+
+class Table(table.Table):
+    """A table that fits 80 columns: no rules between columns, intervals below their figures."""
+
+    def __init__(self, *headers, **options):
+        own = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
+        super().__init__(*headers, **{**own, **options})
+
+    def add_row(self, *cells, **options) -> None:
+        told = [cell.replace(" (", "\n(") if isinstance(cell, str) else cell for cell in cells]
+        super().add_row(*told, **options)
+
+
+def say_config(console: Console, told: object) -> None:
+    """Say which configuration a command steers by."""
+    console.print(f"config: {told}", style="dim", soft_wrap=True, markup=False, highlight=False)
 
 
 def _worded(interval: list[float], form: str, unit: str) -> str:

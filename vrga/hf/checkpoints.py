@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from vrga.hf.brought import fetch_file
 from vrga.hf.families import FAMILIES
-from vrga.hf.files import check_model, check_weights, checkpoint_file, read_config
+from vrga.hf.files import (
+    check_model,
+    check_weights,
+    checkpoint_file,
+    embedded,
+    read_config,
+)
 
 
 def load(
@@ -69,6 +75,7 @@ def load(
         ) from error
     _check_tensors(where, report)
     check_finite(where, model)
+    fetch_file(where)
     return model.eval(), load_processor(where)
 
 
@@ -132,11 +139,6 @@ def _check_tensors(where: str | Path, report: dict) -> None:
                 f"{', '.join(found[:3])}: it is not complete, or of another architecture than its "
                 "config.json says"
             )
-
-
-def embedded() -> Path:
-    """The folder of the small trained model inside this package."""
-    return Path(str(importlib.resources.files("vrga") / "demo" / "weights"))
 
 
 def load_processor(where: str | Path) -> object:

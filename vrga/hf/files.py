@@ -7,6 +7,7 @@ of a folder and of a hub id, whose small files come from the hub or its cache.
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 LARGEST = 64 << 20  # bytes of a JSON file: an index of 100,000 tensors has 10 MB
 _ATTENTION = ("attn_implementation", "_attn_implementation")
+
+
+def embedded() -> Path:
+    """The folder of the small trained model inside this package."""
+    return Path(str(importlib.resources.files("vrga") / "demo" / "weights"))
 
 
 def check_model(name: str | Path | None) -> str | Path | None:
@@ -148,6 +154,27 @@ def checkpoint_file(where: str | Path, name: str, *, needed: bool = False) -> Pa
     if found is None and needed:
         raise OSError(f"{where} on the hub has no {name}: it is not a checkpoint")
     return None if found is None else Path(found)
+
+
+def hub_file(name: str, file: str) -> Path | None:
+    """A file of a hub id, from the hub or its cache; None where the hub says there is none.
+
+    Raises:
+        OSError: the hub cannot be reached, or has no such id, and the cache has no such file.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from transformers.utils import cached_file
+
+    try:
+        return Path(cached_file(name, file))
+    except OSError as error:
+        cause, told = error, (str(error).strip() or type(error).__name__).splitlines()[0]
+        while cause is not None:
+            missing = isinstance(cause, EntryNotFoundError)
+            if missing and not isinstance(cause, LocalEntryNotFoundError):
+                return None
+            cause = cause.__cause__ or cause.__context__
+        raise OSError(f"{file} of {name} cannot be had from the hub: {told}") from error
 
 
 def _read(path: Path) -> dict:
