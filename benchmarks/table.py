@@ -162,6 +162,17 @@ def trace() -> str:
     return "\n".join(lines + [row([k, spread(v)]) for k, v in run["ratio_per_token"].items()])
 
 
+def accounting() -> str:
+    """Time spent on telling what a pass is, and on noting it."""
+    run = json.loads((RESULTS / "accounting.json").read_text())
+    share, time = run["share"], run["microseconds"]["median"]
+    return (
+        f"Accounting takes at most {share['median']:.2%} of a token's time, or {time:.0f} µs "
+        f"({run['device']}, {run['cores']} cores, torch {run['torch']}, transformers "
+        f"{run['transformers']}; the {run['shape']} text shape, {run['steered']} steered tokens)."
+    )
+
+
 def demo() -> str:
     """What steering did on the embedded model."""
     run = json.loads((RESULTS / "demo.json").read_text())
@@ -188,11 +199,11 @@ def demo() -> str:
 def lookback() -> str:
     """Prompts and ways of steering, on each split of the embedded model's questions."""
     answers = [
-        "| questions | prompt | without VRGA | always | inside <back> | and found anew there |",
+        "| questions | prompt | without VRGA | always | inside `<back>` | and found anew there |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     looks = [
-        "| questions | prompt | writes <back> | RRAR | image, inside | image, outside | "
+        "| questions | prompt | writes `<back>` | RRAR | image, inside | image, outside | "
         "inside, VRGA there | RRAR, found anew |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -400,6 +411,7 @@ TABLES = {
     "host": host,
     "compiled": compiled,
     "trace": trace,
+    "accounting": accounting,
     "versions": versions,
 }
 
