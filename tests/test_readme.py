@@ -181,21 +181,25 @@ def fits(pieces, message):
     return re.search(".*".join(map(re.escape, pieces)), message, re.DOTALL) is not None
 
 
+def covers(pieces, where):
+    """Whether a line says enough to stand for a message of that file: few words would for any."""
+    return len("".join(pieces)) >= 12 or where.startswith(("config.py", "tokens.py"))
+
+
 def test_every_refusal_is_explained():
-    lines = list(explained())
+    lines = [pieces for _, pieces in explained()]
     alone = [f"{where}: {message!r}" for where, message in raised()
-             if not any(fits(pieces, message) for _, pieces in lines)]  # fmt: skip
+             if not any(covers(one, where) and fits(one, message) for one in lines)]  # fmt: skip
     assert not alone, "\n".join(alone)
 
 
 def test_no_refusal_is_explained_that_is_never_raised():
-    source = "\n".join(message for _, message in raised())
     missing = (ROOT / "vrga" / "hf" / "host.py").read_text()
     stale = [line for line, pieces in explained() if not any(
-        fits(pieces, message) for _, message in raised())]  # fmt: skip
+        covers(pieces, where) and fits(pieces, message) for where, message in raised())]  # fmt: skip
     stale = [line for line in stale if "which steering needs" not in line or "which steering "
              "needs" not in missing]  # fmt: skip
-    assert source and not stale, "\n".join(stale)
+    assert not stale, "\n".join(stale)
 
 
 # --- tables and pictures ---
