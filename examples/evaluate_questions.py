@@ -1,6 +1,6 @@
 """Ask a file of questions with and without VRGA, and compare the answers pair by pair.
 
-    python examples/evaluate_questions.py [QUESTIONS.jsonl MODEL]
+Run: python examples/evaluate_questions.py [QUESTIONS.jsonl MODEL]
 
 A line of the file: {"image": "a.png", "question": ..., "answer": ..., "box": [left, top, right,
 bottom]}. Without arguments it writes such a file of drawn questions, for the small model inside
@@ -33,13 +33,11 @@ else:
 model, processor = vrga.load(name)
 questions = [json.loads(line) for line in path.read_text().splitlines()]
 images = [Image.open(path.parent / one["image"]).convert("RGB") for one in questions]
-texts = [
-    processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": one["question"]}]}],
-        add_generation_prompt=True,
-    )
-    for one in questions
-]
+texts = []
+for one in questions:
+    content = [{"type": "image"}, {"type": "text", "text": one["question"]}]
+    chat = [{"role": "user", "content": content}]
+    texts.append(processor.apply_chat_template(chat, add_generation_prompt=True))
 processor.tokenizer.padding_side = "left"  # generation goes on at the right
 inputs = processor(text=texts, images=images, padding=True, return_tensors="pt").to(model.device)
 

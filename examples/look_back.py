@@ -1,6 +1,6 @@
 """Steer only where the model says that it looks back, and see what became of each step.
 
-    python examples/look_back.py
+Run: python examples/look_back.py
 """
 
 import vrga

@@ -1,6 +1,6 @@
 """Draw where a question looks: the relevance map, the region, and which heads found it.
 
-    python examples/region_picture.py        # writes region.png and heads.png
+Run: python examples/region_picture.py        # writes region.png and heads.png
 """
 
 import vrga

@@ -1,6 +1,6 @@
 """Answer one question about one image, with and without VRGA.
 
-    python examples/steer_one_image.py [IMAGE QUESTION MODEL]
+Run: python examples/steer_one_image.py [IMAGE QUESTION MODEL]
 
 Without arguments: the small model inside the package, which reads letters in colours.
 """
@@ -20,12 +20,9 @@ else:
 
 model, processor = vrga.load(name)
 content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+chat = [{"role": "user", "content": content}]
 inputs = processor.apply_chat_template(
-    [{"role": "user", "content": content}],
-    add_generation_prompt=True,
-    tokenize=True,
-    return_dict=True,
-    return_tensors="pt",
+    chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
 ).to(model.device)
 
 

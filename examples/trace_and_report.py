@@ -1,6 +1,6 @@
 """Record where every head looked, with and without steering, and make a page of both runs.
 
-    python examples/trace_and_report.py      # writes traces/ and report.html
+Run: python examples/trace_and_report.py      # writes traces/ and report.html
 """
 
 import vrga
