@@ -47,9 +47,10 @@ lint: $(ENV)/ready
 bench: $(ENV)/ready
 	$(BIN)/python -m benchmarks.run
 
-# The pages of docs/ as a site, in out/site/; a dead link or a page out of the menu is an error.
+# The pages of docs/ as a site, in out/site/; a dead link or a page out of the menu is an error
+# (mkdocs does not see its own warnings with -q).
 docs: $(ENV)/docs-ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Renews constraints.txt: the newest versions that go together, for Python 3.10 and later. torch and
 # what comes with its builds (triton, CUDA) stay out: TORCH alone says which torch there is.

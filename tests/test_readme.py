@@ -252,6 +252,6 @@ def test_the_house_is_drawn_from_the_imports(tmp_path):
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("material", reason="make docs brings mkdocs-material")
-    command = [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "-d", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
     subprocess.run(command, check=True, cwd=ROOT)
     assert (tmp_path / "guide" / "index.html").exists()
