@@ -11,7 +11,7 @@ BIN := $(ENV)/bin
 # Most modules of the larger packages are never imported: what is, compiles itself.
 INSTALL := $(BIN)/python -m pip install -q --no-compile $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test quick latest test-versions lint bench lock clean
+.PHONY: demo test quick latest test-versions lint bench docs lock clean
 
 # So small a model is fastest on one thread.
 demo: $(ENV)/demo-ready
@@ -25,7 +25,7 @@ quick: $(ENV)/ready
 	$(BIN)/python -m pytest tests -m "not slow"
 
 # All tests on the newest of everything, in an environment made anew; "make latest TORCH=..." keeps
-# a torch. What was run is noted in benchmarks/results/versions.json and in the README.
+# a torch. What was run is noted in benchmarks/results/versions.json and docs/compatibility.md.
 latest:
 	rm -rf .venv-latest
 	$(MAKE) .venv-latest/ready ENV=.venv-latest CONSTRAINTS= \
@@ -33,7 +33,8 @@ latest:
 	.venv-latest/bin/python -m benchmarks.versions latest
 
 # The tests that depend on transformers, on 4.57.6 and the last release of each later minor version,
-# each laid over .venv, which holds all the rest; then the README's table is written anew.
+# each laid over .venv, which holds all the rest; then the table of docs/compatibility.md is
+# written anew.
 # Some of them: make test-versions VERSIONS="4.57.6 5.10.4"
 test-versions: $(ENV)/ready
 	$(BIN)/python -m benchmarks.versions run $(VERSIONS)
@@ -46,6 +47,11 @@ lint: $(ENV)/ready
 bench: $(ENV)/ready
 	$(BIN)/python -m benchmarks.run
 
+# The pages of docs/ as a site, in out/site/; a dead link or a page out of the menu is an error
+# (mkdocs does not see its own warnings with -q).
+docs: $(ENV)/docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # Renews constraints.txt: the newest versions that go together, for Python 3.10 and later. torch and
 # what comes with its builds (triton, CUDA) stay out: TORCH alone says which torch there is.
 lock:
@@ -54,7 +60,7 @@ lock:
 	.venv-lock/bin/pip install -q uv==0.13.9
 	printf '%s\n' $(foreach one,$(TORCH),"$(one)") pip setuptools wheel > .venv-lock/more.in
 	cd .venv-lock && bin/uv pip compile -q --universal --python-version 3.10 --no-annotate \
-	  --no-header --extra test --extra plot --extra report --extra eval ../setup.py more.in > all.txt
+	  --no-header --extra test --extra plot --extra report --extra eval --extra docs ../setup.py more.in > all.txt
 	{ echo "# Written by \"make lock\" for Python 3.10 and later, with $(TORCH)."; \
 	  echo "# Tested on Python 3.11; torch and what its builds bring are not pinned here."; \
 	  grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' .venv-lock/all.txt; \
@@ -73,6 +79,10 @@ $(ENV)/demo-ready: setup.py constraints.txt
 $(ENV)/ready: $(ENV)/demo-ready
 	$(INSTALL) --no-build-isolation -e ".[test,plot,report,eval]"
 	$(INSTALL) --no-deps "$(LMMS_EVAL)"
+	touch $@
+
+$(ENV)/docs-ready: $(ENV)/demo-ready
+	$(INSTALL) --no-build-isolation -e ".[docs]"
 	touch $@
 
 clean:

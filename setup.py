@@ -57,6 +57,7 @@ setup(
         ],
         "plot": ["matplotlib", "pandas"],
         "report": ["jinja2"],
+        "docs": ["mkdocs-material"],
         # What lmms-eval imports, but lmms-eval itself: its own requirements would replace torch by
         # another build. After this extra: pip install --no-deps lmms-eval==0.7.3
         "eval": [

@@ -1,7 +1,8 @@
-"""Write the README's tables, and one plot, from the measured results: python -m benchmarks.table
+"""Write the pages' tables, and one plot, from the measured results: python -m benchmarks.table
 
-Every table stands between two comment lines of the README and is made from the JSON files in
-benchmarks/results/ alone. `--check` changes nothing and fails if the README differs.
+Every table stands between two comment lines of one page, README.md or one of docs/, and is made
+from the JSON files in benchmarks/results/ alone. `--check` changes nothing and fails if a page
+differs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from vrga.analysis.recovery import CONFIGS, FORMER
 from vrga.evaluation.wording import percent, share
 from vrga.intervals import Interval, paired_difference
 
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 SPLITS = ("clean", "noise", "similar", "crowded")
 HARDER = ("noise", "similar", "crowded", "large", "long", "vast")  # of the recovery table
+# Of the README's table: configurations of the recovery runs, and what they are called there.
+SUMMARY = (("published", "published numbers"), ("default", "sparing numbers"))
 VARIANTS = ("Q1 groups 2", "Q1 groups 2 single", "Q8 groups 2", "Q1 groups 3")
 
 
@@ -159,6 +162,17 @@ def trace() -> str:
     return "\n".join(lines + [row([k, spread(v)]) for k, v in run["ratio_per_token"].items()])
 
 
+def accounting() -> str:
+    """Time spent on telling what a pass is, and on noting it."""
+    run = json.loads((RESULTS / "accounting.json").read_text())
+    share, time = run["share"], run["microseconds"]["median"]
+    return (
+        f"Accounting takes at most {share['median']:.2%} of a token's time, or {time:.0f} µs "
+        f"({run['device']}, {run['cores']} cores, torch {run['torch']}, transformers "
+        f"{run['transformers']}; the {run['shape']} text shape, {run['steered']} steered tokens)."
+    )
+
+
 def demo() -> str:
     """What steering did on the embedded model."""
     run = json.loads((RESULTS / "demo.json").read_text())
@@ -185,11 +199,11 @@ def demo() -> str:
 def lookback() -> str:
     """Prompts and ways of steering, on each split of the embedded model's questions."""
     answers = [
-        "| questions | prompt | without VRGA | always | inside <back> | and found anew there |",
+        "| questions | prompt | without VRGA | always | inside `<back>` | and found anew there |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     looks = [
-        "| questions | prompt | writes <back> | RRAR | image, inside | image, outside | "
+        "| questions | prompt | writes `<back>` | RRAR | image, inside | image, outside | "
         "inside, VRGA there | RRAR, found anew |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -369,7 +383,25 @@ def versions() -> str:
     return "\n".join(lines)
 
 
+def summary() -> str:
+    """The README's few lines: what steering to the region changes, over all training seeds."""
+    lines = [row(["questions", "without VRGA", *(told for _, told in SUMMARY), "true region"])]
+    lines.append(row(["---"] * (len(SUMMARY) + 3)))
+    for split in HARDER:
+        runs = recovery_runs(split, "cot")
+        if not runs:
+            continue
+        own = {name: [run["configs"][name] for run in runs] for name, _ in SUMMARY}
+        flips = [(name, "flips") for name, _ in SUMMARY] + [(SUMMARY[-1][0], "flips_of_bound")]
+        cells = [f"{split}, {len(runs)} x {runs[0]['settings']['questions']:,}"]
+        cells += [f"{percentage([run['off'][0] for run in runs])} right"]
+        cells += [percent(pooled([one[kind] for one in own[name]]), "+") for name, kind in flips]
+        lines.append(row(cells))
+    return "\n".join(lines)
+
+
 TABLES = {
+    "summary": summary,
     "analyses": analyses,
     "recovery": recovery,
     "demo": demo,
@@ -380,19 +412,47 @@ TABLES = {
     "host": host,
     "compiled": compiled,
     "trace": trace,
+    "accounting": accounting,
     "versions": versions,
 }
 
 
-def filled(text: str) -> str:
-    """The README with every table made anew."""
+def markers(name: str) -> tuple[str, str]:
+    """The lines that a table stands between."""
+    return f"<!-- {name}: python -m benchmarks.table -->", f"<!-- end {name} -->"
+
+
+def filled(pages: Mapping[Path, str]) -> dict[Path, str]:
+    """Pages with every table made anew.
+
+    Raises:
+        ValueError: a table that stands in no page, or in several places.
+    """
+    new = dict(pages)
     for name, make in TABLES.items():
-        start, end = f"<!-- {name}: python -m benchmarks.table -->", f"<!-- end {name} -->"
-        found = re.search(f"{re.escape(start)}.*?{re.escape(end)}", text, re.DOTALL)
-        if found is None:
-            raise ValueError(f"README.md has no lines {start} and {end}")
-        text = text.replace(found[0], f"{start}\n{make()}\n{end}")
-    return text
+        start, end = markers(name)
+        pattern = f"{re.escape(start)}.*?{re.escape(end)}"
+        found = [(path, old) for path, text in pages.items()
+                 for old in re.findall(pattern, text, re.DOTALL)]  # fmt: skip
+        if len(found) != 1:
+            where = ", ".join(path.name for path, _ in found) or "no page"
+            raise ValueError(
+                f"the lines {start} and {end} stand in {where}; they must stand once in one of "
+                f"{', '.join(path.name for path in pages)}"
+            )
+        ((path, old),) = found
+        new[path] = new[path].replace(old, f"{start}\n{make()}\n{end}")
+    return new
+
+
+def renew(pages: Sequence[Path] = PAGES) -> list[Path]:
+    """Write every table anew; the pages that changed."""
+    old = {path: path.read_text() for path in pages}
+    new = filled(old)
+    changed = [path for path in pages if new[path] != old[path]]
+    for path in changed:
+        path.write_text(new[path])
+    return changed
 
 
 def plot(path: Path) -> None:
@@ -430,11 +490,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail if different")
     arguments = parser.parse_args()
-    text = README.read_text()
-    new = filled(text)
     if arguments.check:
-        return int(new != text)
-    README.write_text(new)
+        old = {path: path.read_text() for path in PAGES}
+        return int(filled(old) != old)
+    renew()
     plot(RESULTS / "generate.png")
     return 0
 

@@ -7,7 +7,7 @@
 A version stands in an environment of its own, laid over the one that runs this: what the version
 needs otherwise comes there, all else from here. Without VERSION it is each minor release since 5.10
 in its last patch, and those of ALWAYS. Results are kept in benchmarks/results/versions.json, the
-last of each version, and the README's table is written from them.
+last of each version, and the table of docs/compatibility.md is written from them.
 """
 
 from __future__ import annotations
@@ -167,9 +167,9 @@ def main() -> int:
         run = tested(Path(sys.executable), arguments.what, [ROOT / "tests"])
         keep(run)
         failed += [run["packages"]["transformers"]] if run["failed"] else []
-    from benchmarks.table import README, filled
+    from benchmarks.table import renew
 
-    README.write_text(filled(README.read_text()))
+    renew()
     if failed:
         print(f"tests failed with transformers {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

@@ -1,4 +1,7 @@
-"""Make the pictures of docs/why.md: `python docs/pictures.py`, on the embedded model."""
+"""Make the pictures of README.md and docs/why.md: `python docs/pictures.py`.
+
+Of the embedded model, and one question under noise; docs/house.py draws the house.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,41 @@ import json
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 import vrga
 from vrga import VRGAConfig
 from vrga.analysis.figures import dispersion_figure, recovery_figure
-from vrga.demo.data import SPLITS, TEST_SEEDS, make_samples, prepare
+from vrga.demo.data import SPLITS, TEST_SEEDS, Sample, make_samples, prepare
+from vrga.pictures import COLORS, mask_of, picture
 from vrga.plots import compare_figure, region_figure
+from vrga.trace import Trace
 
 HERE = Path(__file__).parent / "pictures"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "analyze"
+
+
+def first_figure(sample: Sample, traces: dict[str, Trace]) -> Figure:
+    """The image, the region found in it, and the attention on that region at each word."""
+    base, steered = traces["base"], traces["steered"]
+    region = steered.regions[0]
+    (grid,), (relevance,) = region.grids, region.map
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    image, found, course = figure.subplots(1, 3, width_ratios=[1, 1, 2.1])
+    picture(image, sample.image, grid)
+    image.set_title(f'"{sample.question}"', fontsize=10)
+    picture(found, sample.image, grid, relevance.numpy(), mask_of(region, grid))
+    found.set_title("where the question looks", fontsize=10)
+    words = [word.strip() or word for word in steered.texts[0]]
+    for trace, name, style, color in ((base, "without VRGA", ":", "black"),
+                                      (steered, "steered", "-", COLORS[1])):  # fmt: skip
+        shares = trace.region[:, :, 0][:, region.visual[trace.layers]].mean(1)  # [steps]
+        course.plot(range(len(shares)), shares.numpy(), style, color=color, label=name)
+    course.set_xticks(range(len(words)), words, rotation=90, fontsize=7)
+    course.set(ylabel="share of attention", ylim=(0, None))
+    course.set_title("attention on the outlined region, word by word", fontsize=10)
+    course.legend(fontsize=8)
+    return figure
 
 
 def main(folder: Path = HERE) -> None:
@@ -36,6 +65,7 @@ def main(folder: Path = HERE) -> None:
         for name in ("dispersion-noise", "recovery-long-seed3")
     )
     figures = {
+        "first": first_figure(sample, traces),
         "region": region_figure([sample.image], region, title=sample.question),
         "compare": compare_figure(traces["base"], traces["steered"]),
         "dispersion": dispersion_figure(dispersion["courses"]),

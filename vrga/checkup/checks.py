@@ -28,7 +28,7 @@ class Examination(Comparison):
         return [
             Trial("unpatched model agrees with the loops", self.unpatched,
                   "The loops and the model disagree before vrga does anything: none of what "
-                  "follows can be trusted; use versions that the README names"),
+                  "follows can be trusted; use versions that docs/compatibility.md names"),
             Trial("region is the method's", self.region,
                   "The model would look elsewhere: do not use vrga here"),
             Trial("steered steps, static gate", lambda: self.steps(STATIC),
