@@ -26,7 +26,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 SPLITS = ("clean", "noise", "similar", "crowded")
 HARDER = ("noise", "similar", "crowded", "large", "long", "vast")  # of the recovery table
 # Of the README's table: configurations of the recovery runs, and what they are called there.
-SUMMARY = (("published", "published numbers"), ("default", "sparing numbers"))
+SUMMARY = (("published", "published numbers"), ("sparing", "sparing numbers"))
 VARIANTS = ("Q1 groups 2", "Q1 groups 2 single", "Q8 groups 2", "Q1 groups 3")
 
 
@@ -391,7 +391,8 @@ def summary() -> str:
         runs = recovery_runs(split, "cot")
         if not runs:
             continue
-        own = {name: [run["configs"][name] for run in runs] for name, _ in SUMMARY}
+        configs = [{FORMER.get(k, k): v for k, v in run["configs"].items()} for run in runs]
+        own = {name: [one[name] for one in configs] for name, _ in SUMMARY}
         flips = [(name, "flips") for name, _ in SUMMARY] + [(SUMMARY[-1][0], "flips_of_bound")]
         cells = [f"{split}, {len(runs)} x {runs[0]['settings']['questions']:,}"]
         cells += [f"{percentage([run['off'][0] for run in runs])} right"]

@@ -53,7 +53,7 @@ def main(folder: Path = HERE) -> None:
     (sample,) = make_samples(1, seed=TEST_SEEDS.start + 7, **SPLITS["noise"])
     inputs = prepare(processor, [sample], "cot")
     traces = {}
-    for name, config in (("base", VRGAConfig(gain=1)), ("steered", VRGAConfig.sparing())):
+    for name, config in (("base", VRGAConfig.sparing(gain=1)), ("steered", VRGAConfig.sparing())):
         with vrga.patch(model, config, tokenizer=processor.tokenizer) as patch:
             patch.query = sample.question
             with patch.record(maps="visual") as trace:

@@ -4,7 +4,7 @@ Run: python examples/look_back.py
 """
 
 import vrga
-from vrga import VRGAConfig, lookback
+from vrga import lookback
 from vrga.demo.data import make_samples, messages
 
 model, processor = vrga.load()  # a Look-Back checkpoint: vrga.load("semantic-back-7b")
@@ -17,7 +17,7 @@ inputs = processor.apply_chat_template(
     return_tensors="pt",
 )
 
-with vrga.patch(model, VRGAConfig(when="back"), tokenizer=processor.tokenizer) as patch:
+with vrga.patch(model, when="back", tokenizer=processor.tokenizer) as patch:
     patch.query = sample.question  # the prompt goes on behind it
     output = model.generate(**inputs, max_new_tokens=96, do_sample=False)
     print(patch.steps[0])

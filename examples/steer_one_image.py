@@ -34,6 +34,6 @@ def answer() -> str:
 
 print(question)
 print("without:", answer())
-with vrga.patch(model, vrga.VRGAConfig.paper()) as patch:
+with vrga.patch(model) as patch:  # by vrga_config.json of the checkpoint, else the paper's numbers
     print("steered:", answer())
     print(patch)

@@ -4,7 +4,6 @@ Run: python examples/trace_and_report.py      # writes traces/ and report.html
 """
 
 import vrga
-from vrga import VRGAConfig
 from vrga.demo.data import make_samples, messages
 from vrga.report import write_report
 
@@ -18,8 +17,8 @@ inputs = processor.apply_chat_template(
     return_tensors="pt",
 )
 
-for name, config in {"base": VRGAConfig(gain=1), "steered": VRGAConfig(gain=3)}.items():
-    with vrga.patch(model, config, tokenizer=processor.tokenizer) as patch:
+for name, gain in {"base": 1, "steered": 3}.items():
+    with vrga.patch(model, gain=gain, tokenizer=processor.tokenizer) as patch:
         patch.query = sample.question
         with patch.record(maps="visual") as trace:
             model.generate(**inputs, max_new_tokens=96, do_sample=False)

@@ -190,7 +190,7 @@ class VRGAConfig:
     def sparing(cls, **overrides) -> VRGAConfig:
         """Few tokens, many heads, a strong push: what served best on the embedded model.
 
-        Nobody has tried these numbers on a large model; see README, "Recovery".
+        Nobody has tried these numbers on a large model; see docs/results.md, "Recovery".
         """
         return cls(**{**_SPARING, **overrides})
 
