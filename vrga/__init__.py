@@ -18,6 +18,9 @@ _HOME = {
     "load": "hf.checkpoints",
     "Region": "region",
     "Trace": "trace",
+    "Closer": "closer",
+    "look_closer": "closer",
+    "Zoom": "zoom",
 }
 _MODULES = ("lookback",)
 

@@ -265,7 +265,9 @@ def train_vision(model: nn.Module, batches: FineBatches, steps: int) -> dict[str
         logits = [pad(cells @ c.T, (1, 0), value=4.0) for c in classifiers]  # none: a fixed 4
         some = labels[0] > 0
         weight = torch.where(some, 1.0, EMPTY)
-        losses = [cross_entropy(x, y, reduction="none") for x, y in zip(logits, labels, strict=True)]
+        losses = [
+            cross_entropy(x, y, reduction="none") for x, y in zip(logits, labels, strict=True)
+        ]
         letter = weight * torch.where(fine | ~some, 1.0, COARSE)
         loss = (losses[0] * letter).sum() / letter.sum()
         loss = loss + (losses[1] * weight).sum() / weight.sum()
