@@ -19,6 +19,7 @@ setup(
         "vrga.kernels",
         "vrga.hf",
         "vrga.demo",
+        "vrga.demo.fine",
         "vrga.analysis",
         "vrga.evaluation",
         "vrga.evaluation.tasks",
@@ -26,6 +27,7 @@ setup(
     package_data={
         "vrga": ["*.jinja"],
         "vrga.demo": ["weights/*"],
+        "vrga.demo.fine": ["weights/*"],
         "vrga.evaluation.tasks": ["*.yaml"],
     },
     install_requires=[

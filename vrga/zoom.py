@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 import torch
@@ -107,6 +107,38 @@ class Zoom:
     def settings(self) -> dict[str, object]:
         """All fields by name, for a file."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def zoom_with(zoom: Zoom, given: Sequence[str]) -> Zoom:
+    """A zoom with some fields replaced, each given as "field=value".
+
+    Raises:
+        ValueError: another form, an unknown field, or a value that is none of the field's.
+    """
+    kinds = {field.name: field.default for field in fields(Zoom)}
+    changed: dict[str, object] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in kinds:
+            raise ValueError(f"zoom {text!r}: give field=value, of {', '.join(kinds)}")
+        if name in changed:
+            raise ValueError(f"zoom {text!r}: {name} is given twice")
+        changed[name] = _read(name, value)
+    return replace(zoom, **changed)
+
+
+def _read(name: str, value: str) -> object:
+    """A field's value from its text; what is none is left as text, for Zoom to refuse."""
+    if name in CHOICES:
+        return value
+    if name == "reuse":
+        return {"true": True, "false": False}.get(value.lower(), value)
+    if name == "overview_pixels" and value.lower() == "none":
+        return None
+    try:
+        return int(value) if name in INTEGERS else float(value)
+    except ValueError:
+        return value
 
 
 @dataclass(frozen=True)

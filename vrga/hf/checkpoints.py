@@ -13,6 +13,8 @@ from torch import nn
 from vrga.hf.families import FAMILIES, Family
 from vrga.lookback import ALIASES
 
+# The small models inside this package, by name: where their weights are.
+EMBEDDED = {None: ("demo", "weights"), "fine": ("demo", "fine", "weights")}
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -27,8 +29,8 @@ def load(
 
     Args:
         name: a hub id, a local folder, a Look-Back checkpoint by its short name
-            ("semantic-back-7b", "solution-back-7b"), or None for the small model inside this
-            package.
+            ("semantic-back-7b", "solution-back-7b"), or one of the small models inside this
+            package: None, or "fine", which looks closer.
         dtype: of the weights; "auto" is the checkpoint's own.
         device_map: as in transformers; None loads to the CPU, or to the one GPU there is.
         attn_implementation: the attention backend of prefills, e.g. "flash_attention_2".
@@ -45,7 +47,7 @@ def load(
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    where = embedded() if name is None else ALIASES.get(str(name).lower(), name)
+    where = embedded(name) if name in EMBEDDED else ALIASES.get(str(name).lower(), name)
     _check_folder(where)
     config = AutoConfig.from_pretrained(where)
     if config.model_type not in FAMILIES:
@@ -87,9 +89,9 @@ def _check_tensors(where: str | Path, report: dict) -> None:
             )
 
 
-def embedded() -> Path:
-    """The folder of the small trained model inside this package."""
-    return Path(str(importlib.resources.files("vrga") / "demo" / "weights"))
+def embedded(name: str | None = None) -> Path:
+    """The folder of a small trained model inside this package, by its name in `EMBEDDED`."""
+    return Path(str(importlib.resources.files("vrga"))).joinpath(*EMBEDDED[name])
 
 
 def load_processor(where: str | Path) -> object:
