@@ -234,7 +234,7 @@ class _Look:
             warnings.warn(
                 f"{why} pixels as they are; look_closer is for pictures of more pixels than the "
                 "model is given",
-                stacklevel=4,
+                stacklevel=3,
             )
             told.append(Decision(False, f"{why} pixels as they are", (), 0.0, 1.0))
 

@@ -256,16 +256,12 @@ def crops_around(
     chosen = sorted(_joined(chosen, sizes, zoom), key=lambda one: (one[0], one[1][1], one[1][0]))
     area = sum(_area(box) for _, box, _ in chosen)
     scale = min(zoom.enlarge, math.sqrt(zoom.pixels / area)) if area else 1.0
+    shown = _rounded([_sides(box) for _, box, _ in chosen], scale, zoom.pixels, side)
     found = []
-    for image, box, weight in chosen:
-        width, height = box[2] - box[0], box[3] - box[1]
-        shown = tuple(max(side, round(length * scale / side) * side) for length in (width, height))
-        while shown[0] * shown[1] > max(zoom.pixels, side * side):  # rounding went over the budget
-            wide = shown[0] >= shown[1]
-            shown = (shown[0] - side * wide, shown[1] - side * (not wide))
+    for (image, box, weight), own in zip(chosen, shown, strict=True):
         before = math.sqrt(math.prod(seen[image]) / math.prod(sizes[image]))
-        now = math.sqrt(math.prod(shown) / (width * height))
-        found.append(Crop(image, box, shown, now / before, weight))
+        now = math.sqrt(math.prod(own) / _area(box))
+        found.append(Crop(image, box, own, now / before, weight))
     return tuple(found)
 
 
@@ -350,8 +346,28 @@ def _overlap(a: Box, b: Box) -> bool:
     return all(a[i] < b[i + 2] and b[i] < a[i + 2] for i in (0, 1))
 
 
+def _rounded(
+    sides: Sequence[tuple[int, int]], scale: float, pixels: int, step: int
+) -> list[tuple[int, int]]:
+    """Scaled sides in multiples of `step`, together of at most `pixels` where that is possible."""
+    found = [[max(step, round(x * scale / step) * step) for x in own] for own in sides]
+    while sum(math.prod(own) for own in found) > pixels:
+        shrinking = [i for i, own in enumerate(found) if max(own) > step]
+        if not shrinking:
+            break
+        # The largest of them, on the side that rounding favoured more.
+        own = max(shrinking, key=lambda i: math.prod(found[i]))
+        ratio = [found[own][i] / sides[own][i] if found[own][i] > step else 0 for i in (0, 1)]
+        found[own][ratio.index(max(ratio))] -= step
+    return [(width, height) for width, height in found]
+
+
+def _sides(box: Box) -> tuple[int, int]:
+    return box[2] - box[0], box[3] - box[1]
+
+
 def _area(box: Box) -> int:
-    return (box[2] - box[0]) * (box[3] - box[1])
+    return math.prod(_sides(box))
 
 
 def decide(
