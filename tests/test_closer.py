@@ -19,6 +19,8 @@ from vrga.closer_plots import closer_figure
 from vrga.demo import build
 from vrga.demo.fine.data import make_fine_samples, sentences
 from vrga.demo.fine.settings import FINDING
+from vrga.hf.checkpoints import image_only_processor_class
+from vrga.hf.families import FAMILIES
 from vrga.hf.looking import chat_inputs, common_start
 from vrga.patching import patch_of
 
@@ -221,10 +223,10 @@ def test_an_image_file_that_is_missing_is_an_error_of_reading(tmp_path):
 
 
 def test_a_model_whose_processor_cuts_tiles_is_refused():
-    from families import FAMILIES
+    import families
 
     for kind in ("llava_onevision", "internvl", "gemma3"):
-        model = FAMILIES[kind].model()
+        model = families.FAMILIES[kind].model()
         with pytest.raises(ValueError, match=f"{kind} models cannot look closer here.*qwen3_vl"):
             look_closer(model, untrained()[1], picture(), QUESTION)
 
@@ -247,6 +249,38 @@ def test_the_model_is_as_before_also_after_an_exception(monkeypatch):
     with pytest.raises(RuntimeError, match="broken"):
         look()
     assert patch_of(model) is None and torch.equal(tokens(), before)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_the_other_qwen_families_go_on_from_the_cache_as_well(kind, monkeypatch):
+    import families
+
+    tokenizer, ids = untrained()[1].tokenizer, build.SPECIAL_TOKENS
+    numbers = dict(zip(ids, tokenizer.convert_tokens_to_ids(list(ids)), strict=True))
+    for name in ("IMAGE", "VIDEO", "VISION_START", "VISION_END"):
+        token = f"<|{name.lower()}{'_pad' if name in ('IMAGE', 'VIDEO') else ''}|>"
+        monkeypatch.setattr(families, name, numbers[token])
+    ends = dict(eos_token_id=numbers["<|im_end|>"], pad_token_id=numbers["<|endoftext|>"])
+    monkeypatch.setattr(families, "TEXT", families.TEXT | {"vocab_size": len(tokenizer)} | ends)
+    torch.manual_seed(0)
+    model = families.FAMILIES[kind].model().eval()
+    model.generation_config.eos_token_id = ends["eos_token_id"]
+    model.generation_config.pad_token_id = ends["pad_token_id"]
+    processor = image_only_processor_class(FAMILIES[kind].processor)(
+        untrained()[1].image_processor, tokenizer, chat_template=tokenizer.chat_template
+    )
+
+    def ask(reuse):
+        logits = []
+        zoom = Zoom(**{**NARROW.settings(), "reuse": reuse})
+        hook = model.lm_head.register_forward_hook(lambda m, a, out: logits.append(out[0, -1]))
+        found = look_closer(model, processor, picture(), QUESTION, FINDING, zoom, max_new_tokens=4)
+        hook.remove()
+        return found, torch.stack(logits)
+
+    (kept, reused), (fresh, anew) = ask(True), ask(False)
+    assert kept.zoomed and kept.cost.reused == 41 and fresh.cost.reused == 0
+    torch.testing.assert_close(reused, anew, rtol=1e-3, atol=1e-4)
 
 
 def test_an_answer_of_one_token_needs_no_second_generate():

@@ -203,6 +203,9 @@ def closer(
     ] = False,
     batch_size: Batch = 50,
     seed: Seed = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the models that were asked already.")
+    ] = False,
 ) -> None:
     """What finding a place and zooming wins, beside the true box and one larger picture."""
     from vrga.analysis.closer import TOLD, analyze
@@ -210,9 +213,9 @@ def closer(
     from vrga.demo.fine.settings import CLOSER, FINDING
     from vrga.zoom import zoom_with
 
-    study = _study(output, None, None, limit, split, batch=batch_size, seed=seed)
+    study = _study(output, None, None, limit, split, batch=batch_size, seed=seed, resume=resume)
     analyze(
-        study, models=model or [None], arms=arm or list(TOLD),
+        study, models=model or ["fine"], arms=arm or list(TOLD),
         config=FINDING if preset is None else VRGAConfig.named(preset),
         zoom=zoom_with(CLOSER, zoom or []), timed=timed, validation=validation,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vrga.config import VRGAConfig
+from vrga.hf.families import unwrapped
 from vrga.hf.inputs import cache_of
 from vrga.hf.looking import (
     answer_on,
@@ -155,6 +156,7 @@ def look_closer(
         or max_new_tokens < 1
     ):
         raise ValueError(f"max_new_tokens={max_new_tokens!r} is out of range: an integer from 1")
+    model = unwrapped(model)
     check_pictures(model, processor)
     look = _Look(model, processor, _pictures(images), question, zoom, max_new_tokens, record)
     with patch(model, config, tokenizer=processor.tokenizer) as steered, torch.inference_mode():
