@@ -14,7 +14,7 @@ from vrga.analysis.closer import _known, analyze, pooled
 from vrga.analysis.study import Study
 from vrga.cli import app
 from vrga.demo.data import CELL, LETTERS
-from vrga.demo.fine import photos
+from vrga.demo.fine import arms, photos
 from vrga.demo.fine.arms import FOUND, LARGER, ONCE, RANDOM, TOLD, TRUE, TWICE, run_fine_arms
 from vrga.demo.fine.data import (
     CARDS,
@@ -147,13 +147,14 @@ def test_training_crops_hold_the_asked_letter_unless_they_are_elsewhere():
             assert view.scale == 1 and view.image.width % CELL == view.image.height % CELL == 0
 
 
-def test_batched_arms_say_what_look_closer_says():
+def test_batched_arms_say_what_look_closer_says(monkeypatch):
+    monkeypatch.setattr(arms, "LONGEST", 6)
     loaded = untrained()
     samples = make_fine_samples(2, seed=20, **fine_split_options("fine-easy"))
     off = replace(FINDING, gain=1.0)
     asked, answers = run_fine_arms(loaded, samples, list(TOLD), off, NARROW)
     for number, sample in enumerate(samples):
-        single = look_closer(*loaded, sample.image, sample.question, off, NARROW, max_new_tokens=28)
+        single = look_closer(*loaded, sample.image, sample.question, off, NARROW, max_new_tokens=6)
         assert [c.box for c in asked[number].crops] == single.boxes
         assert answers[FOUND].texts[number] == single.text
     assert answers[ONCE].tokens == [36] * 2 and answers[FOUND].tokens == [52] * 2
@@ -162,7 +163,8 @@ def test_batched_arms_say_what_look_closer_says():
     assert all(len(answer.texts) == 2 for answer in answers.values())
 
 
-def test_where_no_closer_look_is_taken_the_first_answer_stands():
+def test_where_no_closer_look_is_taken_the_first_answer_stands(monkeypatch):
+    monkeypatch.setattr(arms, "LONGEST", 6)
     samples = make_fine_samples(2, seed=20, **fine_split_options("fine-easy"))
     never = Zoom(**{**NARROW.settings(), "gain": 50.0})
     asked, answers = run_fine_arms(untrained(), samples, [ONCE, FOUND], FINDING, never)
@@ -187,7 +189,8 @@ def test_figures_are_paired_over_all_models():
     assert found["verdict"] == "holds"
 
 
-def test_the_command_writes_its_figures_and_keeps_models_that_were_asked(tmp_path):
+def test_the_command_writes_its_figures_and_keeps_models_that_were_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(arms, "LONGEST", 6)
     from vrga.demo import build
 
     build.save(*untrained(), tmp_path / "model")
