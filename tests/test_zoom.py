@@ -156,7 +156,7 @@ def test_a_long_spot_is_widened_to_the_aspect_and_never_distorted():
 
 
 def test_overlapping_crops_become_one_and_the_rest_stay_apart():
-    spots = [Spot(0, cells(6, 6, place), 0.2) for place in ((0, 0), (0, 2), (5, 5))]
+    spots = [Spot(0, cells(6, 6, place), 0.2) for place in ((5, 5), (0, 0), (0, 2))]
     zoom = Zoom(crops=3, margin=0.0)
     sizes, seen = [(672, 672)], [(168, 168)]
     assert len(crops_around(spots, sizes, seen, zoom)) == 3

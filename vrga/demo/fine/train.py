@@ -41,6 +41,7 @@ from vrga.demo.fine.data import (
     spoken,
 )
 from vrga.demo.train import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT, patchify
+from vrga.hf.checkpoints import load
 
 WEIGHTS = Path(__file__).parent / "weights"
 NOISE = 60.0  # each picture gets Gaussian noise of a strength drawn from [0, NOISE]
@@ -48,6 +49,10 @@ EMPTY = 0.1  # weight of a token without a letter in the loss of the vision towe
 COARSE = 0.3  # weight of letters in overviews, where they cannot be told
 LARGER = (7, 8)  # tokens a side of larger pictures that are asked about once
 SHARES = {"larger": 0.25, "elsewhere": 0.1}  # of the straight, and of the closer, conversations
+STRAIGHT = 0.4  # share of the pictures that are also asked about without crops
+# Weights of the letters in the loss of the answers: those that a crop shows, and those that can
+# only be guessed, whose gradients are mostly noise.
+READ, GUESSED = 4.0, 0.25
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ class FineBatches:
     def conversations(self) -> tuple[dict[str, Tensor], Tensor, Tensor, list[str]]:
         """Model arguments of one batch, labels [N, T], looks [n, 4] and the conversations' kinds.
 
-        Every picture is asked about twice: straight, and with crops. Labels are -100 but on
+        Every picture is asked about with crops, and some straight as well. Labels are -100 but on
         assistant tokens. A look is (row, query, key, number of the query's looks): an image token
         that shows what is spoken of.
         """
@@ -190,10 +195,13 @@ class FineBatches:
             seen = self.whole(sample)
             once = self.whole(sample, int(self.rng.choice(LARGER))) if larger else seen
             closer = [seen, *self.crops(sample, elsewhere)]
-            for own in ([once], closer):
+            asked = {"elsewhere" if elsewhere else "closer": closer}
+            if self.rng.random() < STRAIGHT:
+                asked["larger" if larger else "once"] = [once]
+            for kind, own in asked.items():
                 rows.append((sample, own, *self._encode(sample, own)))
                 views, sigmas = views + own, sigmas + [sigma] * len(own)
-            kinds += ["larger" if larger else "once", "elsewhere" if elsewhere else "closer"]
+                kinds.append(kind)
         length = max(len(prompt) + len(target) for _, _, prompt, target in rows)
         ids = torch.full((len(rows), length), self.ids["<|endoftext|>"])
         labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
@@ -336,7 +344,11 @@ def train_answers(
         wanted = labels[:, 1:]
         hidden = output.last_hidden_state[:, :-1]
         logits = model.lm_head(hidden[wanted >= 0])
-        words = cross_entropy(logits, wanted[wanted >= 0])
+        asked, own = torch.isin(wanted, letters), np.array(kinds)
+        shown = torch.from_numpy(own == "closer")[:, None]
+        weight = torch.where(asked, torch.where(shown, READ, GUESSED), 1.0)[wanted >= 0]
+        words = cross_entropy(logits, wanted[wanted >= 0], reduction="none")
+        words = (words * weight).sum() / weight.sum()
         look = looking_loss(output.attentions, looks)
         loss = words + LOOKING_WEIGHT * look
         optimizer.zero_grad()
@@ -344,10 +356,8 @@ def train_answers(
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         scheduler.step()
-        asked = torch.isin(wanted, letters)
         right = torch.zeros_like(wanted, dtype=torch.bool)
         right[wanted >= 0] = logits.argmax(-1) == wanted[wanted >= 0]
-        own = np.array(kinds)
         told = {"words": words.item(), "look": look.item()}
         for kind in ("once", "larger", "closer", "elsewhere"):
             rows = torch.from_numpy(own == kind)
@@ -368,6 +378,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch", type=int, default=20, help="pictures a step")
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--start", type=Path, help="go on with the answers of this checkpoint")
     options = parser.parse_args()
 
     started = time.perf_counter()
@@ -377,9 +388,14 @@ def main() -> None:
     model = Qwen2_5_VLForConditionalGeneration(build.build_config(tokenizer))
     model.generation_config = build.build_generation_config(tokenizer)
     batches = FineBatches(processor, options.batch, options.seed)
-    vision = train_vision(model, batches, options.vision_steps)
-    print("vision tower:", vision, flush=True)
-    build.save(model, processor, options.output)
+    vision = None
+    if options.start is None:
+        vision = train_vision(model, batches, options.vision_steps)
+        print("vision tower:", vision, flush=True)
+        build.save(model, processor, options.output)
+    else:
+        model, processor = load(options.start, dtype=torch.float32)
+        batches.next_seed += 500_000  # pictures that it was not trained on before
 
     def keep() -> None:
         build.save(model, processor, options.output)
@@ -391,6 +407,7 @@ def main() -> None:
     print("letters:", letters, flush=True)
     record = {
         "seed": options.seed,
+        "start": None if options.start is None else options.start.name,
         "vision_steps": options.vision_steps,
         "steps": options.steps,
         "pictures_a_step": options.batch,
