@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from test_closer import NARROW, untrained
 from typer.testing import CliRunner
 
+import vrga
 from vrga import Zoom, look_closer
 from vrga.analysis.closer import _known, analyze, pooled
 from vrga.analysis.study import Study
 from vrga.cli import app
-from vrga.demo.data import CELL, LETTERS
+from vrga.demo.data import CELL, LETTERS, TEST_SEEDS
 from vrga.demo.fine import arms, photos
 from vrga.demo.fine.arms import FOUND, LARGER, ONCE, RANDOM, TOLD, TRUE, TWICE, run_fine_arms
 from vrga.demo.fine.data import (
@@ -26,7 +28,7 @@ from vrga.demo.fine.data import (
     make_fine_samples,
     spoken,
 )
-from vrga.demo.fine.settings import FINDING
+from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.demo.fine.train import FineBatches
 
 DRAWN = [split for split in FINE_SPLITS if split != "fine-photos"]
@@ -170,6 +172,18 @@ def test_where_no_closer_look_is_taken_the_first_answer_stands(monkeypatch):
     asked, answers = run_fine_arms(untrained(), samples, [ONCE, FOUND], FINDING, never)
     assert not any(one.zooms for one in asked)
     assert answers[FOUND].texts == answers[ONCE].texts and answers[FOUND].tokens == [36, 36]
+
+
+def test_the_embedded_model_reads_only_what_it_looks_closer_at():
+    samples = make_fine_samples(40, seed=TEST_SEEDS.start + 5000, **fine_split_options("fine-easy"))
+    loaded = vrga.load("fine", dtype=torch.float32)
+    asked, answers = run_fine_arms(loaded, samples, [ONCE, FOUND, RANDOM], FINDING, CLOSER)
+    right = {
+        arm: np.mean([is_right(t, s) for t, s in zip(own.texts, samples, strict=True)])
+        for arm, own in answers.items()
+    }
+    assert right[ONCE] <= 0.2 and right[RANDOM] <= 0.3  # one of 16 letters by chance
+    assert right[FOUND] >= 0.9 and np.mean([one.peak for one in asked]) >= 0.95
 
 
 def test_figures_are_paired_over_all_models():
