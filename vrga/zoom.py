@@ -326,7 +326,7 @@ def _joined(
     while left:
         image, box, weight = left.pop(0)
         for other in left:
-            if other[0] == image and _overlap(box, other[1]):
+            if other[0] == image and overlap(box, other[1]):
                 left.remove(other)
                 spans = [
                     [min(box[i], other[1][i]), max(box[i + 2], other[1][i + 2])] for i in (0, 1)
@@ -342,7 +342,8 @@ def _joined(
     return done
 
 
-def _overlap(a: Box, b: Box) -> bool:
+def overlap(a: Box, b: Box) -> bool:
+    """Whether two boxes have pixels in common."""
     return all(a[i] < b[i + 2] and b[i] < a[i + 2] for i in (0, 1))
 
 

@@ -19,5 +19,6 @@ FINDING = VRGAConfig(
     region_min=1,
     dilation=0,
 )
-# Two crops of 6 x 6 tokens at most: as many tokens together as two overviews.
-CLOSER = Zoom(crops=2, threshold=0.5, within="map", margin=0.25, least=112, pixels=72 * 28 * 28)
+# Two crops at most, together of at most twice the tokens of the first look; the whole map, since
+# the sink border of so small a grid is a third of it.
+CLOSER = Zoom(crops=2, threshold=0.35, within="map", margin=0.0, least=112, pixels=72 * 28 * 28)

@@ -32,6 +32,7 @@ from vrga.demo import build
 from vrga.demo.data import CELL, LETTERS, TRAIN_SEEDS
 from vrga.demo.fine.data import (
     CARDS,
+    FIELD,
     GRID,
     SIDE,
     FineSample,
@@ -42,6 +43,7 @@ from vrga.demo.fine.data import (
 )
 from vrga.demo.train import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT, patchify
 from vrga.hf.checkpoints import load
+from vrga.zoom import Box, overlap
 
 WEIGHTS = Path(__file__).parent / "weights"
 NOISE = 60.0  # each picture gets Gaussian noise of a strength drawn from [0, NOISE]
@@ -49,6 +51,8 @@ EMPTY = 0.1  # weight of a token without a letter in the loss of the vision towe
 COARSE = 0.3  # weight of letters in overviews, where they cannot be told
 LARGER = (7, 8)  # tokens a side of larger pictures that are asked about once
 SHARES = {"larger": 0.25, "elsewhere": 0.1}  # of the straight, and of the closer, conversations
+SIDES = (4, 4, 4, 5, 6, 8)  # tokens of crops; as many as a field has are the most frequent
+BESIDE = 0.4  # share of the closer conversations with a crop more, around what was not asked for
 STRAIGHT = 0.4  # share of the pictures that are also asked about without crops
 # Weights of the letters in the loss of the answers: those that a crop shows, and those that can
 # only be guessed, whose gradients are mostly noise.
@@ -117,28 +121,42 @@ class FineBatches:
         return found
 
     def crops(self, sample: FineSample, elsewhere: bool = False) -> list[View]:
-        """Crops of 4 to 6 tokens a side around each asked card, in reading order.
+        """Crops of 4 to 8 tokens a side around each asked card, in reading order.
+
+        Some come with another around what was not asked for, most often of a like colour: finding
+        errs so, and reading must not.
 
         Args:
             elsewhere: anywhere in the picture instead.
         """
-        found = []
-        for card in sample.asked:
-            sides = self.rng.integers(4, 7, size=2) * CELL
-            corner = []
-            for i in (0, 1):
-                # The letter's own token is inside, and not at an edge that the card would cross.
-                cell = card.center[i] // CELL
-                low = max(0, (cell + 2) * CELL - int(sides[i]))
-                high = min(SIDE - int(sides[i]), (cell - 1) * CELL)
-                low, high = min(low, high), max(low, high)
-                first = int(self.rng.integers(low // CELL, high // CELL + 1)) * CELL
-                if elsewhere:
-                    first = int(self.rng.integers(0, (SIDE - int(sides[i])) // CELL + 1)) * CELL
-                corner.append(min(max(first, 0), SIDE - int(sides[i])))
-            box = (*corner, corner[0] + int(sides[0]), corner[1] + int(sides[1]))
-            found.append(View(sample.image.crop(box), box))
-        return found
+        found = [self._crop(card.center, elsewhere) for card in sample.asked]
+        if self.rng.random() < BESIDE:
+            others = [card for card in sample.cards if card not in sample.asked]
+            like = [card for card in others if card.color is None]
+            others = like if like and self.rng.random() < 0.6 else others
+            if others:
+                place = others[int(self.rng.integers(len(others)))].center
+                box = self._crop(place, elsewhere)
+                if not any(overlap(box, own) for own in found):
+                    found.append(box)
+        found.sort(key=lambda box: (box[1] // FIELD, box[0] // FIELD))
+        return [View(sample.image.crop(box), box) for box in found]
+
+    def _crop(self, center: tuple[int, int], elsewhere: bool) -> Box:
+        """A box on the raster of tokens around a place, or anywhere."""
+        edges = []
+        for middle in center:
+            side = int(self.rng.choice(SIDES)) * CELL
+            # The letter's own token is inside, and not at an edge that the card would cross.
+            low = max(0, (middle // CELL + 2) * CELL - side)
+            high = min(SIDE - side, (middle // CELL - 1) * CELL)
+            if elsewhere:
+                low, high = 0, SIDE - side
+            low, high = min(low, high), max(low, high)
+            first = int(self.rng.integers(low // CELL, high // CELL + 1)) * CELL
+            edges.append((first, first + side))
+        (left, right), (top, bottom) = edges
+        return left, top, right, bottom
 
     def whole(self, sample: FineSample, tokens: int = GRID[0]) -> View:
         """The picture, shrunk to so many tokens a side."""
