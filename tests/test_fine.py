@@ -185,7 +185,7 @@ def test_where_no_closer_look_is_taken_the_first_answer_stands(monkeypatch):
 
 
 def test_the_embedded_model_reads_only_what_it_looks_closer_at():
-    samples = make_fine_samples(40, seed=TEST_SEEDS.start + 5000, **fine_split_options("fine-easy"))
+    samples = make_fine_samples(24, seed=TEST_SEEDS.start + 5000, **fine_split_options("fine-easy"))
     loaded = vrga.load("fine", dtype=torch.float32)
     asked, answers = run_fine_arms(loaded, samples, [ONCE, FOUND, RANDOM], FINDING, CLOSER)
     right = {
