@@ -65,7 +65,7 @@ class Zoom:
     """
 
     crops: int = 2
-    threshold: float = 0.5
+    threshold: float = 0.35
     within: Within = "region"
     margin: float = 0.25
     least: int = 112
