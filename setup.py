@@ -20,6 +20,7 @@ setup(
         "vrga.hf",
         "vrga.checkup",
         "vrga.demo",
+        "vrga.demo.fine",
         "vrga.analysis",
         "vrga.evaluation",
         "vrga.evaluation.tasks",
@@ -27,6 +28,7 @@ setup(
     package_data={
         "vrga": ["*.jinja", "py.typed"],
         "vrga.demo": ["weights/*"],
+        "vrga.demo.fine": ["weights/*"],
         "vrga.evaluation.tasks": ["*.yaml"],
     },
     install_requires=[

@@ -1,11 +1,12 @@
-"""Make the pictures of README.md and docs/why.md: `python docs/pictures.py`.
+"""Make the pictures of README.md and docs/: `python docs/pictures.py`.
 
-Of the embedded model, and one question under noise; docs/house.py draws the house.
+Of the embedded models; docs/house.py draws the house.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,10 @@ from matplotlib.figure import Figure
 import vrga
 from vrga import VRGAConfig
 from vrga.analysis.figures import dispersion_figure, recovery_figure
+from vrga.closer_plots import closer_figure
 from vrga.demo.data import SPLITS, TEST_SEEDS, Sample, make_samples, prepare
+from vrga.demo.fine.data import FINE_SPLITS, make_fine_samples
+from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.pictures import COLORS, mask_of, picture
 from vrga.plots import compare_figure, region_figure
 from vrga.trace import Trace
@@ -66,6 +70,7 @@ def main(folder: Path = HERE) -> None:
     )
     figures = {
         "first": first_figure(sample, traces),
+        "closer": closer_picture(),
         "region": region_figure([sample.image], region, title=sample.question),
         "compare": compare_figure(traces["base"], traces["steered"]),
         "dispersion": dispersion_figure(dispersion["courses"]),
@@ -73,6 +78,19 @@ def main(folder: Path = HERE) -> None:
     }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=80)  # noise in PNG is large
+
+
+def closer_picture() -> Figure:
+    """A question of `fine-hard`, asked once and with a closer look."""
+    model, processor = vrga.load("fine", dtype=torch.float32)
+    (sample,) = make_fine_samples(1, seed=TEST_SEEDS.start, **FINE_SPLITS["fine-hard"])
+    told = {}
+    for name, zoom in (("asked once", replace(CLOSER, gain=1e6)), ("zoomed", CLOSER)):
+        found = vrga.look_closer(
+            model, processor, sample.image, sample.question, FINDING, zoom, max_new_tokens=28
+        )
+        told[name] = found.text
+    return closer_figure([sample.image], found, title=sample.question, answers=told)
 
 
 if __name__ == "__main__":

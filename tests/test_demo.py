@@ -123,6 +123,8 @@ def test_the_query_is_the_questions_end_not_the_instructions(embedded):
 def test_the_demo_prints_its_table_and_writes_its_picture(tmp_path):
     done = CliRunner().invoke(app, ["demo", "--output", str(tmp_path), "--questions", "6"])
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "demo.png").stat().st_size > 10_000
-    for words in ("without VRGA", "with VRGA", "accuracy", "RRAR", "direct", "cot", "true cell"):
+    for name in ("demo.png", "closer.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    for words in ("without VRGA", "with VRGA", "accuracy", "RRAR", "direct", "cot", "true cell",
+                  "asked once", "looked closer", "find and zoom", "fine-hard"):  # fmt: skip
         assert words in done.output

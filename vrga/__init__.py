@@ -35,6 +35,9 @@ _HOME = {
     "doctor": "checkup.run",
     "Region": "region",
     "Trace": "trace",
+    "Closer": "closer",
+    "look_closer": "closer",
+    "Zoom": "zoom",
 }
 _MODULES = ("lookback",)
 

@@ -23,7 +23,8 @@ from vrga.config import VRGAConfig
 from vrga.hf.files import check_model
 
 analyze = typer.Typer(
-    help="Measure on a model what the paper measured: heads, ablation, RRAR, dispersion, recovery.",
+    help="Measure on a model what the paper measured: heads, ablation, RRAR, dispersion, recovery; "
+    "and what a closer look wins.",
     no_args_is_help=True,
 )
 
@@ -205,6 +206,48 @@ def check_questions(
     check_readable(data, "questions")
     check_model(model)
     check_folder(output, "--output")
+
+
+@analyze.command()
+def closer(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Checkpoint folder, and again for more; the embedded model if absent."),
+    ] = None,
+    output: Output = Path("out/analyze/closer"),
+    split: Annotated[str, typer.Option(help="fine-easy, fine-hard or fine-photos.")] = "fine-hard",
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each model; 250.")] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="One of those compared, and again for more; all.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="How the place is found, if not as chosen for this model.")
+    ] = None,
+    zoom: Annotated[
+        list[str] | None, typer.Option(help="field=value of Zoom, and again for more.")
+    ] = None,
+    timed: Annotated[int, typer.Option(min=0, help="Questions asked one by one as well.")] = 0,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="On the questions that numbers are chosen on.")
+    ] = False,
+    batch_size: Batch = 50,
+    seed: Seed = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the models that were asked already.")
+    ] = False,
+) -> None:
+    """What finding a place and zooming wins, beside the true box and one larger picture."""
+    from vrga.analysis.closer import TOLD, analyze
+    from vrga.config import VRGAConfig
+    from vrga.demo.fine.settings import CLOSER, FINDING
+    from vrga.zoom import zoom_with
+
+    study = _study(output, None, None, limit, split, batch=batch_size, seed=seed, resume=resume)
+    analyze(
+        study, models=model or ["fine"], arms=arm or list(TOLD),
+        config=FINDING if preset is None else VRGAConfig.named(preset),
+        zoom=zoom_with(CLOSER, zoom or []), timed=timed, validation=validation,
+    )  # fmt: skip
 
 
 def _study(output, data, model, limit, split, **more):

@@ -99,7 +99,16 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     trace: Annotated[
         Path | None,
-        typer.Option(help="Write traces to base/ and steered/ in this folder, for `vrga report`."),
+        typer.Option(
+            help="Write traces to base/ and steered/ in this folder, for `vrga report`; with "
+            "--zoom to closer/, and the decision to closer.json."
+        ),
+    ] = None,
+    zoom: Annotated[
+        bool, typer.Option("--zoom", help="Crop the original where it looks, and look again there.")
+    ] = False,
+    zoom_option: Annotated[
+        list[str] | None, typer.Option(help="field=value of Zoom, and again for more.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
     system: Annotated[
@@ -134,6 +143,20 @@ def generate(
         check_folder(trace, "--trace")
         for run in ("base", "steered") if vrga else ("base",):
             check_trace_folder(trace / run)
+    if zoom_option and not zoom:
+        raise ValueError("--zoom-option is about a closer look: add --zoom")
+    if zoom:
+        if not vrga:
+            raise ValueError("--zoom finds its place as VRGA does: leave out --no-vrga")
+        if stream or system or max_pixels or device_map or dtype is not Dtype.auto:
+            raise ValueError(
+                "--zoom does not go with --stream, --system, --max-pixels, --dtype, --device-map"
+            )
+        config = None
+        if (preset, gain) != (None, None):
+            config = VRGAConfig.named("paper" if preset is None else preset.value, gain)
+        _closer(model, image, question, config, zoom_option or [], map, max_new_tokens, trace)
+        return
     steering = _chosen(preset, gain, model) if vrga else None
     from vrga.generation import answer
 
@@ -171,6 +194,41 @@ def generate(
         if failed:
             told = "; ".join(f"no trace {trace / run}: {why}" for run, why in failed.items())
             raise ValueError(told)
+
+
+def _closer(model, paths, question, config, options, map, max_new_tokens, trace) -> None:
+    """`vrga generate --zoom`: print the answer, the decision and the cost."""
+    from vrga.demo.fine.settings import CLOSER
+    from vrga.generation import answer_closer
+    from vrga.zoom import Zoom, zoom_with
+
+    zoom = zoom_with(CLOSER if model == "fine" else Zoom(), options) if options else None
+    found, images, failed = answer_closer(
+        model, paths, question, config, zoom, max_new_tokens=max_new_tokens, trace=trace
+    )
+    console.print(found.text, markup=False, highlight=False)
+    cost, told = found.cost, "looked closer: " if found.zoomed else "not looked closer: "
+    lines = [told + found.decision.reason]
+    for crop in found.crops:
+        lines.append(
+            f"crop of {paths[crop.image]}: {crop.box}, shown {crop.size[0]} x {crop.size[1]}"
+        )
+    lines.append(
+        f"{cost.prompt} tokens of prompt, then {cost.second} and {cost.reused} reused, "
+        f"{cost.answer} of answer; {cost.total:.2f} s, {cost.first:.2f} s to the decision"
+    )
+    if map is not None:
+        from vrga.closer_plots import closer_figure
+        from vrga.plots import save
+
+        path = save(closer_figure(images, found, title=question), map)
+        lines.append(f"closer look: {path}")
+    if trace is not None and not failed:
+        lines.append(f"trace: {trace / 'closer'} {trace / 'closer.json'}")
+    for line in lines:
+        console.print(line, style="dim", soft_wrap=True, markup=False, highlight=False)
+    if failed:
+        raise ValueError("; ".join(f"no trace {trace / run}: {why}" for run, why in failed.items()))
 
 
 @app.command()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
 from vrga.answer import foreign, generated, inputs_of, recorded, unsteered_config
+from vrga.closer import Closer, look_closer
 from vrga.config import VRGAConfig
+from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.patching import patch
 from vrga.region import Region
 from vrga.texts import Streamed
 from vrga.trace import Trace
+from vrga.zoom import Zoom
 
 
 def answer(
@@ -74,6 +78,47 @@ def answer(
     with patch(loaded, config, tokenizer=processor.tokenizer) as steered:
         text = generated(loaded, processor, inputs, max_new_tokens, streamer)
         return text, steered.region[0], images, {}
+
+
+def answer_closer(
+    model: str | None,
+    paths: list[Path],
+    question: str,
+    config: VRGAConfig | None,
+    zoom: Zoom | None,
+    *,
+    max_new_tokens: int = 256,
+    trace: Path | None = None,
+) -> tuple[Closer, list[Image.Image], dict[str, str]]:
+    """Load a checkpoint and let it answer with a closer look where that is worth it.
+
+    Args:
+        model, paths, question: as of `answer`.
+        config, zoom: None is what is best for the model: for "fine" what was chosen for it, else
+            `VRGAConfig.paper()` and `Zoom()`.
+        trace: a folder for the answer's trace, `closer`, and the decision, `closer.json`.
+
+    Returns:
+        (answer, the original images, why the trace could not be written by its name).
+
+    Raises:
+        OSError, ValueError: as of `answer` and `look_closer`.
+    """
+    images = [read_image(path) for path in paths]
+    if model == "fine":
+        config = FINDING if config is None else config
+        zoom = CLOSER if zoom is None else zoom
+    loaded, processor = load(model)
+    found = look_closer(
+        loaded, processor, images, question, config, zoom,
+        max_new_tokens=max_new_tokens, record=trace is not None,
+    )  # fmt: skip
+    if trace is None:
+        return found, images, {}
+    failed = _unsaved(trace, closer=found.trace)
+    trace.mkdir(parents=True, exist_ok=True)
+    (trace / "closer.json").write_text(json.dumps(found.numbers(), indent=1) + "\n", "utf-8")
+    return found, images, failed
 
 
 def _unsaved(folder: Path, **traces: Trace) -> dict[str, str]:

@@ -52,8 +52,12 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer() -> Qwen2TokenizerFast:
-    """A byte-level BPE tokenizer: one token for each letter and colour, any text encodable."""
+def build_tokenizer(sentences: list[str] | None = None) -> Qwen2TokenizerFast:
+    """A byte-level BPE tokenizer: one token for each letter and colour, any text encodable.
+
+    Args:
+        sentences: what it learns its words from; None is the grid's.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     split = pre.Split(Regex(WORDS), behavior="isolated", invert=False)
@@ -64,7 +68,7 @@ def build_tokenizer() -> Qwen2TokenizerFast:
         initial_alphabet=sorted(pre.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(_sentences(), trainer)
+    bpe.train_from_iterator(_sentences() if sentences is None else sentences, trainer)
     bpe.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS])
     return Qwen2TokenizerFast(
         tokenizer_object=bpe,
@@ -77,9 +81,14 @@ def build_tokenizer() -> Qwen2TokenizerFast:
     )
 
 
-def build_processor(tokenizer):
-    """The processor for `tokenizer`; images keep their size when it is a multiple of 28."""
-    image_processor = image_processor_class()(min_pixels=CELL * CELL, max_pixels=CELL * CELL * 1280)
+def build_processor(tokenizer, cells: int = 1280):
+    """The processor for `tokenizer`; images keep their size when it is a multiple of 28.
+
+    Args:
+        cells: most visual tokens of an image; a larger one is shrunk.
+    """
+    pixels = CELL * CELL
+    image_processor = image_processor_class()(min_pixels=pixels, max_pixels=pixels * cells)
     processor = image_only_processor_class()
     return processor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
 

@@ -1,4 +1,4 @@
-"""`vrga demo`: one picture, then a table over held-out questions."""
+"""`vrga demo`: a closer look, then one picture and a table over held-out questions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples, parse_answer, prepare
+from vrga.demo.fine.show import show_closer
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import drawn_items
 from vrga.evaluation.looking import Looks
@@ -24,16 +25,18 @@ from vrga.patching import patch
 from vrga.region import Region
 
 OFF = VRGAConfig(gain=1.0)
+CLOSER_QUESTIONS = 50  # at most, of each split: every arm asks them anew
 
 
 def show(output: Path, questions: int, console: Console) -> dict:
     """Run the demo; what it measured, with 95 % intervals as [value, low, high].
 
     Args:
-        output: folder for the picture.
+        output: folder for the pictures.
         questions: held-out questions per prompt.
         console: where to print.
     """
+    closer = show_closer(output, min(questions, CLOSER_QUESTIONS), console)
     model, processor = load(dtype=torch.float32)
     chosen = choose(None, {}, *checkpoint_of(model))
     say_config(console, chosen)
@@ -56,7 +59,7 @@ def show(output: Path, questions: int, console: Console) -> dict:
         "RRAR: attention on the true cell / on the image, mean over visual heads and answer "
         "tokens. Brackets: 95 % intervals."
     )
-    return {"questions": questions, "prompts": found}
+    return {"questions": questions, "prompts": found, "closer": closer}
 
 
 @dataclass(frozen=True)

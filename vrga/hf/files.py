@@ -21,9 +21,13 @@ LARGEST = 64 << 20  # bytes of a JSON file: an index of 100,000 tensors has 10 M
 _ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
-def embedded() -> Path:
-    """The folder of the small trained model inside this package."""
-    return Path(str(importlib.resources.files("vrga") / "demo" / "weights"))
+# The small trained models inside this package, by name: where their weights are.
+EMBEDDED = {None: ("demo", "weights"), "fine": ("demo", "fine", "weights")}
+
+
+def embedded(name: str | None = None) -> Path:
+    """The folder of a small trained model inside this package, by its name in `EMBEDDED`."""
+    return Path(str(importlib.resources.files("vrga"))).joinpath(*EMBEDDED[name])
 
 
 def check_model(name: str | Path | None) -> str | Path | None:
@@ -35,6 +39,8 @@ def check_model(name: str | Path | None) -> str | Path | None:
     """
     if name is None:
         return None
+    if name in EMBEDDED:
+        return embedded(name)
     where = ALIASES.get(str(name).lower(), name)
     path = Path(where)
     if not path.exists():

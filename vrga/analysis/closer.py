@@ -1,0 +1,257 @@
+"""`vrga analyze closer`: what a closer look wins, and what it would win at the true place.
+
+Every question is asked once, about the picture as the processor shrinks it, and again with crops
+of the original: at the place that was found, at the true box, and at random. The fair baseline is
+one larger picture of as many pixels as picture and crops have together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from vrga.analysis.study import APART, FIRST, Study, verdict
+from vrga.config import VRGAConfig
+from vrga.demo.data import VALIDATION_SEEDS
+from vrga.demo.fine.arms import (
+    ANEW,
+    FOUND,
+    LARGER,
+    ONCE,
+    PLACE,
+    TOLD,
+    TRUE,
+    Asked,
+    run_fine_arms,
+    seconds_of_ways,
+)
+from vrga.demo.fine.data import FineSample, fine_split_options, is_right, make_fine_samples
+from vrga.demo.fine.settings import CLOSER, FINDING
+from vrga.evaluation.store import write_json
+from vrga.evaluation.wording import percent
+from vrga.hf.checkpoints import load
+from vrga.intervals import paired_difference, wilson
+from vrga.zoom import Zoom
+
+DRAWN = 250
+
+
+def analyze(
+    study: Study,
+    *,
+    models: Sequence[str] = ("fine",),
+    arms: Sequence[str] = tuple(TOLD),
+    config: VRGAConfig = FINDING,
+    zoom: Zoom = CLOSER,
+    timed: int = 0,
+    validation: bool = False,
+) -> dict:
+    """Ask every question in every arm; print, write, draw.
+
+    Args:
+        study: its split is one of `FINE_SPLITS`; its limit counts questions of each model.
+        models: checkpoints, each asked questions of its own.
+        arms: names of `TOLD`; "once" and "found" are always among them.
+        config: how the place is found, and steered to in the arms that steer.
+        zoom: how it is cropped.
+        timed: questions of each model that are also asked one by one, to take the time.
+        validation: choose numbers on these questions; those that are reported are others.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ValueError: an unknown arm or split.
+    """
+    for arm in arms:
+        if arm not in TOLD:
+            raise ValueError(f"arm {arm!r}: known are {'; '.join(TOLD)}")
+    chosen = [arm for arm in TOLD if arm in {*arms, ONCE, FOUND}]
+    settings = study.settings(
+        "closer",
+        range(study.limit or DRAWN),
+        arms=chosen,
+        validation=validation,
+        zoom=zoom.settings(),
+        finding=asdict(config),
+    )
+    own: dict[str, dict] = {}
+    for number, name in enumerate(models):
+        path = study.output / "models" / f"{number}.json"
+        own[name] = _known(path, settings | {"model": name}) if study.resume else None
+        if own[name] is None:
+            samples = _samples(study, number, validation)
+            loaded = load(name, dtype=torch.float32)
+            own[name] = _one_model(study, loaded, samples, chosen, config, zoom, timed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"settings": settings | {"model": name}, "found": own[name]})
+    settings["models"] = list(models)
+    found = {"models": own, "pooled": pooled(list(own.values()), chosen)}
+    study.console.print(table(found["pooled"], study.split))
+    return study.finish(settings, found, closer_figure(found["pooled"], study.split))
+
+
+def _known(path: Path, settings: dict) -> dict | None:
+    """What an earlier run found of a model; None where there is none.
+
+    Raises:
+        ValueError: it was of other settings.
+    """
+    if not path.exists():
+        return None
+    told = json.loads(path.read_text("utf-8"))
+    for key, value in json.loads(json.dumps(settings)).items():
+        if told["settings"].get(key) != value:
+            raise ValueError(
+                f"{path} is of a run with {key}={told['settings'].get(key)!r}, not {value!r}: give "
+                "another --output, or leave out --resume"
+            )
+    return told["found"]
+
+
+def _samples(study: Study, number: int, validation: bool) -> list[FineSample]:
+    """Each model's own questions."""
+    first = VALIDATION_SEEDS.start if validation else FIRST
+    seed = first + APART * (study.seed * 10 + number)
+    options = fine_split_options(study.split)
+    return make_fine_samples(study.limit or DRAWN, seed=seed, **options)
+
+
+def _one_model(study, loaded, samples, arms, config, zoom, timed) -> dict:
+    """Right answers of each arm, and how the place was found."""
+    texts: dict[str, list[str]] = {arm: [] for arm in arms}
+    tokens: dict[str, list[int]] = {arm: [] for arm in arms}
+    asked: list[Asked] = []
+    for start in range(0, len(samples), study.batch):
+        part = samples[start : start + study.batch]
+        told, answers = run_fine_arms(loaded, part, arms, config, zoom, start)
+        asked += told
+        for arm in arms:
+            texts[arm] += answers[arm].texts
+            tokens[arm] += answers[arm].tokens
+        study.console.print(f"{start + len(part)} of {len(samples)} questions", style="dim")
+    right = {
+        arm: [is_right(text, one) for text, one in zip(texts[arm], samples, strict=True)]
+        for arm in arms
+    }
+    return {
+        "right": {arm: "".join(str(int(x)) for x in own) for arm, own in right.items()},
+        "two": "".join(str(len(one.asked) - 1) for one in samples),
+        "peak": "".join(str(int(one.peak)) for one in asked),
+        "held": "".join(str(int(one.held)) for one in asked),
+        "zooms": "".join(str(int(one.zooms)) for one in asked),
+        "crops": float(np.mean([len(one.crops) for one in asked])),
+        "visual_tokens": {arm: float(np.mean(own)) for arm, own in tokens.items()},
+        "seconds": seconds_of_ways(loaded, samples[:timed], config, zoom) if timed else None,
+    }
+
+
+def _bits(own: Sequence[Mapping], name: str, arm: str | None = None) -> np.ndarray:
+    texts = [one[name] if arm is None else one[name][arm] for one in own]
+    return np.array([int(x) for x in "".join(texts)])
+
+
+def pooled(own: Sequence[Mapping], arms: Sequence[str]) -> dict:
+    """Figures over all models' questions, paired by question.
+
+    Args:
+        own: what `_one_model` gives, of each model.
+    """
+    right = {arm: _bits(own, "right", arm) for arm in arms}
+    two = _bits(own, "two") > 0
+    found = {
+        "questions": len(two),
+        "accuracy": {arm: wilson(hits) for arm, hits in right.items()},
+        "less_once": {arm: paired_difference(hits, right[ONCE]) for arm, hits in right.items()},
+        "peak": wilson(_bits(own, "peak")),
+        "held": wilson(_bits(own, "held")),
+        "zooms": wilson(_bits(own, "zooms")),
+        "visual_tokens": {
+            arm: float(np.mean([one["visual_tokens"][arm] for one in own])) for arm in arms
+        },
+    }
+    differences = {
+        "less_larger": (FOUND, LARGER),
+        "less_true": (FOUND, TRUE),
+        "place": (PLACE, FOUND),
+        "anew": (ANEW, FOUND),
+    }
+    for name, (arm, base) in differences.items():
+        if arm in right and base in right:
+            found[name] = paired_difference(right[arm], right[base])
+    if TRUE in right and right[TRUE].any():
+        found["of_true"] = float(right[FOUND].mean() / right[TRUE].mean())
+    if two.any():
+        found["two_cards"] = {
+            "accuracy": {arm: wilson(hits[two]) for arm, hits in right.items()},
+            "held": wilson(_bits(own, "held")[two]),
+        }
+    times = [one["seconds"] for one in own if one["seconds"]]
+    if times:
+        ways = {name: sum((one[name] for one in times), []) for name in times[0]}
+        found["seconds"] = {name: float(np.median(taken)) for name, taken in ways.items()}
+        base = np.array(ways["once"])
+        found["times_once"] = {
+            name: float(np.median(np.array(taken) / base)) for name, taken in ways.items()
+        }
+    found["verdict"] = verdict(found["less_once"][FOUND])
+    return found
+
+
+def table(found: Mapping, split: str) -> Table:
+    """One line per arm."""
+    made = Table(
+        title=f"{split}, {found['questions']} questions; brackets: 95 % intervals, differences "
+        "paired"
+    )
+    for column in ("", "right", "less asked once", "visual tokens"):
+        made.add_column(column)
+    for arm, hits in found["accuracy"].items():
+        made.add_row(
+            TOLD[arm],
+            percent(hits),
+            "" if arm == ONCE else percent(found["less_once"][arm], "+"),
+            f"{found['visual_tokens'][arm]:.0f}",
+        )
+    told = [
+        f"map's peak on an asked card: {percent(found['peak'])}",
+        f"all asked letters in the crops: {percent(found['held'])}",
+        f"looked closer: {percent(found['zooms'])}",
+    ]
+    if "of_true" in found:
+        told.append(f"{100 * found['of_true']:.1f} % of what the true box gives")
+    if "less_larger" in found:
+        told.append(f"against one larger picture: {percent(found['less_larger'], '+')}")
+    if "times_once" in found:
+        told.append(f"{found['times_once']['closer']:.2f} times the time of asking once (median)")
+    made.caption = "\n".join(told)
+    return made
+
+
+def closer_figure(found: Mapping, split: str) -> Figure:
+    """Right answers of every arm as bars with their intervals."""
+    figure = Figure(figsize=(7, 0.42 * len(found["accuracy"]) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    names = list(found["accuracy"])
+    values = np.array([[np.nan if x is None else x for x in found["accuracy"][n]] for n in names])
+    values = 100 * values
+    spread = np.abs(values[:, 1:] - values[:, :1]).T
+    colors = ["#0072B2" if name == FOUND else "#999999" for name in names]
+    hatches = ["//" if name == FOUND else "" for name in names]
+    axis.barh(
+        range(len(names)), values[:, 0], xerr=spread, color=colors, hatch=hatches,
+        edgecolor="black",
+    )  # fmt: skip
+    axis.set(
+        yticks=range(len(names)), yticklabels=[TOLD[name] for name in names], xlim=(0, 100),
+        xlabel=f"right, % of {found['questions']} questions, 95 % intervals", title=split,
+    )  # fmt: skip
+    axis.invert_yaxis()
+    return figure

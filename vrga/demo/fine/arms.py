@@ -1,0 +1,280 @@
+"""Ways of asking the questions of `fine`, compared on the same questions: the arms.
+
+Every question is asked once, about the picture as the processor shrinks it, and again with crops
+of the original: at the place that was found, at the true box, and at random. The fair baseline is
+one larger picture of as many pixels as picture and crops have together.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vrga.closer import look_closer, prompt_images, steered_cells
+from vrga.config import VRGAConfig
+from vrga.demo.fine.data import FineSample
+from vrga.hf.looking import as_seen, batch_inputs, seen_sizes, token_side
+from vrga.patching import patch
+from vrga.region import Region
+from vrga.tokens import Grid
+from vrga.zoom import Crop, Zoom, crop_boxes, crops_around, decide, find_spots
+
+LONGEST = 28  # tokens; two letters and their box take 20
+ONCE, STEERED, LARGER, RANDOM, FOUND = "once", "once, steered", "larger", "random", "found"
+PLACE, ANEW, TRUE = "found, steered to place", "found, steered anew", "true box"
+FIRST_CROPS, TWICE = "found, crops first", "found, asked twice"
+TOLD = {
+    ONCE: "asked once",
+    STEERED: "asked once, steered",
+    LARGER: "one larger picture, as many pixels",
+    RANDOM: "crop at random",
+    FOUND: "find and zoom",
+    PLACE: "the same, steered to region and crop",
+    ANEW: "the same, steered to what is found anew",
+    FIRST_CROPS: "the same, crops before the picture",
+    TWICE: "the same, question before and after the crops",
+    TRUE: "true box",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Everything about one question before arms are compared.
+
+    Args:
+        sample: the question; seen: its picture as the model sees it; region: of the first look.
+        crops: found, also where they are not looked at; zooms: whether they are.
+        true: crops of the true boxes.
+    """
+
+    sample: FineSample
+    seen: Image.Image
+    region: Region
+    crops: tuple[Crop, ...]
+    zooms: bool
+    true: tuple[Crop, ...]
+
+    def cropped(self, processor, crops: Sequence[Crop]) -> list[Image.Image]:
+        """Crops of the original, in the size that they are shown in."""
+        return [as_seen(processor, self.sample.image.crop(c.box), c.size) for c in crops]
+
+    @property
+    def peak(self) -> bool:
+        """Whether the map is highest on a token that an asked card is on."""
+        grid, part = self.region.grids[0], self.region.map[0]
+        row, column = divmod(int(part.argmax()), grid.w)
+        width, height = self.sample.image.width / grid.w, self.sample.image.height / grid.h
+        return any(
+            x // width == column and y // height == row
+            for x, y in (card.center for card in self.sample.asked)
+        )
+
+    @property
+    def held(self) -> bool:
+        """Whether every asked letter is in a crop that was found."""
+        return all(
+            any(c.box[0] <= x < c.box[2] and c.box[1] <= y < c.box[3] for c in self.crops)
+            for x, y in (card.center for card in self.sample.asked)
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a batch of questions gave."""
+
+    texts: list[str]
+    regions: list[Region]
+    tokens: list[int]  # visual ones
+
+
+def run_fine_arms(
+    loaded: tuple,
+    samples: Sequence[FineSample],
+    arms: Sequence[str],
+    config: VRGAConfig,
+    zoom: Zoom,
+    start: int = 0,
+) -> tuple[list[Asked], dict[str, Answers]]:
+    """All arms on one batch of questions.
+
+    Args:
+        loaded: model and processor.
+        arms: names of `TOLD`.
+        config: how the place is found, and steered to in the arms that steer.
+        zoom: how it is cropped.
+        start: number of the first question, from which random crops are drawn.
+    """
+    model, processor = loaded
+    side = token_side(processor)
+
+    def ask(rows, steering=None, given=None) -> Answers:
+        return _ask(model, processor, rows, steering, given=given)
+
+    def once(steering) -> Answers:
+        rows = [[s.image, s.question] for s in samples]
+        return _ask(model, processor, rows, steering, shrink=zoom)
+
+    first = once(replace(config, gain=1.0))
+    asked = []
+    for sample, region in zip(samples, first.regions, strict=True):
+        grid, size = region.grids[0], sample.image.size
+        seen = grid.w * side, grid.h * side
+        crops = crops_around(find_spots(region, zoom), [size], [seen], zoom, side)
+        true = crop_boxes(sample.boxes, size, seen, zoom, side)
+        shown = as_seen(processor, sample.image, seen)
+        does = decide(crops, [size], zoom).zooms
+        asked.append(Asked(sample, shown, region, crops, does, true))
+    cropped = [one.cropped(processor, one.crops) for one in asked]
+
+    def second(crops, order=zoom) -> list[list]:
+        return [
+            [*prompt_images([one.seen], own, order), one.sample.question]
+            for one, own in zip(asked, crops, strict=True)
+        ]
+
+    def instead(answers: Answers) -> Answers:
+        """Where no closer look was taken, the first answer stands."""
+        pick = [1 if one.zooms else 0 for one in asked]
+        texts = [(a, b)[i] for a, b, i in zip(first.texts, answers.texts, pick, strict=True)]
+        count = [(a, b)[i] for a, b, i in zip(first.tokens, answers.tokens, pick, strict=True)]
+        return Answers(texts, answers.regions, count)
+
+    def place(grids: list[list[Grid]]) -> list[list[Tensor]]:
+        return [
+            steered_cells(own, one.region, len(crops), zoom)
+            for own, one, crops in zip(grids, asked, cropped, strict=True)
+        ]
+
+    rng = np.random.default_rng(start)
+    elsewhere = [one.cropped(processor, _elsewhere(one, rng)) for one in asked]
+    crops_first = replace(zoom, order="crops", reuse=False)
+    steering = config if config.steers else None
+    ways: dict[str, Callable[[], Answers]] = {
+        ONCE: lambda: first,
+        STEERED: lambda: once(steering),
+        LARGER: lambda: _larger(ask, asked, side),
+        RANDOM: lambda: ask(second(elsewhere)),
+        FOUND: lambda: instead(ask(second(cropped))),
+        PLACE: lambda: instead(ask(second(cropped), steering, place)),
+        ANEW: lambda: instead(ask(second(cropped), steering)),
+        FIRST_CROPS: lambda: instead(ask(second(cropped, crops_first))),
+        TWICE: lambda: instead(ask([
+            [one.seen, one.sample.question, *own, one.sample.question]
+            for one, own in zip(asked, cropped, strict=True)
+        ])),
+        TRUE: lambda: ask(second([one.cropped(processor, one.true) for one in asked])),
+    }  # fmt: skip
+    return asked, {arm: ways[arm]() for arm in arms}
+
+
+def _larger(ask, asked: Sequence[Asked], side: int) -> Answers:
+    """One picture of as many pixels as the picture as seen and the crops have together."""
+    pixels = [
+        one.seen.width * one.seen.height + sum(c.size[0] * c.size[1] for c in one.crops)
+        for one in asked
+    ]
+    rows = []
+    for one, most in zip(asked, pixels, strict=True):
+        cells = math.sqrt(most / side**2 * one.sample.image.width / one.sample.image.height)
+        other = math.sqrt(most / side**2 * one.sample.image.height / one.sample.image.width)
+        # In the original's favour: to the nearest whole number of tokens, not the one below.
+        size = round(cells) * side, round(other) * side
+        rows.append([one.sample.image.resize(size, Image.Resampling.BICUBIC), one.sample.question])
+    return ask(rows)
+
+
+def _elsewhere(one: Asked, rng: np.random.Generator) -> list[Crop]:
+    """Crops of the sizes that were found (or that the truth has), anywhere in the picture."""
+    width, height = one.sample.image.size
+    found = []
+    for crop in one.crops or one.true:
+        w, h = crop.box[2] - crop.box[0], crop.box[3] - crop.box[1]
+        # On the raster of 28 pixels, as crops around tokens of the overview are.
+        room = (((width - w) // 28), ((height - h) // 28))
+        x, y = (28 * int(rng.integers(0, most + 1)) for most in room)
+        found.append(replace(crop, box=(x, y, x + w, y + h)))
+    return found
+
+
+def _ask(model, processor, rows, config, given=None, shrink: Zoom | None = None) -> Answers:
+    """Greedy answers to a batch; each row holds images and texts in the order of its turn.
+
+    Args:
+        config: None leaves the model unpatched.
+        given: cells to steer to, as of `Patch.given`, or None.
+        shrink: let the processor shrink the images, as at the first look; None takes them as they
+            are.
+    """
+    chats, images = [], []
+    for row in rows:
+        content = [
+            {"type": "image"} if isinstance(x, Image.Image) else {"type": "text", "text": x}
+            for x in row
+        ]
+        chats.append(
+            processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+        )
+        images += [x for x in row if isinstance(x, Image.Image)]
+    pixels = max(image.width * image.height for image in images)
+    if shrink is not None:
+        pixels = shrink.overview_pixels
+    inputs = batch_inputs(processor, chats, images, pixels)
+    side = token_side(processor)
+    sizes = iter(seen_sizes(processor, inputs))
+    tokens = []
+    for row in rows:
+        mine = [next(sizes) for x in row if isinstance(x, Image.Image)]
+        tokens.append(sum(w * h for w, h in mine) // side**2)
+
+    def generate():
+        with torch.inference_mode():
+            return model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+
+    regions: list[Region] = []
+    if config is None:
+        new = generate()
+    else:
+        with patch(model, config, tokenizer=processor.tokenizer) as steered:
+            steered.given = given
+            new = generate()
+            regions = steered.region
+    new = new[:, inputs["input_ids"].shape[1] :]
+    texts = processor.batch_decode(new, skip_special_tokens=True)
+    return Answers([text.strip() for text in texts], regions, tokens)
+
+
+def seconds_of_ways(
+    loaded: tuple, samples: Sequence[FineSample], config: VRGAConfig, zoom: Zoom
+) -> dict[str, list[float]]:
+    """Seconds of each way of asking, one question at a time, interleaved; all say as many words.
+
+    "plain" is the unpatched model, "once" the patched one that never looks closer.
+    """
+    model, processor = loaded
+    never = replace(zoom, gain=1e6)
+    ways = {
+        "once": lambda s: look_closer(model, processor, s.image, s.question, config, never,
+                                      max_new_tokens=LONGEST),
+        "closer": lambda s: look_closer(model, processor, s.image, s.question, config, zoom,
+                                        max_new_tokens=LONGEST),
+        "closer, nothing reused": lambda s: look_closer(
+            model, processor, s.image, s.question, config, replace(zoom, reuse=False),
+            max_new_tokens=LONGEST),
+    }  # fmt: skip
+    taken: dict[str, list[float]] = {name: [] for name in (*ways, "plain")}
+    for sample in samples:
+        started = time.perf_counter()
+        _ask(model, processor, [[sample.image, sample.question]], None, shrink=zoom)
+        taken["plain"].append(time.perf_counter() - started)
+        for name, way in ways.items():
+            taken[name].append(way(sample).cost.total)
+    return taken

@@ -1,0 +1,45 @@
+"""Photographs to lay cards on: those that scikit-image ships, read where it is installed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+from PIL import Image
+
+from vrga.images import read_image
+
+NAMES = (
+    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png",
+    "motorcycle_right.png", "hubble_deep_field.jpg", "retina.jpg", "ihc.png", "camera.png",
+    "brick.png", "grass.png", "gravel.png", "coins.png", "moon.png",
+)  # fmt: skip
+
+
+def available() -> bool:
+    """Whether scikit-image, whose photographs are used, is installed."""
+    return importlib.util.find_spec("skimage") is not None
+
+
+@functools.cache
+def photographs() -> tuple[Image.Image, ...]:
+    """The photographs, RGB, in an order that is always the same.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+        FileNotFoundError: this version of it ships another set.
+    """
+    if not available():
+        raise ImportError(
+            "the split fine-photos lays cards on the photographs that scikit-image ships, and it "
+            "is not installed: pip install scikit-image"
+        )
+    folder = Path(importlib.util.find_spec("skimage").origin).parent / "data"
+    missing = [name for name in NAMES if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"this version of scikit-image ships no {', '.join(missing)} in {folder}: the split "
+            "fine-photos needs them; 0.26 has them"
+        )
+    return tuple(read_image(folder / name) for name in NAMES)
