@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import versions as record
 from benchmarks.timing import RESULTS, ROOT
 from vrga.analysis.recovery import CONFIGS, FORMER
+from vrga.demo.fine.arms import TOLD
 from vrga.evaluation.wording import percent, share
 from vrga.intervals import Interval, paired_difference
 
@@ -362,6 +363,25 @@ def _wrong(found: Sequence[dict]) -> str:
     return ", ".join(f"{100 * one:.1f}" for one in shares) + " %"
 
 
+def closer() -> str:
+    """What finding a place and zooming wins, arm by arm, on each split that was asked."""
+    lines = [
+        "| questions | | right | less asked once | visual tokens |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted((RESULTS / "closer").glob("*.json")):
+        run = json.loads(path.read_text())
+        found = run["pooled"]
+        seeds = len(run["models"])
+        questions = f"{path.stem}: {seeds} x {found['questions'] // seeds:,}"
+        for arm in (arm for arm in TOLD if arm in found["accuracy"]):
+            hits = found["accuracy"][arm]
+            change = "" if arm == "once" else percent(found["less_once"][arm], "+")
+            tokens = f"{found['visual_tokens'][arm]:.0f}"
+            lines.append(row([questions, TOLD[arm], percent(hits), change, tokens]))
+    return "\n".join(lines)
+
+
 def versions() -> str:
     """What was run with which transformers, and when."""
     lines = [
@@ -414,6 +434,7 @@ TABLES = {
     "compiled": compiled,
     "trace": trace,
     "accounting": accounting,
+    "closer": closer,
     "versions": versions,
 }
 
