@@ -93,7 +93,7 @@ def answered(key, score, text="answer K red.", error=None):
 OLD = [answered("a", 0.0), answered("b", 1.0), answered("c", 1.0), answered("only old", 0.0)]
 NEW = [
     answered("a", 1.0, "a long chain of thought, then:\n answer K red. \\boxed{red}"),
-    answered("b", 0.0, "[bold]blue[/bold]"),
+    answered("b", 0.0, "[bold]blue[/bold]") | {"target": "a long story\n" * 9},
     answered("c", None, None, "out of memory"),
 ]
 
@@ -124,6 +124,7 @@ def test_a_comparison_names_the_samples_that_turned(tmp_path, most, shown):
     lost = said.split("lost in")[1]
     assert len(re.findall(r"^  [bc]: ", lost, re.MULTILINE)) == shown
     assert ("more: vrga compare --most 2" in lost) == (shown < 2)
+    assert len(lost.splitlines()) == 1 + shown + (shown < 2)  # a line each
     if shown:
         assert "  a: 'answer K red.' -> '..." in said and "(right: red)" in said
         assert "'[bold]blue[/bold]'" in said

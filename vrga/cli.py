@@ -341,8 +341,9 @@ def tune(
     """Choose a configuration on one half of the questions, and report it on the other half."""
     check_known("--prompt", [prompt], PROMPTS)
     check_questions(data, split, style, model, output)
-    base = _chosen(preset, None, model)
+    base = chosen(preset and preset.value, None, model)
     swept(base.config, sweep)  # refuses fields and values
+    say_config(Console(stderr=True), base)
     from vrga.evaluation.command import guarded
     from vrga.evaluation.tuning import tune
 
