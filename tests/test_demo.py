@@ -126,5 +126,5 @@ def test_the_demo_prints_its_table_and_writes_its_picture(tmp_path):
     for name in ("demo.png", "closer.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     for words in ("without VRGA", "with VRGA", "accuracy", "RRAR", "direct", "cot", "true cell",
-                  "asked once", "looked closer", "find and zoom", "fine-hard"):  # fmt: skip
+                  "asked once", "looked closer", "true box", "fine-hard"):  # fmt: skip
         assert words in done.output

@@ -25,7 +25,7 @@ from vrga.patching import patch
 from vrga.region import Region
 
 OFF = VRGAConfig(gain=1.0)
-CLOSER_QUESTIONS = 50  # at most, of each split: every arm asks them anew
+CLOSER_QUESTIONS = 40  # at most, of each split: every arm asks them anew
 
 
 def show(output: Path, questions: int, console: Console) -> dict:
