@@ -79,7 +79,11 @@ def test_a_table_fits_80_columns_without_a_broken_word(name):
 def test_an_interval_stands_below_its_figure():
     table = Table("score")
     table.add_row(percent(SCORE))
-    assert list(table.columns[0].cells) == ["95.8 %\n(79.8, 99.3)"]
+    assert list(table.columns[0].cells) == ["95.8 % (79.8, 99.3)"]
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]
+    assert lines[lines.index("95.8 %") + 1] == "(79.8, 99.3)"
 
 
 def answered(key, score, text="answer K red.", error=None):

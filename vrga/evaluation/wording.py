@@ -30,8 +30,14 @@ class Table(table.Table):
         super().__init__(*headers, **{**own, **options})
 
     def add_row(self, *cells, **options) -> None:
-        told = [cell.replace(" (", "\n(") if isinstance(cell, str) else cell for cell in cells]
-        super().add_row(*told, **options)
+        super().add_row(*(_Cell(x) if isinstance(x, str) else x for x in cells), **options)
+
+
+class _Cell(str):
+    """A cell's text, which is drawn with its interval on a line of its own."""
+
+    def __rich__(self) -> str:
+        return self.replace(" (", "\n(")
 
 
 def say_config(console: Console, told: object) -> None:
