@@ -871,8 +871,8 @@ def test_a_patched_model_may_be_an_assistant(family):
         assert torch.equal(found, wanted) and patch.steps[0].steered == 7
 
 
-@pytest.mark.parametrize("left", [1, 2])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+# Without a tokenizer, two tokens more are a new question to LLaVA, whose turns need no end.
+@pytest.mark.parametrize(("family", "left"), [("llava", 1), ("qwen2_5_vl", 1), ("qwen2_5_vl", 2)])
 @torch.no_grad()
 def test_the_end_of_a_prompt_is_not_its_answer(family, left):
     """Prefilled by hand up to the header, or cut back to it and asked again."""
@@ -951,3 +951,24 @@ def test_a_generate_within_a_generate_is_not_recorded():
     with vrga.patch(model, GAIN) as patch, patch.record() as trace:
         model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, logits_processor=[processor])
     assert asked and len(trace.steps) == 5 and patch.steps[0].steered == 5
+
+
+@torch.no_grad()
+def test_an_answer_that_was_begun_by_hand_goes_on_in_generate():
+    """The chat template tells that the prompt was whole: what follows is the answer."""
+    chat = Chat(CLOSED[1])
+    ids = chat.ids(CLOSED[1]([("user", "what is here")]))
+    image = [VISION_START, *[IMAGE] * 36, VISION_END]
+    row = torch.tensor([[5, *image, *ids]])
+    inputs = dict(input_ids=row, attention_mask=torch.ones_like(row), **token_types(row),
+                  image_grid_thw=torch.tensor([[1, 12, 12]]),
+                  pixel_values=torch.randn(144, 1176))  # fmt: skip
+    model = tiny_model()
+    with vrga.patch(model, GAIN, tokenizer=chat) as patch:
+        wanted = generate(model, inputs, 5)[0]
+        out = model(**inputs, use_cache=True)
+        more = torch.cat([row, out.logits[:, -1:].argmax(-1)], 1)
+        seen = dict(input_ids=more, attention_mask=torch.ones_like(more), **token_types(more))
+        found = generate(model, seen, 4, **{cache_name(model): cache_in(out)})[0]
+        assert patch.steps[0].steered == 4
+    assert torch.equal(found, wanted[:, 1:])

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vrga.config import VRGAConfig
+from vrga.hf.cache import cache_in
 from vrga.hf.families import unwrapped
-from vrga.hf.inputs import cache_of
 from vrga.hf.looking import (
     answer_on,
     as_seen,
@@ -281,7 +281,7 @@ class _Look:
         if self.zoom.steer == "place":
             given = len(cropped)
             steered.given = lambda grids: [steered_cells(grids[0], region, given, self.zoom)]
-        answered, reused, trace = self._second(steered, inputs, second, cache_of(output))
+        answered, reused, trace = self._second(steered, inputs, second, cache_in(output))
         if trace is not None:
             trace.attach(images=[pictures])
         cost = Cost(

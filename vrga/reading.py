@@ -22,6 +22,8 @@ from vrga.tokens import (
 )
 from vrga.turns import TurnMarks
 
+TAIL = 64  # tokens at the end of a prompt that hold what begins an answer
+
 
 def on_cpu(function: Callable) -> Callable:
     """Run a function with the CPU as the default device, whatever its user has set."""
@@ -252,6 +254,16 @@ class PromptReader:
         if marks is None or not marks.opening:
             return announced and not self.host.family.closes
         return any(marks.opening in self._decode(row) for row in ids.tolist())
+
+    @on_cpu
+    def opens_answer(self, prompt: Prompt) -> bool:
+        """Whether a prompt ends where, by the chat template, an answer begins."""
+        if self.marks is None or prompt.ids is None:
+            return False
+        tails = [ids[seen][-TAIL:].tolist() for ids, seen in zip(prompt.ids, prompt.visible,
+                                                                 strict=True)]  # fmt: skip
+        closing = self.marks.closing
+        return all(self._decode(tail).rstrip().endswith(closing) for tail in tails)
 
     @property
     def marks(self) -> TurnMarks | None:

@@ -117,6 +117,7 @@ class Run:
         self.host, self.reader, self.options, self.owner = host, reader, options, owner
         self.in_call = False
         self.thread = threading.current_thread()
+        self._opens_answer = False  # whether the prompt ends where an answer begins
         self.prompt: Prompt | None = None
         self.query: Tensor | None = None
         self.regions: list[Region] | None = None
@@ -142,7 +143,8 @@ class Run:
     def progress(self) -> Progress:
         """How far its prompt is."""
         query = -1 if self.query is None else int(self.query.max())
-        begun = self.in_call or (self.ledger is not None and self.ledger.passed > 0)
+        stepped = self.ledger is not None and self.ledger.passed > 0
+        begun = self.in_call or stepped or self._opens_answer
         return Progress(self.reached, self.end, query, begun)
 
     @property
@@ -280,6 +282,7 @@ class Run:
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
         self.regions = regions
         self.ledger = Ledger(len(regions), self.reached)
+        self._opens_answer = call is None and self.reader.opens_answer(self.prompt)
         self.ran, self.off = torch.zeros(2, 1, dtype=torch.int64, device=self._device).unbind()
         for counter in (self.ran, self.off):
             torch._dynamo.mark_static_address(counter)

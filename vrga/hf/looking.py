@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
+from vrga.hf.cache import NAMES
 from vrga.hf.families import family_of
-from vrga.hf.inputs import CACHES, PIXELS
+from vrga.hf.inputs import PIXELS
 from vrga.hf.layouts import by_patches
 
 
@@ -113,7 +114,7 @@ def answer_on(
         The new tokens, int64 [1, T].
     """
     outer = family_of(model).modules(model)[0]
-    name = next(name for name in CACHES if name in inspect.signature(outer.forward).parameters)
+    name = next(name for name in NAMES if name in inspect.signature(outer.forward).parameters)
     ids, grids = inputs["input_ids"], inputs["image_grid_thw"]
     # generate() wants the sizes of all images for the positions, and of the new ones alone for the
     # pixels; so the prompt's rest is run by hand, and generate() goes on from its first token.
