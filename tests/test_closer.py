@@ -194,7 +194,16 @@ def test_a_picture_without_more_pixels_is_answered_straight_and_said_so():
         ([], "images is empty"),
         (None, "a NoneType"),
     ],
-    ids=str,
+    ids=[
+        "video",
+        "video in a list",
+        "frames",
+        "array",
+        "array in a list",
+        "tensor",
+        "none",
+        "None",
+    ],
 )
 def test_what_is_no_picture_is_refused_in_words(images, told):
     with pytest.raises(ValueError, match=told):
