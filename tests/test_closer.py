@@ -216,7 +216,7 @@ def test_what_is_no_picture_is_refused_in_words(images, told):
         ({"question": " "}, "question="),
         ({"question": None}, "question="),
         ({"zoom": 3}, "zoom=3"),
-        ({"config": "paper"}, "is not a VRGAConfig"),
+        ({"config": 3}, "is not a VRGAConfig"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"max_new_tokens": True}, "max_new_tokens=True"),
     ],

@@ -306,7 +306,7 @@ def test_the_query_is_the_end_of_the_question(rows, prompt):
 
     def generate(self, *args, **kwargs):
         out = own(self, *args, **kwargs)
-        seen.append((kwargs["input_ids"], int(patch_of(self)._query[0])))
+        seen.append((kwargs["input_ids"], int(patch_of(self).region[0].query)))
         return out
 
     with pytest.MonkeyPatch.context() as patched:

@@ -109,7 +109,8 @@ def long_trace(steps=2000):
         x.repeat(times, 1, 1, 1) for x in (trace.maps, trace.layer_maps)
     )
     trace.steps, trace.texts = torch.arange(steps), [["word "] * steps] * 2
-    trace.ends = torch.tensor([steps] * 2)
+    trace.ends, trace.ids = torch.tensor([steps] * 2), None
+    trace.inside = trace.inside.repeat(times, 1)
     return trace
 
 

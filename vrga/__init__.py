@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # what each name is, for type checkers and editors
     from vrga.answer import Answer as Answer
     from vrga.answer import ask as ask
     from vrga.checkup.run import doctor as doctor
+    from vrga.closer import Closer as Closer
+    from vrga.closer import look_closer as look_closer
     from vrga.config import VRGAConfig as VRGAConfig
     from vrga.hf.checkpoints import load as load
     from vrga.patching import Patch as Patch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # what each name is, for type checkers and editors
     from vrga.patching import unpatch as unpatch
     from vrga.region import Region as Region
     from vrga.trace import Trace as Trace
+    from vrga.zoom import Zoom as Zoom
 
 __version__ = "0.1.0"
 

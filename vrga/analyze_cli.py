@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vrga.beforehand import (
+    FINE_SPLITS,
     PROMPTS,
     SEEDS,
     SELECTIONS,
+    SPLITS,
     check_folder,
     check_known,
     check_readable,
@@ -196,12 +199,17 @@ def recovery(
 
 
 def check_questions(
-    data: Path | None, split: str, style: str, model: str | None, output: Path
+    data: Path | None,
+    split: str,
+    style: str,
+    model: str | None,
+    output: Path,
+    splits: Sequence[str] = SPLITS,
 ) -> None:
     """Refuse what can be known to be wrong of the options that ask questions, before imports."""
     if data is not None and split != "clean":
         raise ValueError("--split is for drawn questions: leave it out with a data file")
-    check_split(split)
+    check_split(split, splits)
     check_style(style)
     check_readable(data, "questions")
     check_model(model)
@@ -242,7 +250,19 @@ def closer(
     from vrga.demo.fine.settings import CLOSER, FINDING
     from vrga.zoom import zoom_with
 
-    study = _study(output, None, None, limit, split, batch=batch_size, seed=seed, resume=resume)
+    for one in model or ():
+        check_model(one)
+    study = _study(
+        output,
+        None,
+        None,
+        limit,
+        split,
+        batch=batch_size,
+        seed=seed,
+        resume=resume,
+        splits=FINE_SPLITS,
+    )
     analyze(
         study, models=model or ["fine"], arms=arm or list(TOLD),
         config=FINDING if preset is None else VRGAConfig.named(preset),
@@ -250,10 +270,10 @@ def closer(
     )  # fmt: skip
 
 
-def _study(output, data, model, limit, split, **more):
+def _study(output, data, model, limit, split, splits=SPLITS, **more):
     if not 0 <= more["seed"] < SEEDS:
         raise ValueError(f"--seed {more['seed']}: 0 to {SEEDS - 1}")
-    check_questions(data, split, more.get("style", "semantic"), model, output)
+    check_questions(data, split, more.get("style", "semantic"), model, output, splits)
     from vrga.analysis.study import Study
 
     typed = shlex.join(["vrga", *sys.argv[1:]])

@@ -16,6 +16,7 @@ WORDS = "trace.json"  # of a trace's folder, written last
 _OF_TRACES = re.compile(r"trace\.safetensors(\.mode)?|image-\d+-\d+\.png")
 PROMPTS = ("direct", "cot", "back")
 SPLITS = ("clean", "noise", "similar", "crowded", "large", "long", "vast")
+FINE_SPLITS = ("fine-easy", "fine-hard", "fine-photos")
 STEERINGS = ("off", "always", "back", "back+relocate")
 SELECTIONS = ("step", "prefill")
 SEEDS = 90  # of questions drawn for an analysis
@@ -34,10 +35,10 @@ def check_known(option: str, given: Iterable[str], known: Sequence[str]) -> None
         raise ValueError(f"{option} {', '.join(other) or '(none)'}: known are {', '.join(known)}")
 
 
-def check_split(split: str) -> None:
+def check_split(split: str, known: Sequence[str] = SPLITS) -> None:
     """Raise ValueError for a split of drawn questions that is not known."""
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}: known are {', '.join(SPLITS)}")
+    if split not in known:
+        raise ValueError(f"split {split!r}: known are {', '.join(known)}")
 
 
 def check_style(style: str) -> None:

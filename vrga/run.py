@@ -384,13 +384,17 @@ class Run:
             if not torch.equal(ids[:, : held.ids.shape[1]], held.ids):
                 continue
             told = (
-                "the whole prompt is computed again for more tokens, without its cache, so there "
-                "is no decode step to steer: hand the cache of the output on "
+                "so there is no decode step to steer: hand the cache of the output on "
                 f"({self.host.cache_name}=...), or switch the patch off (patch.enabled = False)"
             )
             if more == 1:
-                raise SteeringError(told)
-            warnings.warn(told, stacklevel=2)
+                raise SteeringError(
+                    f"the whole prompt is computed again for each token, without its cache, {told}"
+                )
+            warnings.warn(
+                f"a prompt is computed again with {more} tokens more, without its cache, {told}",
+                stacklevel=2,
+            )
 
     # --- the answer ---
 

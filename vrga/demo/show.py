@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
 from vrga.config import VRGAConfig
-from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples, parse_answer, prepare
+from vrga.demo.arm import Arm, run_arm
+from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples, prepare
 from vrga.demo.fine.show import show_closer
-from vrga.evaluation.asking import Asker
-from vrga.evaluation.items import drawn_items
-from vrga.evaluation.looking import Looks
 from vrga.evaluation.wording import Table, percent, say_config, share
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
@@ -60,41 +56,6 @@ def show(output: Path, questions: int, console: Console) -> dict:
         "tokens. Brackets: 95 % intervals."
     )
     return {"questions": questions, "prompts": found, "closer": closer}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One prompt with one configuration, an entry per question.
-
-    Args:
-        right: the colour is right, bool [N].
-        looks: where the heads looked.
-    """
-
-    texts: list[str]
-    right: np.ndarray
-    looks: list[Looks | None]
-
-    def look(self, name: str) -> np.ndarray:
-        """A figure of the looks, float [N]."""
-        return np.array([getattr(one, name) for one in self.looks], dtype=float)
-
-
-def run_arm(
-    model,
-    processor,
-    samples: list[Sample],
-    prompt: str,
-    config: VRGAConfig | None,
-    batch: int = 100,
-) -> Arm:
-    """Answer every question; None leaves the model unpatched, and nothing is measured."""
-    asker = Asker(model, processor, config, batch=batch, measure=config is not None)
-    requests = [i.request(prompt, i.id, max_new_tokens=96) for i in drawn_items(samples)]
-    found = {answer.id: answer for answer in asker.ask(requests)}
-    answers = [found[one.id] for one in requests]
-    right = [parse_answer(a.text) == s.color for a, s in zip(answers, samples, strict=True)]
-    return Arm([a.text for a in answers], np.array(right), [a.looks for a in answers])
 
 
 def _summary(off: Arm, on: Arm) -> dict:

@@ -23,6 +23,7 @@ from tqdm import trange
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vrga.demo import build
+from vrga.demo.arm import run_arm
 from vrga.demo.data import (
     CAPTION,
     CELL,
@@ -37,7 +38,6 @@ from vrga.demo.data import (
     caption,
     make_samples,
 )
-from vrga.demo.show import run_arm
 from vrga.hf.inputs import TYPES
 from vrga.phase import Phase, tag_table
 

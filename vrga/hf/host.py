@@ -122,7 +122,7 @@ class Host:
 
     def __init__(self, model: nn.Module):
         if hasattr(model, "_orig_mod"):
-            raise ValueError(f"the model is {WRAPPED}")
+            raise ValueError(f"the model is wrapped by torch.compile, {WRAPPED}")
         self.model = unwrapped(model)
         self.family = family_of(self.model)
         self.outer = self._part(self.model, self.family.outer)
@@ -157,7 +157,9 @@ class Host:
         except AttributeError:
             raise self._missing(f"{type(module).__name__}.{name}") from None
         if hasattr(found, "_orig_mod"):
-            raise ValueError(f"{type(module).__name__}.{name} is {WRAPPED}")
+            raise ValueError(
+                f"{type(module).__name__}.{name} is wrapped by torch.compile, {WRAPPED}"
+            )
         return found
 
     def check_parts(self) -> None:
@@ -172,9 +174,15 @@ class Host:
             (self.family.outer, outer, self.outer),
             (self.family.text, text, self.text),
         ):
+            if now is not mine and hasattr(now, "_orig_mod"):
+                raise ValueError(
+                    f"{name} of the patched model is wrapped by torch.compile, {WRAPPED}"
+                )
             if now is not mine:
-                found = WRAPPED if hasattr(now, "_orig_mod") else "another module now"
-                raise ValueError(f"{name} of the patched model is {found}")
+                raise ValueError(
+                    f"{name} of the patched model is another module than the one that was patched: "
+                    "call vrga.unpatch(model), and patch it anew"
+                )
 
     def _cache_name(self) -> str:
         """What forward() calls the key cache: one name in all models that hand it down."""
@@ -439,7 +447,7 @@ class Host:
 
 
 WRAPPED = (
-    "wrapped by torch.compile, whose code may run without a patch's hooks: patch the model itself, "
+    "whose code may run without a patch's hooks: patch the model itself, "
     "and let generate() compile its steps (cache_implementation='static')"
 )
 NEWEST_TESTED = "5.24"  # of transformers
