@@ -46,7 +46,10 @@ def test_every_arm_answers_every_question(whole):
     names = {f"{p}/{s}" for p in ("direct", "cot", "back") for s in STEERINGS}
     assert {f"{one['prompt']}/{one['arm']}" for one in found} == names and len(names) == 12
     assert len(found) == 12 * 6 and {one["id"] for one in found} == set("012345")
-    assert all(one["steered"] == (one["arm"] != "off") for one in found)
+    for one in found:  # inside <back> alone nothing is steered where none is said
+        assert one["steered"] == (one["steps"] is not None and one["steps"]["steered"] > 0)
+        assert one["arm"] not in ("off", "always") or one["steered"] == (one["arm"] == "always")
+    assert any(one["steered"] for one in found if one["arm"] == "back")
     for words in ("against off", "looks back", "RRAR", "back+relocate"):
         assert words in output
 
