@@ -6,12 +6,12 @@ import os
 
 from torch import nn
 from transformers import CompileConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vrga
 from vrga.checkup.compare import HALF, Comparison, distance, same
 from vrga.checkup.trial import Fault, Found, Skipped, Trial, first_line
 from vrga.config import VRGAConfig
+from vrga.hf.backends import backend_of, backends_of, known_backends, set_backend
 
 STATIC = VRGAConfig.sparing()  # steers strongly: what is off shows
 DYNAMIC = VRGAConfig.published(gain=3.0)
@@ -162,26 +162,26 @@ class Examination(Comparison):
 
     def _backends(self) -> list[Trial]:
         names = [
-            name for name in ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+            name for name in known_backends()
             if name.startswith(BACKENDS) and "paged" not in name
         ]  # fmt: skip
-        advice = "Load the model with another attn_implementation"
+        advice = "Load the model with another attention backend"
         return [
             Trial(f"attention backend {name}", lambda name=name: self.backend(name), advice)
             for name in sorted(dict.fromkeys(names))
         ]
 
     def backend(self, name: str) -> Found:
-        own = self.model.config.get_text_config()._attn_implementation
+        own = backend_of(self.model)
         flash = name.startswith("flash")
         try:
-            self.model.set_attn_implementation({"text_config": name})
+            set_backend(self.model, name)
         except ImportError as error:
             raise Skipped("not installed") from error
         except (ValueError, RuntimeError) as error:
             raise Skipped(f"not for this model: {first_line(error)}") from error
         try:
-            if self.model.config.get_text_config()._attn_implementation != name:
+            if backend_of(self.model) != name:
                 raise Skipped("this model does not take it")
             if flash and self.subject.device.type == "cpu":
                 raise Skipped("needs a GPU")
@@ -189,7 +189,7 @@ class Examination(Comparison):
                 return self._in_half(name)
             return self._with_backend()
         finally:
-            self.model.set_attn_implementation({"text_config": own})
+            set_backend(self.model, own)
 
     def _with_backend(self) -> Found:
         try:
@@ -227,9 +227,8 @@ class Examination(Comparison):
 
 def traces(model: nn.Module) -> list:
     """Everything that a patch could leave behind."""
-    configs = [module.config for module in model.modules() if hasattr(module, "config")]
     return [
-        *(getattr(config, "_attn_implementation", None) for config in configs),
+        *backends_of(model),
         *(
             (name, len(module._forward_pre_hooks), len(module._forward_hooks), sorted(vars(module)))
             for name, module in model.named_modules()

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from vrga.config import VRGAConfig
+from vrga.hf.backends import backend_of, register_backend, set_backend
 
 NAME = "vrga_plain_loops"
 Heads = set[tuple[int, int]]  # pairs (layer, head)
@@ -279,18 +278,17 @@ class Loops:
 
     @torch.no_grad()
     def _run(self, this: _Pass, behind: list[int]) -> Tensor:
-        AttentionInterface.register(NAME, this.attend)
-        AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
-        own = self.model.config.get_text_config()._attn_implementation
+        register_backend(NAME, this.attend, masks_of="eager")
+        own = backend_of(self.model)
         multimodal = getattr(self.model, "model", None)
         if hasattr(multimodal, "rope_deltas"):
             multimodal.rope_deltas = None  # of the prompt before
-        self.model.set_attn_implementation({"text_config": NAME})
+        set_backend(self.model, NAME)
         try:
             logits = self.model(**_with_answer(this.row.inputs, behind), use_cache=False).logits
         finally:
-            self.model.set_attn_implementation({"text_config": own})
-            AttentionInterface.register(NAME, _not_running)  # lets go of the pass
+            set_backend(self.model, own)
+            register_backend(NAME, _not_running)  # lets go of the pass
         layers = self.model.config.get_text_config().num_hidden_layers
         if len(this.attention) != layers:
             raise RuntimeError(
@@ -301,7 +299,7 @@ class Loops:
 
 
 def _not_running(*args, **kwargs):
-    raise RuntimeError(f"attn_implementation={NAME!r} is for `vrga doctor` alone")
+    raise RuntimeError(f"the attention backend {NAME!r} is for `vrga doctor` alone")
 
 
 def _with_answer(inputs: dict[str, Tensor], answer: list[int]) -> dict[str, Tensor]:

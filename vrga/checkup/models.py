@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 import vrga
 from vrga.checkup.loops import Loops, Picture, Row
+from vrga.hf.backends import set_backend
 from vrga.hf.families import family_of
+from vrga.hf.inputs import TYPES
 
 END, IMAGE, VIDEO, VISION_START, VISION_END = 1, 90, 91, 92, 93
 WORDS = (2, 80)  # ids of tokens that are text
@@ -63,7 +65,7 @@ class Subject:
         """A copy in float16."""
         model = copy.deepcopy(self.model).half()
         rounded = copy.deepcopy(model).to(next(self.loops.model.parameters()).device).double()
-        rounded.set_attn_implementation({"text_config": "eager"})  # flash attention has no float64
+        set_backend(rounded, "eager")  # flash attention has no float64
         loops = Loops(rounded)
         return replace(self, model=model, loops=loops)
 
@@ -142,11 +144,11 @@ def tiny(family: str, device: torch.device) -> Subject:
         torch.manual_seed(0)
         model = TINY[family]().float().eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = END, 0
-    model.set_attn_implementation({"text_config": "sdpa"})
+    set_backend(model, "sdpa")
     loops = Loops(copy.deepcopy(model).double())
     drawn = torch.Generator().manual_seed(0)
     draw = _qwen_image if family.startswith("qwen") else _tile
-    types = {"mm_token_type_ids"} & set(inspect.signature(type(model).forward).parameters)
+    types = {TYPES} & set(inspect.signature(type(model).forward).parameters)
     prompts = [_prompt(sizes, 3 + i, draw, drawn) for i, sizes in enumerate(_SIZES)]
     batch = _padded([prompt[0] for prompt in prompts], [prompt[2] for prompt in prompts], types)
     rows = [

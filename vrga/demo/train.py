@@ -38,6 +38,7 @@ from vrga.demo.data import (
     caption,
     make_samples,
 )
+from vrga.hf.backends import set_backend
 from vrga.hf.inputs import TYPES
 from vrga.phase import Phase, tag_table
 
@@ -207,7 +208,7 @@ def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
 def train_answers(model: nn.Module, batches: Batches, steps: int, rate: float) -> float:
     """Teach the text model to answer and list; returns the mean loss of its last words."""
     model.model.visual.requires_grad_(False)
-    model.set_attn_implementation({"text_config": "eager"})  # the only one to return attention
+    set_backend(model, "eager")  # the only one to return attention
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = min(50, steps // 5 + 1)
@@ -234,7 +235,7 @@ def train_answers(model: nn.Module, batches: Batches, steps: int, rate: float) -
         total.append(loss.item())
         means = {"words": np.mean(spoken[-20:]), "total": np.mean(total[-20:])}
         bar.set_postfix({k: f"{v:.4f}" for k, v in means.items()}, refresh=False)
-    model.set_attn_implementation("sdpa")
+    set_backend(model, "sdpa", everywhere=True)
     return float(np.mean(spoken[-20:]))
 
 

@@ -42,7 +42,9 @@ from vrga.demo.fine.data import (
     spoken,
 )
 from vrga.demo.train import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT, patchify
+from vrga.hf.backends import set_backend
 from vrga.hf.checkpoints import load
+from vrga.hf.inputs import TYPES
 from vrga.zoom import Box, overlap
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -233,7 +235,7 @@ class FineBatches:
                 looks += [(i, query, key, len(keys)) for key in keys]
         types = (ids == self.ids["<|image_pad|>"]).int()
         inputs = self.pixels(views, sigmas)
-        inputs |= {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
+        inputs |= {"input_ids": ids, "attention_mask": mask, TYPES: types}
         return inputs, labels, torch.tensor(looks), kinds
 
     def _looks(self, sample: FineSample, views: Sequence[View], prompt, target):
@@ -342,7 +344,7 @@ def train_answers(
         keep: called every 200 steps, to save what there is.
     """
     model.model.visual.requires_grad_(False)
-    model.set_attn_implementation({"text_config": "eager"})  # the only one to return attention
+    set_backend(model, "eager")  # the only one to return attention
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = min(50, steps // 5 + 1)
@@ -384,7 +386,7 @@ def train_answers(
         bar.set_postfix({k: f"{v:.3f}" for k, v in _recent(course).items()}, refresh=False)
         if step % 200 == 199:
             keep()
-    model.set_attn_implementation("sdpa")
+    set_backend(model, "sdpa", everywhere=True)
     return _recent(course)
 
 
