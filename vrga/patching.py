@@ -451,13 +451,17 @@ class Patch:
         call = here.call
         announced = here.announced if call is None else call.announced
         run = None if cache is None else self._mine(cache.run)
-        ends = set(self._options(None if call is None else call.options).ends)
+
+        def opens_turn() -> bool:  # asked for where tokens follow a prompt, not at every step
+            ends = self._options(None if call is None else call.options).ends
+            return self._reader.opens_turn(inputs, set(ends), announced is not None)
+
         found = what_is(
             inputs.width,
             held=_held(inputs, run, announced),
             progress=None if run is None else run.progress,
             announced=None if announced is None else announced.end,
-            opens_turn=lambda: self._reader.opens_turn(inputs, ends, announced is not None),
+            opens_turn=opens_turn,
             brings_images=inputs.brings_images,
             in_call=call is not None,
             may_cut=call is None or call.options.drafts,

@@ -117,6 +117,7 @@ class Run:
         self.host, self.reader, self.options, self.owner = host, reader, options, owner
         self.in_call = False
         self.thread = threading.current_thread()
+        self._last_query = -1  # of all rows
         self._opens_answer = False  # whether the prompt ends where an answer begins
         self.prompt: Prompt | None = None
         self.query: Tensor | None = None
@@ -142,10 +143,9 @@ class Run:
     @property
     def progress(self) -> Progress:
         """How far its prompt is."""
-        query = -1 if self.query is None else int(self.query.max())
         stepped = self.ledger is not None and self.ledger.passed > 0
         begun = self.in_call or stepped or self._opens_answer
-        return Progress(self.reached, self.end, query, begun)
+        return Progress(self.reached, self.end, self._last_query, begun)
 
     @property
     def cache(self) -> KeyCache | None:
@@ -191,6 +191,7 @@ class Run:
         ends = set(self.options.ends)
         query = self.reader.positions(prompt, self.options.query, start, ends)
         self.prompt, self.query, self.end = prompt, check_query(query, prompt), end
+        self._last_query = int(self.query.max())
         self._probe(past)
 
     @on_cpu

@@ -92,7 +92,6 @@ class GenerateOptions:
         inputs: of the call; None where it brings neither ids nor embeddings.
         beams: whether it searches with beams; drafts: whether passes bring drafts, which may be
             taken back.
-        returns: sequences returned for each sample.
         end_tokens: ids that end an answer, as this call has them.
         own: whether it is transformers' own generate() that runs.
     """
