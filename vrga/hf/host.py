@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import warnings
@@ -437,12 +436,6 @@ class Host:
                 "cache_implementation='static'",
                 stacklevel=5,
             )
-
-    def __deepcopy__(self, memo: dict) -> Host:
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        vars(twin).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items()})
-        return twin
 
 
 WRAPPED = (
