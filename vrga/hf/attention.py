@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vrga.call import AttentionCall, has_bias
+from vrga.hf.backends import register_backend
 
 KEYWORD = "vrga"
 # Backends that are a plain softmax over the keys which their mask shows.
@@ -66,8 +66,7 @@ def register(delegate: str) -> str:
             call.plain = call.plain and not has_bias(attention_mask)
         return step.attend(call)
 
-    AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[delegate])
+    register_backend(name, attend, masks_of=delegate)
     return name
 
 
