@@ -21,8 +21,8 @@ import vrga
 from benchmarks.shapes import image_prompt, random_model
 from benchmarks.timing import environment, summary
 from vrga import VRGAConfig, patching
-from vrga.run import ForwardPass, Run
-from vrga.steps import Ledger
+from vrga.steering.run import ForwardPass, Run
+from vrga.steering.steps import Ledger
 
 ACCOUNTING = {
     Ledger: ("note", "forget_from"),

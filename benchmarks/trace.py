@@ -25,7 +25,7 @@ import vrga
 from benchmarks.shapes import SHAPES, image_prompt, random_model
 from benchmarks.timing import environment, ratio, summary, synchronize
 from vrga import VRGAConfig
-from vrga.waiting import CHUNK
+from vrga.recording.waiting import CHUNK
 
 GPU = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)

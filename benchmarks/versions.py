@@ -156,8 +156,8 @@ def main() -> int:
         parser.error(f"{arguments.what} tests what is installed; it takes no VERSION")
     failed = []
     if arguments.what == "run":
-        files = [ROOT / "tests" / f"test_{name}.py" for name in CORE]
-        files = [file for file in files if file.exists()]
+        files = [file for name in CORE for file in (ROOT / "tests").rglob(f"test_{name}.py")]
+        assert len(files) == len(CORE), f"{len(files)} files of tests for {CORE}"
         for version in arguments.versions or chosen(released()):
             print(f"transformers {version}", flush=True)
             run = tested(overlay(version), "core", files)

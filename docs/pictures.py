@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 import vrga
 from vrga import VRGAConfig
 from vrga.analysis.figures import dispersion_figure, recovery_figure
-from vrga.closer_plots import closer_figure
+from vrga.closer.plots import closer_figure
 from vrga.demo.data import SPLITS, TEST_SEEDS, Sample, make_samples, prepare
 from vrga.demo.fine.data import FINE_SPLITS, make_fine_samples
 from vrga.demo.fine.settings import CLOSER, FINDING
-from vrga.pictures import COLORS, mask_of, picture
 from vrga.plots import compare_figure, region_figure
-from vrga.trace import Trace
+from vrga.plots.pictures import COLORS, mask_of, picture
+from vrga.recording.trace import Trace
 
 HERE = Path(__file__).parent / "pictures"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "analyze"

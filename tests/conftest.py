@@ -1,6 +1,6 @@
 """Shared by all tests: the interpreter for kernels, few threads, poisoned memory.
 
-On a GPU the kernel tests run on it with: VRGA_TEST_DEVICE=cuda pytest tests/test_kernel.py
+On a GPU the kernel tests run on it with: VRGA_TEST_DEVICE=cuda pytest tests/kernels/test_kernel.py
 """
 
 import logging

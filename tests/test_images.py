@@ -1,7 +1,6 @@
 """Images as users have them: turned, transparent, deep, encoded, damaged."""
 
 import base64
-import io
 import struct
 import sys
 import types
@@ -9,16 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
+from encoded import stored
 from PIL import Image
 
 from vrga.evaluation.tasks import documents
 from vrga.images import read_image, to_rgb
-
-
-def stored(image, kind="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def turned(orientation, kind="JPEG"):

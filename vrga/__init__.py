@@ -11,36 +11,36 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what each name is, for type checkers and editors
     from vrga import lookback as lookback
-    from vrga.answer import Answer as Answer
-    from vrga.answer import ask as ask
+    from vrga.answers.ask import Answer as Answer
+    from vrga.answers.ask import ask as ask
     from vrga.checkup.run import doctor as doctor
-    from vrga.closer import Closer as Closer
-    from vrga.closer import look_closer as look_closer
+    from vrga.closer.look import Closer as Closer
+    from vrga.closer.look import look_closer as look_closer
+    from vrga.closer.zoom import Zoom as Zoom
     from vrga.config import VRGAConfig as VRGAConfig
     from vrga.hf.checkpoints import load as load
-    from vrga.patching import Patch as Patch
-    from vrga.patching import patch as patch
-    from vrga.patching import unpatch as unpatch
-    from vrga.region import Region as Region
-    from vrga.trace import Trace as Trace
-    from vrga.zoom import Zoom as Zoom
+    from vrga.method.region import Region as Region
+    from vrga.recording.trace import Trace as Trace
+    from vrga.steering.patching import Patch as Patch
+    from vrga.steering.patching import patch as patch
+    from vrga.steering.patching import unpatch as unpatch
 
 __version__ = "0.1.0"
 
 _HOME = {
     "VRGAConfig": "config",
-    "Answer": "answer",
-    "Patch": "patching",
-    "ask": "answer",
-    "patch": "patching",
-    "unpatch": "patching",
+    "Answer": "answers.ask",
+    "Patch": "steering.patching",
+    "ask": "answers.ask",
+    "patch": "steering.patching",
+    "unpatch": "steering.patching",
     "load": "hf.checkpoints",
     "doctor": "checkup.run",
-    "Region": "region",
-    "Trace": "trace",
-    "Closer": "closer",
-    "look_closer": "closer",
-    "Zoom": "zoom",
+    "Region": "method.region",
+    "Trace": "recording.trace",
+    "Closer": "closer.look",
+    "look_closer": "closer.look",
+    "Zoom": "closer.zoom",
 }
 _MODULES = ("lookback",)
 

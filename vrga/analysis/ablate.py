@@ -19,7 +19,7 @@ from vrga.config import VRGAConfig
 from vrga.evaluation.arms import Arm, accuracy, right
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mcnemar, paired_difference
-from vrga.region import Region
+from vrga.method.region import Region
 
 DRAWN = 300
 NONE = "none"

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from vrga.analysis.study import APART, FIRST, Study, verdict
+from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import VALIDATION_SEEDS
 from vrga.demo.fine.arms import (
@@ -38,7 +39,6 @@ from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import percent
 from vrga.hf.checkpoints import load
 from vrga.intervals import paired_difference, wilson
-from vrga.zoom import Zoom
 
 DRAWN = 250
 

@@ -21,8 +21,8 @@ from vrga.config import VRGAConfig
 from vrga.evaluation.arms import Arm, accuracy
 from vrga.evaluation.wording import Table, share
 from vrga.intervals import Interval, mean_interval, paired_difference
-from vrga.region import Region
-from vrga.trace import Trace
+from vrga.method.region import Region
+from vrga.recording.trace import Trace
 
 DRAWN = 500
 OFF, ON = "off", "on"

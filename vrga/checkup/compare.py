@@ -13,7 +13,7 @@ from vrga.checkup.loops import Look, look
 from vrga.checkup.models import Subject
 from vrga.checkup.trial import Fault, Skipped
 from vrga.config import VRGAConfig
-from vrga.region import Region
+from vrga.method.region import Region
 
 TOKENS = 5  # of each answer: the prompt's and four decode steps
 HALF = (torch.float16, torch.bfloat16)

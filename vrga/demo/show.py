@@ -17,8 +17,8 @@ from vrga.evaluation.wording import Table, percent, say_config, share
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
 from vrga.intervals import mean_interval, paired_difference, wilson
-from vrga.patching import patch
-from vrga.region import Region
+from vrga.method.region import Region
+from vrga.steering.patching import patch
 
 OFF = VRGAConfig(gain=1.0)
 CLOSER_QUESTIONS = 40  # at most, of each split: every arm asks them anew

@@ -40,7 +40,7 @@ from vrga.demo.data import (
 )
 from vrga.hf.backends import set_backend
 from vrga.hf.inputs import TYPES
-from vrga.phase import Phase, tag_table
+from vrga.method.back_spans import Phase, tag_table
 
 WEIGHTS = Path(__file__).parent / "weights"
 KINDS = {"direct": 0.25, "cot": 0.25, "back": 0.25, "caption": 0.25}  # shares of a batch

@@ -26,7 +26,7 @@ from vrga.evaluation.items import Item
 from vrga.evaluation.looking import looks_of
 from vrga.evaluation.store import Store
 from vrga.intervals import Interval, mcnemar, mean_interval, paired_difference, wilson
-from vrga.region import Region
+from vrga.method.region import Region
 
 
 @dataclass(frozen=True)

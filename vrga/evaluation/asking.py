@@ -19,10 +19,10 @@ from vrga.config import VRGAConfig
 from vrga.evaluation.looking import cells_in, looks_of
 from vrga.hf.families import FAMILIES
 from vrga.images import bounded, read_image
-from vrga.passes import SteeringError
-from vrga.patching import Patch, patch, patch_of
-from vrga.region import Region
-from vrga.tokens import Grid
+from vrga.method.prompt import Grid
+from vrga.method.region import Region
+from vrga.steering.passes import SteeringError
+from vrga.steering.patching import Patch, patch, patch_of
 
 WINDOW = 16  # batches of requests that are read ahead, to put those of similar length together
 PIXELS = 200_000_000  # of images held at a time, unless one batch alone has more

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vrga.config import VRGAConfig
-from vrga.heads import visual_heads
-from vrga.region import Region
-from vrga.trace import Trace
+from vrga.method.heads import visual_heads
+from vrga.method.region import Region
+from vrga.recording.trace import Trace
 
 PUBLISHED = VRGAConfig.published()
 

@@ -16,8 +16,8 @@ import transformers
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vrga.call import AttentionCall, has_bias
 from vrga.hf.backends import register_backend
+from vrga.method.call import AttentionCall, has_bias
 
 KEYWORD = "vrga"
 # Backends that are a plain softmax over the keys which their mask shows.

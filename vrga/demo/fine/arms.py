@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vrga.closer import look_closer, prompt_images, steered_cells
+from vrga.closer.look import look_closer, prompt_images, steered_cells
+from vrga.closer.zoom import Crop, Zoom, crop_boxes, crops_around, decide, find_spots
 from vrga.config import VRGAConfig
 from vrga.demo.fine.data import FineSample
 from vrga.hf.looking import as_seen, batch_inputs, seen_sizes, token_side
-from vrga.patching import patch
-from vrga.region import Region
-from vrga.tokens import Grid
-from vrga.zoom import Crop, Zoom, crop_boxes, crops_around, decide, find_spots
+from vrga.method.prompt import Grid
+from vrga.method.region import Region
+from vrga.steering.patching import patch
 
 LONGEST = 28  # tokens; two letters and their box take 20
 ONCE, STEERED, LARGER, RANDOM, FOUND = "once", "once, steered", "larger", "random", "found"

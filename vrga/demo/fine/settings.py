@@ -1,7 +1,7 @@
 """How the model for `fine` finds and looks closer; chosen on validation questions."""
 
+from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
-from vrga.zoom import Zoom
 
 # Every number that is read, so that it does not move with the package's defaults: the few tokens
 # that stand out, since on 36 tokens the published region is two thirds of the picture.

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vrga.closer import look_closer
+from vrga.closer.look import look_closer
 from vrga.demo.data import TEST_SEEDS
 from vrga.demo.fine.arms import FOUND, LARGER, ONCE, TOLD, TRUE, run_fine_arms
 from vrga.demo.fine.data import FINE_SPLITS, FineSample, is_right, make_fine_samples
@@ -49,7 +49,7 @@ def show_closer(output: Path, questions: int, console: Console) -> dict:
 
 def _one_picture(loaded: tuple, sample: FineSample, output: Path, console: Console) -> None:
     """Ask once and with a closer look, and draw what was seen, found, cropped and read."""
-    from vrga.closer_plots import closer_figure
+    from vrga.closer.plots import closer_figure
     from vrga.plots import save
 
     straight = run_fine_arms(loaded, [sample], (ONCE,), FINDING, CLOSER)[1][ONCE].texts[0]

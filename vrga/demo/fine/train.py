@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy, pad
 from tqdm import trange
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from vrga.closer.zoom import Box, overlap
 from vrga.demo import build
 from vrga.demo.data import CELL, LETTERS, TRAIN_SEEDS
 from vrga.demo.fine.data import (
@@ -45,7 +46,6 @@ from vrga.demo.train import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT, patchify
 from vrga.hf.backends import set_backend
 from vrga.hf.checkpoints import load
 from vrga.hf.inputs import TYPES
-from vrga.zoom import Box, overlap
 
 WEIGHTS = Path(__file__).parent / "weights"
 NOISE = 60.0  # each picture gets Gaussian noise of a strength drawn from [0, NOISE]

@@ -1,0 +1,118 @@
+"""An answer as HTML: images under the map of the question, and both answers beside them."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import io
+import re
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from vrga.method.prompt import Grid
+from vrga.method.region import Region
+
+if TYPE_CHECKING:
+    from vrga.answers.ask import Answer
+
+LONGEST_SIDE = 640  # pixels of an image
+LARGEST_PNG = 200_000  # bytes; larger ones become JPEG
+SHADE = 0.65  # how far the map darkens what is not looked at, as in the figures
+
+
+def drawn(answer: Answer) -> str:
+    """The HTML of an answer, in one piece, without scripts."""
+    region = answer.region
+    images: list[Image.Image | None] = list(answer.images)
+    if len(images) != len(region.grids):
+        images = [None] * len(region.grids)  # cut into tiles, whose places are the model's
+    pictures = "".join(
+        picture(image, region, index) for index, image in enumerate(images) if region.grids
+    )
+    texts = [("with VRGA", answer.text)]
+    if answer.base is not None:
+        texts.insert(0, ("without VRGA", answer.base))
+    marked = [escape(text) for _, text in texts] if len(texts) == 1 else list(
+        marked_words(texts[0][1], texts[1][1])
+    )  # fmt: skip
+    rows = "".join(
+        f"<dt style='opacity:.7'>{name}</dt><dd style='margin:0 0 .7em;white-space:pre-wrap'>"
+        f"{text}</dd>"
+        for (name, _), text in zip(texts, marked, strict=True)
+    )
+    told = f"{answer.config.name}; {int(region.mask.sum())} of {int(region.image.sum())} image "
+    told += f"tokens outlined; {answer.steps}"
+    return (
+        "<div style='display:flex;flex-wrap:wrap;gap:1em;font-family:sans-serif'>"
+        f"<div>{pictures}</div><div style='flex:1 1 18em;max-width:44em'>"
+        f"<b>{escape(answer.question)}</b><dl>{rows}</dl>"
+        f"<small style='opacity:.7'>{escape(told)}</small></div></div>"
+    )
+
+
+def picture(image: Image.Image | None, region: Region, index: int) -> str:
+    """One image with the relevance map over it and the region outlined, as SVG."""
+    grid = region.grids[index]
+    width, height = (grid.w * 28, grid.h * 28) if image is None else image.size
+    scale = min(1.0, LONGEST_SIDE / max(width, height)) if image is not None else 1.0
+    width, height = max(round(width * scale), 1), max(round(height * scale), 1)
+    top = max(float(heat.max()) for heat in region.map)  # all images share one scale
+    shade = np.zeros((grid.h, grid.w, 4), np.uint8)
+    heat = region.map[index].float().numpy() / max(top, 1e-12)
+    shade[..., 3] = np.rint(255 * SHADE * (1 - heat))
+    own = ""
+    if image is not None:
+        small = image if scale == 1 else image.resize((width, height))
+        own = _image(small, width, height)
+    outline = "".join(
+        f"<path d='{edges(region, grid)}' fill='none' stroke='{color}' stroke-width='{wide}' "
+        "vector-effect='non-scaling-stroke'/>"
+        for color, wide in (("white", 4), ("black", 1.5))
+    )
+    return (
+        f"<svg viewBox='0 0 {width} {height}' width='{max(width, 320)}' "
+        "style='max-width:100%;height:auto;background:white;margin:0 4px 4px 0' role='img' "
+        "aria-label='the image, bright where the question looks, its region outlined'>"
+        f"{own}{_image(Image.fromarray(shade), width, height, pixelated=True)}"
+        f"<g transform='scale({width / grid.w:.5f} {height / grid.h:.5f})'>{outline}</g></svg>"
+    )
+
+
+def edges(region: Region, grid: Grid) -> str:
+    """The outline of T on a grid, as the path of an SVG in cells."""
+    mask = np.pad(region.mask[grid.index].view(grid.h, grid.w).numpy(), 1)
+    rows, columns = np.nonzero(mask[1:, 1:-1] != mask[:-1, 1:-1])
+    lines = [f"M{x} {y}h1" for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
+    rows, columns = np.nonzero(mask[1:-1, 1:] != mask[1:-1, :-1])
+    lines += [f"M{x} {y}v1" for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
+    return "".join(lines)
+
+
+def marked_words(first: str, second: str) -> tuple[str, str]:
+    """Two texts as HTML, each with the words marked that the other does not have there."""
+    words = [re.findall(r"\s+|\S+", text) for text in (first, second)]
+    found: tuple[list[str], list[str]] = ([], [])
+    matcher = difflib.SequenceMatcher(None, *words, autojunk=False)
+    for kind, *ends in matcher.get_opcodes():
+        for side, (start, end) in enumerate((ends[:2], ends[2:])):
+            text = escape("".join(words[side][start:end]))
+            same = kind == "equal" or not text.strip()
+            found[side].append(text if same else f"<mark>{text}</mark>")
+    return "".join(found[0]), "".join(found[1])
+
+
+def _image(image: Image.Image, width: int, height: int, *, pixelated: bool = False) -> str:
+    file, kind = io.BytesIO(), "png"
+    image.save(file, "PNG")
+    if file.tell() > LARGEST_PNG and image.mode == "RGB":
+        file, kind = io.BytesIO(), "jpeg"
+        image.save(file, "JPEG", quality=88)
+    encoded = base64.b64encode(file.getvalue()).decode()
+    style = " style='image-rendering:pixelated'" if pixelated else ""
+    return (
+        f"<image href='data:image/{kind};base64,{encoded}' width='{width}' height='{height}' "
+        f"preserveAspectRatio='none'{style}/>"
+    )

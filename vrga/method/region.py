@@ -1,0 +1,163 @@
+"""From a relevance map over the image tokens to the region T that is steered to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from vrga.method.heads import (
+    EPS,
+    HeadStatistics,
+    background_heads,
+    difference_map,
+    head_statistics,
+    visual_heads,
+)
+from vrga.method.prompt import Grid
+
+if TYPE_CHECKING:
+    from vrga.config import VRGAConfig
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where one row's question looks, all on the CPU; empty for a row without an image.
+
+    Args:
+        query: position of the last question token in the padded row.
+        focus: positions of T before dilation, ascending, int64.
+        mask: T as steered, bool [S].
+        image: I, the tokens counted as image, bool [S].
+        map: relevance, float [h, w] for each image (or video frame); sums to 1 over the row.
+        grids: the token grid of each image.
+        visual: H_v, bool [L, H].
+        background: H_b, bool [L, H].
+        heads: R, H_img and EFR of every head, [L, H] each; NaN without an image.
+        question: the text that was taken for the question; None where no tokenizer is known.
+    """
+
+    query: int
+    focus: Tensor
+    mask: Tensor
+    image: Tensor
+    map: list[Tensor]
+    grids: list[Grid]
+    visual: Tensor
+    background: Tensor
+    heads: HeadStatistics
+    question: str | None = None
+
+    def __repr__(self) -> str:
+        chosen, tokens = int(self.mask.sum()), int(self.image.sum())
+        grids = ", ".join(f"{grid.h} x {grid.w}" for grid in self.grids) or "no image"
+        asked = "" if self.question is None else f", question {_shortened(self.question)!r}"
+        return (
+            f"Region({grids}; T {chosen} of {tokens} tokens, {int(self.visual.sum())} of "
+            f"{self.visual.numel()} heads, query at {self.query}{asked})"
+        )
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def empty_region(query: int, length: int, shape: tuple[int, int]) -> Region:
+    """The region of a row of `length` tokens without an image, in a model of [L, H] heads."""
+    nowhere, nothing = torch.zeros(length, dtype=torch.bool), torch.full(shape, float("nan"))
+    none = torch.zeros(shape, dtype=torch.bool)
+    index = torch.zeros(0, dtype=torch.int64)
+    heads = HeadStatistics(nothing, nothing, nothing)
+    return Region(query, index, nowhere, nowhere, [], [], none, none, heads)
+
+
+def find_region(
+    rows: Tensor, grids: list[Grid], query: int, seen: Tensor, config: VRGAConfig
+) -> Region:
+    """Phase 1 of the method for one row.
+
+    Args:
+        rows: attention from the query row, float32 [L, H, S], on any device.
+        grids: the row's images, at least one.
+        query: position of the query row.
+        seen: keys that the query row sees in each layer, bool [L, S]; with sliding windows the
+            layers differ.
+    """
+    index = torch.cat([grid.index for grid in grids])  # I, in raster order image by image
+    where = index.to(rows.device)
+    stats = head_statistics(rows, where, seen.sum(1), seen[:, index].sum(1))
+    visual, background = visual_heads(stats, config), background_heads(stats, config)
+    relevance = difference_map(rows, visual, background, where, config.background_weight)
+    relevance = relevance.cpu()
+
+    # Background heads show where attention sinks sit; without any there may be none.
+    sinks = config.sink_border == "always" or bool(background.any())
+    share = config.sink_fraction if sinks else 0.0
+    border = torch.cat([sink_border(grid.h, grid.w, share) for grid in grids])
+    focus = above_threshold(relevance, ~border, config)
+    counts = [grid.h * grid.w for grid in grids]
+    grown = [
+        dilate(part.view(grid.h, grid.w), config.dilation).flatten()
+        for part, grid in zip(focus.split(counts), grids, strict=True)
+    ]
+    mask, image = torch.zeros(2, rows.shape[-1], dtype=torch.bool)
+    mask[index] = torch.cat(grown) & ~border
+    image[index] = True
+    return Region(
+        query=query,
+        focus=index[focus].sort().values,
+        mask=mask,
+        image=image,
+        map=[
+            part.view(grid.h, grid.w)
+            for part, grid in zip(relevance.split(counts), grids, strict=True)
+        ],
+        grids=grids,
+        visual=visual.cpu(),
+        background=background.cpu(),
+        heads=HeadStatistics(stats.focus.cpu(), stats.entropy.cpu(), stats.efr.cpu()),
+    )
+
+
+def sink_border(h: int, w: int, fraction: float) -> Tensor:
+    """The cells of an h x w grid where attention sinks sit, bool [h * w].
+
+    The first floor(fraction * h * w) cells of `sink_order`.
+    """
+    border = torch.zeros(h * w, dtype=torch.bool)
+    border[sink_order(h, w)[: int(fraction * h * w)]] = True
+    return border
+
+
+def sink_order(h: int, w: int) -> list[int]:
+    """Raster indices of the 2 x 2 corner, the rest of the first row, and of the first column."""
+    corner = [r * w + c for r in range(min(2, h)) for c in range(min(2, w))]
+    return corner + list(range(2, w)) + [r * w for r in range(2, h)]
+
+
+def above_threshold(relevance: Tensor, kept: Tensor, config: VRGAConfig) -> Tensor:
+    """T before dilation, bool [n]: kept tokens whose relevance stands out.
+
+    Args:
+        relevance: float [n]; kept: bool [n], False on the sink border.
+    """
+    ratio = relevance / (relevance[kept].mean() + EPS)
+    spread = ratio[kept].std() if kept.sum() > 1 else 0.0
+    chosen = kept & (ratio > ratio[kept].mean() + config.region_std * spread)
+    if chosen.sum() < config.region_min:
+        candidates = torch.where(kept, ratio, -torch.inf)
+        chosen = torch.zeros_like(kept)
+        # Stable: of equal ones the first in raster order, on any device.
+        order = candidates.sort(descending=True, stable=True).indices
+        chosen[order[: min(config.region_min, int(kept.sum()))]] = True
+    return chosen
+
+
+def dilate(cells: Tensor, steps: int) -> Tensor:
+    """Grow a region by `steps` cells in both dimensions (8-neighbourhood); bool [h, w]."""
+    if not steps:
+        return cells
+    return max_pool2d(cells[None].float(), 2 * steps + 1, stride=1, padding=steps)[0] > 0

@@ -1,0 +1,112 @@
+"""Phase 1 as the authors' released code computes it, for reproducing published figures.
+
+The "image" here is a slice of the row that starts at the vision-start token, so that it is off
+by one against the token grid; `VRGAConfig.released()` keeps this and every other such point.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vrga.method.heads import (
+    EPS,
+    HeadStatistics,
+    difference_map,
+    head_statistics,
+    mean_map,
+    visual_heads,
+)
+from vrga.method.prompt import Grid
+from vrga.method.region import Region, sink_order
+
+if TYPE_CHECKING:
+    from vrga.config import VRGAConfig
+
+
+BACKGROUND_HEADS = 63  # H_b is sought among this many heads, in layer-major order
+MASK_FOCUS_ENTROPY = 0.3  # released_mask, phase 1: R > 0.3 * H_mass
+MASK_STANDS_OUT = 2.0  # released_mask, phase 1: T = {map > 2 * mean(map)}
+
+
+def released_region(
+    rows: Tensor, grids: list[Grid], query: int, seen: Tensor, config: VRGAConfig
+) -> Region:
+    """The region of one row as `released()`, `released_mask()` and `ablation()` see it.
+
+    Args:
+        rows: attention from the row `query` - 1, float32 [L, H, S].
+        grids: the row's one image.
+        query: position of the last question token.
+        seen: keys of the row over which the mean attention is taken, bool [L, S].
+
+    Raises:
+        ValueError: more than one image in the row, or no token before it.
+    """
+    if len(grids) != 1 or grids[0].index[0] == 0:
+        raise ValueError(
+            f"method={config.method!r} knows one image per row, after a vision-start token; the "
+            f"row has {len(grids)} images: use VRGAConfig(), the paper's"
+        )
+    grid = grids[0]
+    start = int(grid.index[0]) - 1
+    span = torch.arange(start, int(grid.index[-1]) + 1)  # from vision-start to the last token
+    where = span.to(rows.device)
+    stats = head_statistics(rows, where, seen.sum(1))
+    visual = background = torch.zeros_like(stats.focus, dtype=torch.bool)
+    if config.method == "released":
+        visual = visual_heads(stats, config)
+        background = stats.focus < config.background_focus
+        background.view(-1)[BACKGROUND_HEADS:] = False
+        relevance = difference_map(rows, visual, background, where, config.background_weight)
+        local = _threshold(relevance.cpu(), grid.w, config)
+    elif config.method == "released_mask":
+        on_image = rows[..., where]
+        mass_entropy = -torch.xlogy(on_image, on_image).sum(-1)
+        visual = (stats.focus > config.gate_focus) & (
+            stats.focus > MASK_FOCUS_ENTROPY * mass_entropy
+        )
+        relevance = mean_map(rows, visual, where)
+        local = (relevance > MASK_STANDS_OUT * relevance.mean()).nonzero().flatten().cpu()
+    else:
+        relevance, local = rows.new_zeros(len(span)), span[:0]
+
+    shown = relevance.cpu()[1:]
+    mask, image = torch.zeros(2, rows.shape[-1], dtype=torch.bool)
+    image[span] = True
+    mask[span[_dilate(local, len(span), config.dilation)]] = True
+    return Region(
+        query=query,
+        focus=span[local],
+        mask=mask,
+        image=image,
+        # Without the vision-start token, which is on no grid.
+        map=[(shown / (shown.sum() + EPS)).view(grid.h, grid.w)],
+        grids=grids,
+        visual=visual.cpu(),
+        background=background.cpu(),
+        heads=HeadStatistics(stats.focus.cpu(), stats.entropy.cpu(), stats.efr.cpu()),
+    )
+
+
+def _threshold(relevance: Tensor, width: int, config: VRGAConfig) -> Tensor:
+    """Local indices of T; the threshold is that of the border's mirror images."""
+    count = len(relevance)
+    border = sink_order(count // width, width)[: int(config.sink_fraction * count)]
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[border] = False
+    ratio = relevance / (relevance[kept].sum() / (count - len(border)) + EPS)
+    ratio[border] = -1e9
+    mirror = ratio[count - 1 - torch.tensor(border, dtype=torch.int64)]
+    above = ratio > mirror.mean() + config.region_std * mirror.std()
+    if above.sum() < config.region_min:
+        return ratio.topk(min(config.region_min, count)).indices  # in the released code's order
+    return above.nonzero().flatten()
+
+
+def _dilate(local: Tensor, count: int, steps: int) -> Tensor:
+    """T grown by `steps` in one dimension; its first three indices count for nothing."""
+    grown = local[local >= 3, None] + torch.arange(-steps, steps + 1)
+    return grown.clamp(0, count - 1).unique()

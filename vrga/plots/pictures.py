@@ -1,0 +1,113 @@
+"""What figures are made of: a picture under a map, lines of attention, and how they look."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
+
+from vrga.images import to_rgb
+from vrga.method.prompt import Grid
+from vrga.method.region import Region
+from vrga.recording.trace import Trace
+
+# Okabe and Ito's colours, which differ for colour-blind eyes; the line styles differ in grey.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "black")
+STYLES = {"image": "-", "region": "--", "question": "-.", "generated": ":"}
+# Black outline over white: it stands out on any image, in grey and for colour-blind eyes.
+OUTLINE = (("white", 3.5), ("black", 1.5))
+
+
+def picture(
+    axis: Axes,
+    image: Image.Image | None,
+    grid: Grid,
+    heat: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    top: float | None = None,
+) -> None:
+    """An image (or white) under a map [h, w], bright where it reaches `top`, and an outline."""
+    image = Image.new("RGB", (grid.w, grid.h), "white") if image is None else to_rgb(image)
+    axis.imshow(image, extent=(0, grid.w, grid.h, 0))
+    axis.set(xticks=[], yticks=[], aspect="equal" if _square(image, grid) else "auto")
+    if heat is not None:
+        top = heat.max() if top is None else top
+        # The map darkens what was not looked at, so that the image's colours stay true.
+        shade = np.zeros((*heat.shape, 4))
+        shade[..., 3] = 0.65 * (1 - heat / max(top, 1e-12))
+        axis.imshow(shade, extent=(0, grid.w, grid.h, 0), interpolation="nearest")
+    if mask is not None:
+        for color, width in OUTLINE:
+            for (x0, y0), (x1, y1) in _edges(mask):
+                axis.plot((x0, x1), (y0, y1), color=color, linewidth=width)
+
+
+def trend(axis: Axes, trace: Trace, row: int, heads: Tensor | None) -> None:
+    """Lines of attention over tokens, <back> spans shaded."""
+    trace.check_filled()
+    if trace.question is None:
+        method = trace.config.get("method")
+        advice = "record it with patch.record(), without watch, around a call of generate"
+        if method in ("released_mask", "ablation"):
+            advice = f"method={method!r} does not measure them apart; vrga and released do"
+        raise ValueError(f"the trace has no attention on question and generated text: {advice}")
+    heads = None if heads is None else heads[trace.layers]
+    tokens = np.array(trace.steps_of(row)) + 1
+    for (name, style), color in zip(STYLES.items(), COLORS, strict=True):
+        shares = getattr(trace, name)[: len(tokens), :, row]  # [steps, L, H]
+        mean = shares.mean((1, 2)) if heads is None else shares[:, heads].mean(1)
+        axis.plot(tokens, mean.numpy(), style, color=color, label=name)
+    for first, end in trace.spans(row):
+        axis.axvspan(
+            tokens[first] - 0.5, tokens[end - 1] + 0.5, color="0.85", zorder=0, label="<back>"
+        )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="generated token", ylabel="share of attention", ylim=(0, None))
+
+
+def legend(figure: Figure, axis: Axes) -> None:
+    """One entry for each kind of line and shade of an axis, above the figure."""
+    handles, labels = axis.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), fontsize=8, loc="outside upper center", ncols=5)
+
+
+def images_of(trace: Trace, row: int) -> list[Image.Image | None]:
+    """The row's images, None for each where the trace has none."""
+    return [None] * len(trace.regions[row].grids) if trace.images is None else trace.images[row]
+
+
+def mask_of(region: Region, grid: Grid) -> np.ndarray:
+    """T on one of its grids, bool [h, w]."""
+    return region.mask[grid.index].view(grid.h, grid.w).numpy()
+
+
+def word(trace: Trace, row: int, token: int) -> str:
+    """The token's number, from 1 as on the axes, and its text, short and on one line."""
+    known = trace.texts is not None and token < len(trace.texts[row])
+    text = repr(trace.texts[row][token])[1:-1] if known else ""
+    return f"{token + 1}: {text[:16]}"
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")
+
+
+def _square(image: Image.Image, grid: Grid) -> bool:
+    """Whether the image's own proportions are those of its token grid."""
+    return abs(image.width * grid.h - image.height * grid.w) < max(image.width, image.height)
+
+
+def _edges(mask: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The outline of True cells: segments ((x0, y0), (x1, y1)) on the grid lines."""
+    padded = np.pad(mask, 1)
+    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    edges = [((x, y), (x + 1, y)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
+    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+    return edges + [
+        ((x, y), (x, y + 1)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""What the heads did, step by step: recorded beside the answer, kept as a trace."""

@@ -1,0 +1,389 @@
+"""What the heads did, step by step, without output_attentions."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vrga.config import VRGAConfig
+from vrga.kernels.reference import ENTROPY, GATE, GROUP, MASS
+from vrga.method.region import Region
+from vrga.recording.recorder import Recorder, Relocation
+from vrga.recording.token_texts import back_spans, prompt_ids, token_texts, until_end
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+SHARES = ("image", "region", "watched", "question", "prompt", "generated")
+MEASURES = (*SHARES, "entropy", "spread", "gate")
+
+
+@dataclass
+class Trace:
+    """Attention of each decode step as it was after steering, on the CPU; empty until filled.
+
+    Every tensor is float32 [steps, L, B, H] unless said otherwise. Step 0 is the forward pass
+    whose query is the first generated token, step s the one of token s. Drafts that were rejected
+    are left out. The last token of an answer is no query. Steps and layers are those that were
+    asked for.
+
+    Args:
+        image: mass on the image tokens.
+        region: mass on the region T of that step, see `region_at` (with `VRGAConfig.ablation`: on
+            the image).
+        watched: mass on the watched cells; None without `watch`.
+        question: mass on the question's text, from the last image or marker before it up to its
+            last token; None with `watch`, and for the hard mask and ablations.
+        prompt: mass on the prompt's other text, likewise.
+        generated: mass on generated tokens, likewise.
+        entropy: H_mass in nats, before steering.
+        spread: H_img in nats, before steering: the entropy of attention over the image's tokens;
+            NaN where a head gives the image none, as in rows without an image.
+        gate: 1 where the gate was open; with gain 1, where it would have been.
+        inside: whether each row was inside a <back> span, bool [steps, B]; None where the patch
+            has no tokenizer, or was given no token ids.
+        steps: number of each step, int64 [steps]; layers: of each layer, int64 [L].
+        maps: attention on every image token, float16 [steps, heads, B, n], in the order of the
+            row's grids, zero where a row has fewer; None without `maps`.
+        heads: (layer, head) of `maps`, int64 [heads, 2].
+        layer_maps: the mean over each layer's heads, float16 [steps, L, B, n]; None without
+            `layer_maps`.
+        regions: what was steered to at first, one per row.
+        relocated: with `relocate="back"`, the regions that came later, in the order of steps.
+        ends: where each row's answer ends, int64 [B]: steps below are of its tokens, and later ones
+            of padding, which tables, pictures and reports leave out; None where it is not known.
+        ids: generated token ids, int64 [B, tokens]; None without generate(), and of beams.
+        texts: the text that each generated token adds, per row up to its end of sequence; see
+            `attach`.
+        asked: each row's prompt as text, likewise.
+        images: each row's images, one per grid, see `attach`.
+        config: the config's fields.
+        versions: of the packages, and the model's name.
+    """
+
+    image: Tensor | None = None
+    region: Tensor | None = None
+    watched: Tensor | None = None
+    question: Tensor | None = None
+    prompt: Tensor | None = None
+    generated: Tensor | None = None
+    entropy: Tensor | None = None
+    spread: Tensor | None = None
+    gate: Tensor | None = None
+    inside: Tensor | None = None
+    steps: Tensor | None = None
+    layers: Tensor | None = None
+    maps: Tensor | None = None
+    heads: Tensor | None = None
+    layer_maps: Tensor | None = None
+    regions: list[Region] = field(default_factory=list)
+    relocated: list[Relocation] = field(default_factory=list)
+    ends: Tensor | None = None
+    ids: Tensor | None = None
+    texts: list[list[str]] | None = None
+    asked: list[str] | None = None
+    images: list[list[Image.Image]] | None = None
+    config: dict = field(default_factory=dict)
+    versions: dict = field(default_factory=dict)
+    _source: tuple | None = field(default=None, repr=False)  # what texts are made of
+    _missing: str = field(default="it was not recorded yet", repr=False)  # why it is empty
+
+    def __repr__(self) -> str:
+        if self.image is None:
+            return f"Trace(empty: {self._missing})"
+        steps, layers, rows, heads = self.image.shape
+        parts = [f"{steps} steps", f"{layers} layers of {heads} heads"]
+        parts += [f"{rows} rows"] if rows > 1 else []
+        parts += [f"maps of {len(self.heads)} heads"] if self.heads is not None else []
+        if self.texts is not None:
+            text = " ".join("".join(self.texts[0]).split())
+            parts.append(repr(text if len(text) <= 60 else text[:57] + "..."))
+        return f"Trace({', '.join(parts)})"
+
+    def plot(self, row: int = 0, *, kind: str = "trend", **options: object) -> Figure:
+        """A figure of one row, see `vrga.plots`.
+
+        Args:
+            row: of the batch.
+            kind: "trend", where attention goes token by token (`trend_figure`), or "tokens", where
+                it is on the image at some tokens (`token_figure`; needs `maps`).
+            options: of that function, e.g. heads.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: another kind, or as of those functions.
+        """
+        if kind not in ("trend", "tokens"):
+            raise ValueError(f"kind={kind!r}: known are trend, tokens")
+        try:
+            from vrga import plots
+        except ImportError as error:
+            raise ImportError("plot needs matplotlib: pip install 'vrga[plot]'") from error
+        if kind == "trend":
+            return plots.trend_figure(self, row, **options)
+        return plots.token_figure(self, row=row, **options)
+
+    def fill(self, recorder: Recorder) -> None:
+        """Read what a recorder took; nothing when no step was steered or measured."""
+        self.regions, self.relocated = recorder.regions, recorder.relocated
+        self._missing = recorder.missing
+        if not recorder.steps:
+            return
+        stats = recorder.stacked()
+        self.steps, self.layers = torch.tensor(recorder.steps), torch.tensor(recorder.layers)
+        self.maps, self.layer_maps = recorder.stacked_maps()
+        if self.maps is not None:
+            self.heads = recorder.mapped.nonzero()
+        self.entropy, self.gate = stats[..., ENTROPY], stats[..., GATE]
+        # a = mass * share, so H_mass = mass (H_img - log mass).
+        mass = stats[..., MASS]
+        seen = mass > torch.finfo(mass.dtype).tiny
+        self.spread = torch.where(seen, self.entropy / mass + mass.log(), torch.nan)
+        opened, closed = torch.tensor(recorder.opened), torch.tensor(recorder.closed)
+        weight = torch.where(self.gate[..., None] > 0, opened, closed)
+        before = stats[..., GROUP:]
+        # Group 0 holds the keys off the image and, for the boost, the image outside T.
+        rest = (stats[..., MASS] - before[..., 1:].sum(-1)).clamp_min(0) * weight[..., 0]
+        after = before * weight
+        total = after.sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+        after, rest = after / total[..., None], rest / total
+        self.inside = recorder.stacked_inside()
+        if recorder.question:
+            # Before steering, group 0 is the image outside T and what was generated.
+            outside = (stats[..., MASS] - before[..., 1]).clamp_min(0) * weight[..., 0]
+            outside = outside / total
+            self.region, self.question, self.prompt = after[..., 1:].unbind(-1)
+            self.image = outside + self.region
+            self.generated = (after[..., 0] - outside).clamp_min(0)
+            return
+        if len(recorder.opened) < 4:
+            rest = 0.0  # hard mask and ablations: no image token is in group 0
+        self.image = rest + after[..., 1:].sum(-1)
+        self.region = after[..., 1::2].sum(-1)
+        self.watched = after[..., 2:].sum(-1) if after.shape[-1] == 4 else None
+
+    def describe(
+        self, recorder: Recorder, config: VRGAConfig, model: object, tokenizer: object | None
+    ) -> None:
+        """Note what was asked, answered and set; the model itself is let go of."""
+        self.config = asdict(config)
+        if callable(self.config["when"]):
+            self.config["when"] = getattr(config.when, "__name__", "callable")
+        self.versions = {"model": str(getattr(model, "name_or_path", "")) or type(model).__name__}
+        self.versions |= _versions()
+        said = recorder.said
+        if said is not None and (self.image is None or len(said) == self.image.shape[2]):
+            self.ids = said
+            self._source = recorder.prompt, recorder.padding, recorder.ends, tokenizer
+            answers = [until_end(row, recorder.ends) for row in said.tolist()]
+            self.ends = torch.tensor([len(answer) - 1 for answer in answers])
+
+    def attach(
+        self,
+        tokenizer: object | None = None,
+        images: Sequence[Sequence[Image.Image]] | None = None,
+    ) -> Trace:
+        """Add what a report shows and the model does not know: texts and images.
+
+        Args:
+            tokenizer: the processor's; None is the one that the patch knows or the model's own,
+                and without any the texts stay unknown.
+            images: for each row, its images, one for each of the region's grids; of a video
+                frames, as many or a multiple.
+
+        Returns:
+            The trace itself.
+
+        Raises:
+            ValueError: not as many images as the rows have grids.
+        """
+        if images is not None:
+            if len(images) != len(self.regions):
+                raise ValueError(
+                    f"images of {len(images)} rows given; the trace has {len(self.regions)}"
+                )
+            self.images = [
+                fitted(row, region) for row, region in zip(images, self.regions, strict=True)
+            ]
+        if self.ids is None or self._source is None:
+            return self
+        prompt, padding, ends, known = self._source
+        tokenizer = known if tokenizer is None else tokenizer
+        if tokenizer is None:
+            return self  # a model without a tokenizer: a report shows the tokens' numbers
+        # Cleaning up would move spaces from one token to another.
+        decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+        self.texts = [token_texts(until_end(row, ends), decode) for row in self.ids.tolist()]
+        if prompt is not None:
+            asked = [prompt_ids(prompt, padding, self.regions, row) for row in range(len(prompt))]
+            self.asked = [decode(ids, skip_special_tokens=True).strip() for ids in asked]
+        return self
+
+    def save(self, path: str | Path) -> Path:
+        """Write the trace to a folder: trace.json, trace.safetensors, and its images as PNG.
+
+        Texts are added first, see `attach`, where a tokenizer is known.
+
+        Raises:
+            ValueError: an empty trace, one with NaN in its shares, or a folder with other files.
+        """
+        from vrga.recording.trace_folder import write
+
+        if self.texts is None:
+            self.attach()
+        return write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a folder that `save` wrote.
+
+        Raises:
+            FileNotFoundError: no trace there.
+            PermissionError: one that may not be read.
+            ValueError: a damaged one, or one of another format. What is returned is whole: every
+                part has its shape and dtype, and shares of attention are finite.
+        """
+        from vrga.recording.trace_folder import read
+
+        return read(Path(path))
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line for each layer, head and row of the batch at each step of the row's answer.
+
+        Columns: step, layer, head, row, the measures that were taken, `inside` where spans were
+        followed, and `text`, the token that was the query, where texts are known.
+
+        Raises:
+            ImportError: pandas is missing.
+            ValueError: an empty trace.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install 'vrga[plot]'") from error
+        self.check_filled()
+        t, n, b, h = self.image.shape
+        shape = (t, n, b, h)
+        step, layer, row, head = torch.meshgrid(
+            self.steps, self.layers, torch.arange(b), torch.arange(h), indexing="ij"
+        )
+        columns = {"step": step, "layer": layer, "head": head, "row": row}
+        columns |= {k: getattr(self, k) for k in MEASURES if getattr(self, k) is not None}
+        if self.inside is not None:
+            columns["inside"] = self.inside[:, None, :, None].expand(shape)
+        frame = pandas.DataFrame({name: x.flatten().numpy() for name, x in columns.items()})
+        if self.ends is not None:
+            frame = frame[frame["step"] < self.ends.numpy()[frame["row"]]].reset_index(drop=True)
+        if self.texts is not None:
+            pairs = zip(frame["step"], frame["row"], strict=True)
+            frame["text"] = [self.texts[r][s] for s, r in pairs]
+        return frame
+
+    def check_filled(self) -> None:
+        """Raise ValueError for a trace of no step."""
+        if self.image is None:
+            raise ValueError(f"the trace is empty: {self._missing}")
+
+    def steps_of(self, row: int) -> list[int]:
+        """The recorded steps that are of the row's answer; they are the first ones.
+
+        Raises:
+            ValueError: an empty trace, a row that it does not have, or one with no such step.
+        """
+        self.check_filled()
+        rows, steps = self.image.shape[2], self.steps.tolist()
+        if not 0 <= row < rows:
+            raise ValueError(f"row={row}: the trace has rows 0 to {rows - 1}")
+        end = steps[-1] + 1 if self.ends is None else int(self.ends[row])
+        found = [step for step in steps if step < end]
+        if not found:
+            raise ValueError(
+                f"row {row} has nothing to show: of its {end + 1} tokens the last is not measured, "
+                f"and the first recorded step is {steps[0]}"
+            )
+        return found
+
+    def region_at(self, row: int, step: int) -> Region:
+        """What the row was steered to at a step."""
+        later = [x.region for x in self.relocated if x.row == row and x.step <= step]
+        return later[-1] if later else self.regions[row]
+
+    def map_of(self, row: int, heads: Tensor | None = None) -> Tensor:
+        """Mean attention of some heads on the row's image tokens, float32 [steps, n].
+
+        Steps are those of `steps_of`.
+
+        Args:
+            heads: bool [L, H] over all of the model's layers; None is the row's visual heads.
+
+        Raises:
+            ValueError: as of `steps_of`; no head, or heads whose maps were not recorded.
+        """
+        steps = len(self.steps_of(row))
+        region = self.regions[row]
+        heads = region.visual if heads is None else heads
+        wanted = [tuple(pair) for pair in heads.nonzero().tolist()]
+        known = [] if self.heads is None else [tuple(pair) for pair in self.heads.tolist()]
+        missing = [pair for pair in wanted if pair not in known]
+        if missing or not wanted:
+            raise ValueError(
+                f"no maps of {len(missing) or 'any'} heads (layer, head) {missing[:3]}: record "
+                "them, patch.record(maps='visual')"
+            )
+        n = sum(grid.h * grid.w for grid in region.grids)
+        return self.maps[:steps, [known.index(pair) for pair in wanted], row, :n].float().mean(1)
+
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """The row's <back> spans as [first, end) in recorded steps, by `inside` or the texts."""
+        steps = self.steps_of(row)
+        if self.inside is not None:
+            inside = self.inside[: len(steps), row].tolist()
+        elif self.texts is not None:
+            said = back_spans(self.texts[row])
+            inside = [said[step] for step in steps]
+        else:
+            return []
+        padded = [False, *inside, False]
+        turns = [i for i in range(len(inside) + 1) if padded[i] != padded[i + 1]]
+        return list(zip(turns[::2], turns[1::2], strict=True))
+
+
+def fitted(images: Sequence[Image.Image], region: Region) -> list[Image.Image]:
+    """One image for each of a region's grids.
+
+    Of a video's frames, which the model merges in time, the first of each group.
+
+    Raises:
+        ValueError: not as many images as grids, nor, of a video, a multiple.
+    """
+    images, grids = list(images), len(region.grids)
+    if len(images) == grids:
+        return images
+    video = bool(grids) and all(grid.video for grid in region.grids)
+    if not video or not images or len(images) % grids:
+        more = ", or a multiple, as the model merges frames" if video else ""
+        raise ValueError(
+            f"{len(images)} images given; the region has {grids} grids: give one for each, in "
+            f"order{more}"
+        )
+    return images[:: len(images) // grids]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("vrga", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,218 @@
+"""Whether the parts of a trace fit together, so that nothing that reads one needs to ask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vrga.method.region import Region
+from vrga.recording.trace import MEASURES, SHARES, Trace
+
+ROUNDING = 0.01  # by which shares of attention may leave [0, 1]
+LARGEST = 2**31 - 1
+
+
+def check_trace(trace: Trace, images: Sequence[int] | None) -> None:
+    """Raise ValueError unless a filled trace is what its docstring says.
+
+    Args:
+        images: how many images each row has; None where none are kept.
+    """
+    steps, layers, rows, heads = _measures(trace)
+    _ascending("steps", trace.steps, steps)
+    _ascending("layers", trace.layers, layers)
+    _regions(trace, rows, heads)
+    _maps(trace, steps, layers, rows)
+    _answers(trace, rows)
+    if trace.inside is not None:
+        _tensor("inside", trace.inside, (steps, rows), torch.bool)
+    if images is not None:
+        _counts("images", images, [len(region.grids) for region in trace.regions])
+    for name in ("config", "versions"):
+        words = getattr(trace, name)
+        if not isinstance(words, dict) or not _is_finite(words):
+            raise ValueError(f"{name} is no object of finite values")
+
+
+def _measures(trace: Trace) -> tuple[int, ...]:
+    if trace.image is None or trace.image.ndim != 4 or not trace.image.numel():
+        raise ValueError("image is not [steps, layers, rows, heads]")
+    shape = tuple(trace.image.shape)
+    for name in MEASURES:
+        found = getattr(trace, name)
+        if found is None:
+            if name in ("image", "region", "entropy", "gate"):
+                raise ValueError(f"{name} is missing")
+            continue
+        _tensor(name, found, shape)
+        if name == "spread":  # NaN where a head gives the image nothing
+            if bool(found.isinf().any()):
+                raise ValueError(f"{name} is not finite")
+            continue
+        low, high = _bounds(name, found)
+        if low < -ROUNDING or (name in (*SHARES, "gate") and high > 1 + ROUNDING):
+            raise ValueError(f"{name} is from {low:g} to {high:g}, and no share of attention")
+    return shape
+
+
+def _maps(trace: Trace, steps: int, layers: int, rows: int) -> None:
+    if (trace.maps is None) != (trace.heads is None):
+        raise ValueError("maps come with heads, or both are missing")
+    most = max(_tokens(region) for region in trace.regions)
+    for name in ("maps", "layer_maps"):
+        found = getattr(trace, name)
+        if found is None:
+            continue
+        middle = layers if name == "layer_maps" else len(trace.heads)
+        if found.ndim != 4 or found.shape[3] < most:
+            raise ValueError(f"{name} has shape {list(found.shape)}; {most} image tokens are named")
+        _tensor(name, found, (steps, middle, rows, found.shape[3]))
+        if found.numel():
+            low, high = _bounds(name, found)
+            if low < -ROUNDING or high > 1 + ROUNDING:
+                raise ValueError(f"{name} is from {low:g} to {high:g}, and no share of attention")
+    if trace.heads is None:
+        return
+    _tensor("heads", trace.heads, (len(trace.heads), 2), torch.int64)
+    pairs, known = trace.heads.tolist(), set(trace.layers.tolist())
+    if any(layer not in known or not 0 <= head < trace.image.shape[3] for layer, head in pairs):
+        raise ValueError("heads names one that is not measured")
+    if len({tuple(pair) for pair in pairs}) < len(pairs):
+        raise ValueError("heads names one twice")
+
+
+def _answers(trace: Trace, rows: int) -> None:
+    last = int(trace.steps[-1])
+    if trace.ids is not None:
+        _tensor("ids", trace.ids, (rows, trace.ids.shape[-1]), torch.int64)
+        if trace.ids.shape[1] <= last or int(trace.ids.min()) < 0:
+            raise ValueError(f"ids has {trace.ids.shape[1]} tokens a row; step {last} is named")
+    if trace.ends is not None:
+        _tensor("ends", trace.ends, (rows,), torch.int64)
+        most = LARGEST if trace.ids is None else trace.ids.shape[1] - 1
+        if not 0 <= int(trace.ends.min()) <= int(trace.ends.max()) <= most:
+            raise ValueError(f"ends is not of 0 to {most}")
+    if trace.texts is not None:
+        if not isinstance(trace.texts, list) or len(trace.texts) != rows:
+            raise ValueError(f"texts is no list of {rows} rows")
+        for row, texts in enumerate(trace.texts):
+            _strings(f"texts of row {row}", texts)
+            needed = last + 1 if trace.ends is None else int(trace.ends[row])
+            if len(texts) < needed:
+                raise ValueError(f"row {row} has {len(texts)} texts of {needed} tokens")
+    if trace.asked is not None:
+        _strings("asked", trace.asked)
+        if len(trace.asked) != rows:
+            raise ValueError(f"asked has {len(trace.asked)} rows of {rows}")
+
+
+def _regions(trace: Trace, rows: int, heads: int) -> None:
+    if len(trace.regions) != rows:
+        raise ValueError(f"{rows} rows were measured, {len(trace.regions)} regions are described")
+    shape = trace.regions[0].visual.shape
+    if len(shape) != 2 or shape[1] != heads or int(trace.layers[-1]) >= shape[0]:
+        raise ValueError(f"the regions are of a model of {list(shape)} layers and heads")
+    for row, region in enumerate(trace.regions):
+        _region(f"region {row}", region, tuple(shape))
+    before = 0
+    for number, later in enumerate(trace.relocated):
+        name = f"relocated region {number}"
+        for field, value, end in (("row", later.row, rows), ("step", later.step, LARGEST)):
+            _whole(f"{field} of {name}", value, 0, end)
+        if later.step < before:
+            raise ValueError(f"{name} comes before the one before it")
+        before = later.step
+        _region(name, later.region, tuple(shape))
+        first = trace.regions[later.row]
+        if len(later.region.mask) < len(first.mask):
+            raise ValueError(f"{name} is of {len(later.region.mask)} tokens")
+
+
+def _region(name: str, region: Region, shape: tuple[int, int]) -> None:
+    length = len(region.mask) if region.mask.ndim == 1 else -1
+    for field in ("mask", "image"):
+        _tensor(f"{field} of {name}", getattr(region, field), (length,), torch.bool)
+    for field in ("visual", "background"):
+        _tensor(f"{field} of {name}", getattr(region, field), shape, torch.bool)
+    _whole(f"query of {name}", region.query, 0, LARGEST)
+    if not isinstance(region.question, str | None):
+        raise ValueError(f"question of {name} is {region.question!r}, and no text")
+    _tensor(f"focus of {name}", region.focus, (len(region.focus),), torch.int64)
+    _places(f"focus of {name}", region.focus, length)
+    for grid, relevance in zip(region.grids, region.map, strict=True):
+        _whole(f"a grid's rows of {name}", grid.h, 1, LARGEST)
+        _whole(f"a grid's columns of {name}", grid.w, 1, LARGEST)
+        if not isinstance(grid.video, bool):
+            raise ValueError(f"a grid of {name} has video={grid.video!r}")
+        _tensor(f"a grid of {name}", grid.index, (grid.h * grid.w,), torch.int64)
+        _places(f"a grid of {name}", grid.index, length)
+        _tensor(f"the map of {name}", relevance, (grid.h, grid.w))
+        if _bounds(f"the map of {name}", relevance)[0] < -ROUNDING:
+            raise ValueError(f"the map of {name} is negative")
+    for field in ("focus", "entropy", "efr"):
+        found = getattr(region.heads, field)
+        _tensor(f"{field} of the heads of {name}", found, shape)
+        if region.grids:  # without an image they are NaN
+            _bounds(f"{field} of the heads of {name}", found)
+
+
+def _tensor(
+    name: str, found: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> None:
+    """Of this shape, and of this dtype or, for None, of floating point."""
+    if tuple(found.shape) != shape:
+        raise ValueError(f"{name} has shape {list(found.shape)}, wanted {list(shape)}")
+    if (found.dtype != dtype) if dtype is not None else not found.dtype.is_floating_point:
+        raise ValueError(f"{name} is {found.dtype}")
+    if dtype is None and found.dtype.itemsize < 2:
+        raise ValueError(f"{name} is {found.dtype}")
+
+
+def _bounds(name: str, found: Tensor) -> tuple[float, float]:
+    low, high = (float(x) for x in torch.aminmax(found))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} is not finite")
+    return low, high
+
+
+def _ascending(name: str, found: Tensor | None, count: int) -> None:
+    if found is None:
+        raise ValueError(f"{name} is missing")
+    _tensor(name, found, (count,), torch.int64)
+    if int(found[0]) < 0 or int(found[-1]) > LARGEST or not bool((found[1:] > found[:-1]).all()):
+        raise ValueError(f"{name} does not ascend from 0 on")
+
+
+def _places(name: str, found: Tensor, length: int) -> None:
+    if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < length:
+        raise ValueError(f"{name} names a token that is not among {length}")
+
+
+def _whole(name: str, value: object, low: int, end: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < end:
+        raise ValueError(f"{name} is {value!r}")
+
+
+def _counts(name: str, found: object, wanted: list[int]) -> None:
+    if not isinstance(found, list) or any(isinstance(x, bool) for x in found) or found != wanted:
+        raise ValueError(f"{name} are {found!r:.80}; the grids of the rows are {wanted}")
+
+
+def _strings(name: str, found: object) -> None:
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{name} is no list of texts")
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_finite(one) for key, one in value.items())
+    return all(map(_is_finite, value)) if isinstance(value, list) else True
+
+
+def _tokens(region: Region) -> int:
+    return sum(grid.h * grid.w for grid in region.grids)

@@ -1,0 +1,339 @@
+"""One self-contained page of one or two traces (extra `report`: Jinja2)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from vrga.images import to_rgb
+from vrga.intervals import pearson
+from vrga.recording.trace import SHARES, Trace
+
+LONGEST_SIDE = 1280  # pixels of an image in the page
+LARGEST_PNG = 300_000  # bytes; larger ones become JPEG
+# Controls that turn the direction of all text after them: shown as signs. Arabic needs none.
+TURNING = {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+SERIES = tuple(name for name in SHARES if name != "prompt")
+
+
+@dataclass
+class Channel:
+    """Heads whose attention is shown as one: a group, or a single head.
+
+    Args:
+        name: as shown; of the same name in both runs, it is compared.
+        heads: bool [L, H], over the trace's layers.
+        map: attention on the image's tokens, float [steps, n], or None where none was recorded.
+        single: (layer, head) of a single head, or None.
+    """
+
+    name: str
+    heads: Tensor
+    map: Tensor | None
+    single: tuple[int, int] | None = None
+
+
+def write_report(
+    paths: Sequence[Path | str], output: Path | str, *, row: int = 0, megabytes: float = 16.0
+) -> Path:
+    """Write the page of one or two saved traces.
+
+    Args:
+        paths: trace folders; of two, the base comes first.
+        output: the HTML file.
+        row: of the batch.
+        megabytes: most room for maps. Beyond it single heads are left out, those with the highest
+            EFR first, then maps are made coarser.
+
+    Raises:
+        ImportError: Jinja2 is missing.
+        FileNotFoundError, ValueError: as of `Trace.load` and `render`.
+    """
+    output = Path(output)
+    text = render([Trace.load(path) for path in paths], row=row, megabytes=megabytes)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Half a surrogate pair, which a tokenizer may give, is no UTF-8.
+    output.write_bytes(text.encode("utf-8", "replace"))
+    return output
+
+
+def render(traces: Sequence[Trace], *, row: int = 0, megabytes: float = 16.0) -> str:
+    """The page as HTML; see `write_report`.
+
+    Raises:
+        ImportError: Jinja2 is missing.
+        ValueError: neither one nor two traces, an empty one, a row that they do not have, one with
+            no step to show, or two traces of different prompts.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader
+    except ImportError as error:
+        raise ImportError("a report needs Jinja2: pip install 'vrga[report]'") from error
+    if len(traces) not in (1, 2):
+        raise ValueError(f"a report shows one or two traces; {len(traces)} given")
+    for trace in traces:
+        trace.steps_of(row)
+    asked = _asked(traces, row)
+    images: list[str] = []
+    runs = [_run(trace, row, images, 1e6 * megabytes / len(traces)) for trace in traces]
+    if len({run["name"] for run in runs}) < len(runs):
+        for run, which in zip(runs, ("first", "second"), strict=True):
+            run["name"] = f"{which}: {run['name']}"
+    page = {"runs": runs, "images": images, "differ": _differ(runs)}
+    page["atlases"] = [0] if _same_heads(runs) else [0, 1]
+    environment = Environment(loader=PackageLoader("vrga.report", ""), autoescape=True)
+    template = environment.get_template("report.html.jinja")
+    return template.render(asked=asked, runs=runs, page=_embedded(page))
+
+
+def _asked(traces: Sequence[Trace], row: int) -> str:
+    """The prompt of all traces, "" where it is unknown.
+
+    Raises:
+        ValueError: two prompts.
+    """
+    asked = [trace.asked[row] for trace in traces if trace.asked is not None]
+    if len(set(asked)) > 1:
+        # Long prompts may begin alike.
+        start = max(len(os.path.commonprefix(asked)) - 30, 0)
+        first, second = (text[start : start + 80] for text in asked)
+        raise ValueError(
+            f"the traces are of different prompts, from character {start + 1} on {first!r} and "
+            f"{second!r}: give two runs of one prompt, or make a report of each"
+        )
+    return asked[0].translate(TURNING) if asked else ""
+
+
+def _same_heads(runs: list[dict]) -> bool:
+    """Whether one atlas shows the heads of all runs; 1 % is rounding."""
+    first, last = runs[0]["heads"], runs[-1]["heads"]
+    if first is None or last is None:
+        return first is last
+    names = ("R", "H_img", "EFR", "visual", "background")
+    return all(
+        np.shape(first[name]) == np.shape(last[name])
+        and np.allclose(first[name], last[name], rtol=0.01)
+        for name in names
+    )
+
+
+def _differ(runs: list[dict]) -> str:
+    """What to say beside the channel of visual heads where two runs have others."""
+    chosen = [
+        set() if run["heads"] is None else set(map(tuple, np.argwhere(run["heads"]["visual"])))
+        for run in runs
+    ]
+    if chosen[0] == chosen[-1]:
+        return ""
+    counts = ", ".join(
+        f"{len(own)} in {run['name']!r}" for own, run in zip(chosen, runs, strict=True)
+    )
+    return f"Not the same heads: {counts}; {len(chosen[0] & chosen[1])} are in both."
+
+
+def _embedded(page: dict) -> str:
+    """JSON that can stand in a <script> element, whatever the model wrote."""
+    text = json.dumps(page, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _run(trace: Trace, row: int, images: list[str], budget: float) -> dict:
+    """One trace as the page reads it; its images are added to `images` unless they are there."""
+    region, steps = trace.regions[row], trace.steps_of(row)
+    grids = [(grid.h, grid.w) for grid in region.grids]
+    cells = torch.cat([grid.index for grid in region.grids]) if grids else torch.zeros(0).long()
+    channels = _channels(trace, row)
+    kept, sizes = _fitting(channels, grids, len(steps), budget)
+    series = [name for name in SERIES if getattr(trace, name) is not None]
+    shares = np.stack(
+        [
+            [
+                getattr(trace, name)[: len(steps), :, row][:, c.heads].mean(1).numpy()
+                for name in series
+            ]
+            for c in kept
+        ]
+    )  # [channels, series, steps]
+    if not np.isfinite(shares).all():
+        raise ValueError(f"row {row} has shares of attention that are not finite")
+    shown = []
+    for image in trace.images[row] if trace.images is not None else []:
+        encoded = _encoded(image)
+        if encoded not in images:
+            images.append(encoded)
+        shown.append(images.index(encoded))
+    return {
+        "name": _name(trace.config),
+        "tokens": _tokens(trace, row),
+        "steps": steps,
+        "back": [[steps[first], steps[end - 1]] for first, end in trace.spans(row)],
+        "channels": [
+            {"name": c.name, "mapped": c.map is not None, "single": c.single} for c in kept
+        ],
+        "left_out": len(channels) - len(kept),
+        "series": series,
+        "shares": _packed(np.rint(shares.clip(0, 1) * 65535).astype("<u2")),
+        "maps": _packed(
+            np.concatenate(
+                [np.zeros((0,), np.uint8)] + [_levels(c.map, grids, sizes) for c in kept]
+            )
+        ),
+        "grids": grids,
+        "sizes": sizes,
+        "images": shown,
+        "region": region.mask[cells].int().tolist(),
+        "relocated": [
+            [later.step, later.region.mask[cells].int().tolist()]
+            for later in trace.relocated
+            if later.row == row
+        ],
+        "relevance": _packed(
+            _levels(torch.cat([m.flatten() for m in region.map])[None], grids, grids)
+        )
+        if grids
+        else "",
+        "heads": _heads(region),
+        "config": trace.config,
+        "versions": trace.versions,
+    }
+
+
+def _name(config: dict) -> str:
+    """What a run is called."""
+    if config.get("method") in ("vrga", "released") and config.get("gain") == 1:
+        return "not steered"
+    if config.get("method") in ("released_mask", "ablation"):
+        return config["method"].replace("_", " ")
+    return f"steered, gain {config.get('gain')}"
+
+
+def _tokens(trace: Trace, row: int) -> list[str]:
+    if trace.texts is not None:
+        return [text.translate(TURNING) for text in trace.texts[row]]
+    if trace.ids is not None:
+        end = trace.ids.shape[1] if trace.ends is None else int(trace.ends[row]) + 1
+        return [f"#{token} " for token in trace.ids[row, :end].tolist()]
+    return [f"step {step} " for step in range(int(trace.steps[-1]) + 1)]
+
+
+def _channels(trace: Trace, row: int) -> list[Channel]:
+    """Groups of heads, then single heads with a map, those with the lowest EFR first."""
+    _, layers, _, heads = trace.image.shape
+    steps = len(trace.steps_of(row))
+    n, region = sum(grid.h * grid.w for grid in trace.regions[row].grids), trace.regions[row]
+    numbers = trace.layers.tolist()
+    pairs = [] if trace.heads is None else [tuple(pair) for pair in trace.heads.tolist()]
+    maps = None if trace.maps is None or not n else trace.maps[:steps, :, row, :n].float()
+    everything = torch.ones(layers, heads, dtype=torch.bool)
+    visual = region.visual[trace.layers]
+
+    found = []
+    if visual.any():
+        whole = set(map(tuple, region.visual.nonzero().tolist())) <= set(pairs)
+        found.append(Channel("visual heads", visual, trace.map_of(row) if whole and n else None))
+    parts = {"all layers": range(layers)}
+    if layers >= 3:
+        edges = [round(layers * i / 3) for i in range(4)]
+        for i, name in enumerate(("early", "middle", "late")):
+            part = range(edges[i], edges[i + 1])
+            span = f"{numbers[part[0]]} to {numbers[part[-1]]}"
+            parts[f"{name} layers, {span}"] = part
+    for name, part in parts.items():
+        chosen = torch.zeros_like(everything)
+        chosen[list(part)] = True
+        mean = None
+        if trace.layer_maps is not None and n:
+            mean = trace.layer_maps[:steps, list(part), row, :n].float().mean(1)
+        found.append(Channel(name, chosen, mean))
+    for i in sorted(range(len(pairs)), key=lambda i: float(region.heads.efr[pairs[i]])):
+        layer, head = pairs[i]
+        chosen = torch.zeros_like(everything)
+        chosen[numbers.index(layer), head] = True
+        shown = None if maps is None else maps[:, i]
+        found.append(Channel(f"layer {layer}, head {head}", chosen, shown, (layer, head)))
+    return found
+
+
+def _fitting(
+    channels: list[Channel], grids: list[tuple[int, int]], steps: int, budget: float
+) -> tuple[list[Channel], list[tuple[int, int]]]:
+    """The channels whose maps fit into `budget` bytes, groups in any case, and the maps' sizes."""
+    groups = sum(c.map is not None and c.single is None for c in channels)
+    sizes = list(grids)
+    while groups * steps * sum(h * w for h, w in sizes) > budget and sizes != [(1, 1)] * len(sizes):
+        sizes = [(math.ceil(h / 2), math.ceil(w / 2)) for h, w in sizes]
+    room = max(steps * sum(h * w for h, w in sizes), 1)
+    singles = max(int(budget // room) - groups, 0)
+    kept = [c for c in channels if c.single is None]
+    return kept + [c for c in channels if c.single is not None][:singles], sizes
+
+
+def _levels(
+    maps: Tensor | None, grids: list[tuple[int, int]], sizes: list[tuple[int, int]]
+) -> np.ndarray:
+    """Maps [steps, n] as uint8, 255 at the highest of each step; made coarser to `sizes`; flat."""
+    if maps is None:
+        return np.zeros((0,), np.uint8)
+    parts = []
+    for part, (h, w), size in zip(
+        maps.split([h * w for h, w in grids], 1), grids, sizes, strict=True
+    ):
+        part = part.view(len(part), 1, h, w)
+        while part.shape[2:] != size:
+            part = avg_pool2d(part, 2, ceil_mode=True)
+        parts.append(part.flatten(1))
+    joined = torch.cat(parts, 1)
+    top = joined.amax(1, keepdim=True).clamp_min(1e-12)
+    return (joined / top * 255).round().to(torch.uint8).flatten().numpy()
+
+
+def _heads(region) -> dict | None:
+    """R, H_img and EFR of every head, and how R and H_img go together; None without an image."""
+    stats = region.heads
+    if not bool(stats.focus.isfinite().all()):
+        return None
+    r = pearson(stats.focus.flatten().numpy(), stats.entropy.flatten().numpy())
+    return {
+        "R": _rounded(stats.focus),
+        "H_img": _rounded(stats.entropy),
+        "EFR": _rounded(stats.efr),
+        "visual": region.visual.int().tolist(),
+        "background": region.background.int().tolist(),
+        "pearson": None if any(map(math.isnan, r)) else [round(x, 4) for x in r],
+    }
+
+
+def _rounded(values: Tensor) -> list[list[float]]:
+    """Four digits are more than a picture shows; EFR is huge where R is 0."""
+    return [[float(f"{min(x, 1e9):.4g}") for x in line] for line in values.tolist()]
+
+
+def _packed(values: np.ndarray) -> str:
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def _encoded(image: Image.Image) -> str:
+    """An image as a data URI: PNG, or JPEG where that is large."""
+    image = to_rgb(image)
+    if max(image.size) > LONGEST_SIDE:
+        image = image.copy()
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    kind = "png"
+    if file.tell() > LARGEST_PNG:
+        file, kind = io.BytesIO(), "jpeg"
+        image.save(file, "JPEG", quality=88)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

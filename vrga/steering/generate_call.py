@@ -1,0 +1,101 @@
+"""One call of generate() on a patched model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vrga.hf.host import VERSION, GenerateOptions
+from vrga.hf.prompt_reader import Announcement
+from vrga.recording.waiting import CHUNK
+from vrga.steering.decode import Steering
+from vrga.steering.passes import SteeringError
+from vrga.steering.run import Recording, Run
+
+
+class GenerateCall:
+    """What is known of a call while it runs, and dropped with it.
+
+    Args:
+        options: of the call; recording: that it is part of, or None.
+        outer: the call that it is made in, by an assistant or a logits processor, or None.
+        own: whether generate() is transformers' own, whose output is known: the prompt's tokens
+            and the answer's.
+
+    Attributes:
+        run: the run of its prompt; None until its first forward pass.
+    """
+
+    def __init__(
+        self,
+        options: GenerateOptions,
+        recording: Recording | None,
+        outer: GenerateCall | None,
+        own: bool,
+    ):
+        self.options, self._recording, self.outer, self._own = options, recording, outer, own
+        self.run: Run | None = None
+        self._announced = None if options.inputs is None else Announcement(options.inputs)
+        self._width = 0 if options.inputs is None else options.inputs.width
+        self._end = 0
+        self._chosen = 0
+
+    @property
+    def announced(self) -> Announcement | None:
+        """The prompt that its first pass begins; None behind that pass."""
+        return None if self.run is not None else self._announced
+
+    def begin(self, run: Run, past: int) -> None:
+        """Its first pass comes, behind `past` keys, of this run."""
+        self.run, self._end, run.in_call = run, self._announced.end(past), True
+
+    def between(self, ids: Tensor, scores: object, **kwargs) -> Tensor:
+        """A criterion that stops nothing, called when a token was chosen.
+
+        It sees the newest tokens before generate() waits for the device anyway, so that the next
+        pass need not; and it computes what compiled steps left to be computed.
+        """
+        step = None if self.run is None else self.run.step
+        if isinstance(step, Steering):
+            beams, phase = self.options.beams, step.phase
+            if phase is not None and not beams and len(ids) == len(phase.state):
+                phase.look_ahead(ids[:, -1:], ids.shape[1] - 1)
+            self._chosen += 1
+            if self._chosen % CHUNK == 0 and self._recording is not None:
+                step.settle()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    def end(self, output: object) -> None:
+        """It is through: hear the answer, and account for its steps.
+
+        Raises:
+            SteeringError: the patch saw no prompt, or steps are missing.
+        """
+        sequences = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
+        if self.run is None:
+            raise SteeringError(
+                "generate() returned, but the patch saw no prompt (transformers "
+                f"{VERSION}): nothing was steered. The model runs without the "
+                "patch's hooks, such as in code compiled before vrga.patch(model) (torch.compile, "
+                "model.compile()), or in a generate() of another library that does not call it: "
+                "undo that, or run `vrga doctor`"
+            )
+        if not self._own or not isinstance(sequences, Tensor):
+            return  # somebody else's generate(), which may return or draw what it likes
+        run, given = self.run, self.options.inputs
+        # Of embeddings, generate() returns the new tokens alone.
+        said = sequences if given.ids is None else sequences[:, self._width :]
+        if self._recording is not None and self._recording.run is run:
+            if isinstance(run.step, Steering):
+                run.step.settle()
+            if not self.options.beams:
+                self._recording.recorder.hear(given, said, set(run.options.ends))
+        if run.ledger is not None:
+            known = self._end == run.ledger.start and not self.options.beams
+            run.said = said if known else None
+            run.check_sum(self._end - run.ledger.start + said.shape[1] - 1, self.options.beams)
+
+    def close(self) -> None:
+        """However it ended."""
+        if self.run is not None:
+            self.run.forget_beams()

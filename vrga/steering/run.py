@@ -1,0 +1,681 @@
+"""One prompt on one model, from its first forward pass to the last step of its answer."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vrga.config import VRGAConfig
+from vrga.hf.cache import KeyCache
+from vrga.hf.host import VERSION, ForwardInputs, Host
+from vrga.hf.prompt_reader import Announcement, PromptReader, on_cpu
+from vrga.hf.question import Query
+from vrga.method.back_spans import Phase, tag_table
+from vrga.method.call import AttentionCall
+from vrga.method.prompt import GridCells, Prompt, cells_mask, check_query, visible_keys
+from vrga.method.region import Region, empty_region, find_region
+from vrga.method.released import released_region
+from vrga.recording.recorder import Recorder
+from vrga.recording.waiting import CHUNK
+from vrga.steering.decode import Steering
+from vrga.steering.passes import Pass, Progress, SteeringError
+from vrga.steering.probe import Probe
+from vrga.steering.steps import (
+    EMPTY,
+    GAIN,
+    IMAGELESS,
+    OFF,
+    SHALLOW,
+    SINGLE,
+    Ledger,
+    Steps,
+    answer_ends,
+)
+
+if TYPE_CHECKING:
+    from vrga.steering.generate_call import GenerateCall
+
+LONGER = 16  # tokens by which a prompt that is computed again has grown at most
+BIASED_PASSES = 2  # of a run whose masks are looked at for biases where that waits for the device
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user set when the prompt began; see `Patch` for each.
+
+    Args:
+        ends: ids that end a turn, as this call has them.
+    """
+
+    config: VRGAConfig
+    query: Query
+    given: GridCells | None
+    ablated: Tensor | Callable | None
+    impl: str
+    ends: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One <back> at which the region was found anew.
+
+    Args:
+        row: of the batch; position: of the token that opened the span, in the padded row.
+        region: what it looks at, steered to from here on; before: what was steered to before.
+    """
+
+    row: int
+    position: int
+    region: Region
+    before: Region
+
+
+@dataclass
+class Recording:
+    """A block of `Patch.record`: its recorder, the cells it watches, the thread that opened it,
+    and the run it is of: the first whose prompt comes, in whatever thread."""
+
+    recorder: Recorder
+    watch: GridCells | None
+    thread: threading.Thread
+    run: Run | None = None
+
+    def takes(self, run: Run, call: GenerateCall | None) -> bool:
+        """Whether it is to record this run, whose prompt is through.
+
+        Raises:
+            ValueError: it holds the steps of another run already.
+        """
+        if call is not None and (call.run is not run or call.outer is not None):
+            return False  # another branch of the same call, such as guidance without the image
+        if self.run is not None and threading.current_thread() is not self.thread:
+            return False  # another thread's own prompt, amid the one that is recorded
+        if self.recorder.steps or (self.run is not None and self.run.cache is not None):
+            raise ValueError("a trace holds one call of generate: record each on its own")
+        self.run = run
+        return True
+
+
+class Run:
+    """One prompt: what was found in it, and what its answer's steps do.
+
+    Args:
+        host: the model; reader: of its prompts; options: of the user; owner: the patch.
+
+    Attributes:
+        prompt: what its tokens are; None before the first pass. query: int64 [B].
+        regions: one per row; None before the prompt is through.
+        step: what attention layers do in the current pass: a `Probe` while the prompt is read, a
+            `Steering` behind it, None where they do what the unpatched model does.
+        episodes: each <back> at which a region was found anew.
+        reached: keys that the cache holds after the current pass; end: when the prompt is through.
+        ledger: notes of the answer's steps; None before the prompt is through.
+        said: ids of the answer, int64 [B, T], where generate() returned them.
+        cached: whether there is a cache.
+        in_call: whether it is of a call of generate(); thread: that it began in.
+        ran, off: compiled steps that have run, counted by themselves, and those of them that ran
+            while the patch was switched off; int64 [1] on the device.
+    """
+
+    def __init__(self, host: Host, reader: PromptReader, options: Options, owner: object):
+        self.host, self.reader, self.options, self.owner = host, reader, options, owner
+        self.in_call = False
+        self.thread = threading.current_thread()
+        self._last_query = -1  # of all rows
+        self._opens_answer = False  # whether the prompt ends where an answer begins
+        self.prompt: Prompt | None = None
+        self.query: Tensor | None = None
+        self.regions: list[Region] | None = None
+        self.step: Probe | Steering | None = None
+        self.episodes: list[Episode] = []
+        self.reached = self.end = 0
+        self.ledger: Ledger | None = None
+        self.said: Tensor | None = None
+        self.cached = False
+        self.ran: Tensor | None = None
+        self.off: Tensor | None = None
+        self._cache: Callable[[], object] = lambda: None
+        self._reordered: KeyCache | None = None
+        self._looked_for_bias = 0
+        self._device: torch.device | None = None
+
+    @property
+    def config(self) -> VRGAConfig:
+        """The configuration in force for this prompt."""
+        return self.options.config
+
+    @property
+    def progress(self) -> Progress:
+        """How far its prompt is."""
+        stepped = self.ledger is not None and self.ledger.passed > 0
+        begun = self.in_call or stepped or self._opens_answer
+        return Progress(self.reached, self.end, self._last_query, begun)
+
+    @property
+    def cache(self) -> KeyCache | None:
+        """Its cache; None where there was none, or it is gone."""
+        found = self._cache()
+        return None if found is None else KeyCache(found)
+
+    # --- the prompt ---
+
+    def begin(
+        self,
+        inputs: ForwardInputs,
+        past: int,
+        announced: Announcement | None,
+        held: Prompt | None,
+    ) -> None:
+        """Read the prompt and set up the probe of its query rows.
+
+        Args:
+            inputs: of the first pass, behind `past` keys.
+            held: the prompt that the cache holds already, or None.
+
+        Raises:
+            ValueError: images and grids that do not match, or a query that cannot be probed.
+        """
+        self._device = inputs.tokens.device
+        rows, width = inputs.rows, inputs.width
+        mask = inputs.mask
+        if mask is not None and mask.ndim == 4:  # as generate() makes it for a static cache
+            mask = visible_keys(mask, past + width).expand(rows, -1)
+        if announced is not None:
+            prompt, start = self.reader.read_announced(announced, rows, mask, held, past)
+            end = announced.end(past)
+        else:
+            prompt, start = self.reader.read(inputs.named, (rows, width), mask), past
+            if past:
+                prompt = held.extend(prompt, past)
+                if mask is not None and mask.shape[1] == past + width:
+                    prompt = replace(prompt, visible=mask.cpu() != 0)
+            end = past + width
+        given = inputs if announced is None else announced.inputs
+        self.host.check_positions(given, any(prompt.later(start).grids))
+        ends = set(self.options.ends)
+        query = self.reader.positions(prompt, self.options.query, start, ends)
+        self.prompt, self.query, self.end = prompt, check_query(query, prompt), end
+        self._last_query = int(self.query.max())
+        self._probe(past)
+
+    @on_cpu
+    def _probe(self, past: int) -> None:
+        """Set up the probe; the prompt's first pass stands behind `past` keys."""
+        shift = 1 if self.config.reproduces else 0  # it probes the token before the question's last
+        rows = [row for row, grids in enumerate(self.prompt.grids) if grids]
+        probed = (self.query - shift).tolist()
+        if any(probed[row] < past for row in rows):
+            raise ValueError(
+                f"query={self.query.tolist()} lies before the tokens of this forward pass, which "
+                f"start at {past + shift}: give the position of the new question"
+            )
+        if rows:
+            grids = self.prompt.grids
+            probed = [place if row else -1 for place, row in zip(probed, grids, strict=True)]
+            self.step = Probe(probed, self.prompt.visible, self.options.impl)
+            self.step.begin(past)
+
+    def end_with(self, end: int, past: int, width: int) -> None:
+        """The end of the prompt comes, or comes again, behind its question: `width` tokens behind
+        `past` keys. The region stays, and nothing is steered before the prompt's `end`."""
+        self.end, self.reached = end, past + width
+        if self.ledger is not None:
+            self.ledger.begin(end)
+
+    def go_on(self, past: int) -> None:
+        """A further piece of the prompt comes, behind `past` keys."""
+        if self.step is not None:
+            self.step.begin(past)
+
+    def pass_is_through(
+        self, cache: KeyCache | None, recording: Recording | None, call: GenerateCall | None
+    ) -> None:
+        """A pass ended: bind the cache, and after the prompt's last piece find the regions.
+
+        Args:
+            recording: of this thread, or None; call: of generate(), that is running in it, or None.
+
+        Raises:
+            SteeringError: the cache holds other keys than have gone through the model.
+        """
+        if cache is not None:
+            self._bind(cache)
+        elif not self.cached:
+            self.reached = max(self.reached, self.end)  # nothing to go on with
+        if self.ledger is None and self.progress.complete:
+            if call is not None and call.options.beams:
+                self._follow_beams()
+            self._locate(recording, call)
+
+    def _bind(self, cache: KeyCache) -> None:
+        if not cache.static and cache.length != self.reached:
+            raise SteeringError(
+                f"the cache holds {cache.length} keys after a pass that ends at token "
+                f"{self.reached}: the keys are not kept as they were made (gradient checkpointing "
+                "in train mode drops them, an eviction method removes some, an adapter's virtual "
+                "tokens come first): call model.eval(), use a cache that keeps all keys, or "
+                "switch the patch off (patch.enabled = False)"
+            )
+        if cache.run is not self:
+            cache.run = self
+            self._cache, self.cached = cache.reference(), True
+
+    @on_cpu
+    def _locate(self, recording: Recording | None, call: GenerateCall | None) -> None:
+        """Turn probed attention rows into regions and the steering."""
+        probe, self.step = self.step, None
+        if probe is not None and probe.windowed and self.config.reproduces:
+            raise ValueError(
+                f"method={self.config.method!r} reproduces code without sliding windows, which "
+                f"{type(self.host.text).__name__} has: use VRGAConfig.paper()"
+            )
+        length = self.prompt.image.shape[1]
+        question = self.reader.question(self.prompt, self.query, set(self.options.ends))
+        regions = []
+        for row, grids in enumerate(self.prompt.grids):
+            query = int(self.query[row])
+            if grids:
+                regions.append(self._find(probe, row, query))
+            else:
+                regions.append(empty_region(query, length, self.host.shape))
+        words = self.reader.words(self.prompt, question)
+        regions = [replace(r, question=said) for r, said in zip(regions, words, strict=True)]
+        if self.options.given is not None:
+            if self.config.method == "ablation":
+                raise ValueError("patch.given is not read by method='ablation': set it to None")
+            masks = self._cells(self.options.given, "given")
+            regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
+        self.regions = regions
+        self.ledger = Ledger(len(regions), self.reached)
+        self._opens_answer = call is None and self.reader.opens_answer(self.prompt)
+        self.ran, self.off = torch.zeros(2, 1, dtype=torch.int64, device=self._device).unbind()
+        for counter in (self.ran, self.off):
+            torch._dynamo.mark_static_address(counter)
+        if probe is not None:
+            takes = recording is not None and recording.takes(self, call)
+            recording = recording if takes else None
+            self.step = self._steering(probe, recording, question, call is not None)
+
+    def _find(self, probe: Probe, row: int, query: int) -> Region:
+        """The region of a row from its probed attention."""
+        rows, seen = probe.attention_rows(row, self.host.shape[0]), probe.seen(row)
+        find = find_region
+        if self.config.reproduces:
+            # The released code averages over the whole row, keys after the query included.
+            find, seen = released_region, self.prompt.visible[row].expand_as(seen)
+        return find(rows, self.prompt.grids[row], query, seen, self.config)
+
+    def _cells(self, cells: GridCells, name: str) -> Tensor:
+        """Cells of the images as keys of the prompt, bool [B, S]."""
+        cells = cells(self.prompt.grids) if callable(cells) else cells
+        return cells_mask(cells, self.prompt, name)
+
+    def _steering(
+        self, probe: Probe, recording: Recording | None, question: Tensor, in_call: bool
+    ) -> Steering | None:
+        """What the decode steps do; None where they do what the unpatched model does."""
+        ablated, config = self._ablated_heads(), self.config
+        if not config.steers and recording is None:
+            return None
+        watch = recorder = None
+        asked = None
+        if recording is not None:
+            recorder = recording.recorder
+            if recording.watch is not None:
+                watch = self._cells(recording.watch, "watch")
+            elif config.boosts:
+                asked, recorder.question = question, True
+            recorder.aim(self.regions, self.reached)
+        cache, beams = self.cache, self._reordered is not None
+        steering = Steering(
+            self.regions, config, self.options.impl, applied=config.steers, watch=watch,
+            recorder=recorder, waits=in_call and not beams and cache is not None
+            and cache.only_grows, capacity=probe.capacity, phase=self._phase(recorder),
+            question=asked, ablated=ablated,
+        )  # fmt: skip
+        steering.place(probe.devices)
+        static = cache is not None and cache.static and cache.only_grows
+        if recorder is not None and static and not beams:
+            steps = CHUNK if in_call else probe.capacity - self.reached
+            steering.expect_compiled(probe.layers, steps, cache, self.prompt.visible)
+        return steering
+
+    def _phase(self, recorder: Recorder | None) -> Phase | None:
+        """What follows the rows' <back> spans, where something needs them."""
+        asked = "back" in (self.config.when, self.config.relocate)
+        if not asked and (recorder is None or not self.reader.knows_words):
+            return None
+        if self.options.given is not None and self.config.relocate == "back":
+            raise ValueError("relocate='back' would replace patch.given: set one of them back")
+        table = tag_table(self.reader.tokenizer, self.host.vocabulary)
+        return Phase(table, len(self.regions), self._device, self.reached)
+
+    def _ablated_heads(self) -> Tensor | None:
+        """The heads given to be ablated, bool [B, L, H]; None where the config asks for none."""
+        ablated, regions = self.options.ablated, self.regions
+        if (self.config.ablate == "given") != (ablated is not None):
+            raise ValueError(
+                "patch.ablated and VRGAConfig.ablation('given') go together: patch.ablated is "
+                f"{'None' if ablated is None else 'set'}, ablate={self.config.ablate!r}"
+            )
+        if ablated is None:
+            return None
+        heads = torch.as_tensor(ablated(regions) if callable(ablated) else ablated)
+        wanted = (len(regions), *self.host.shape)
+        if heads.dtype != torch.bool or tuple(heads.shape) not in (wanted, wanted[1:]):
+            raise ValueError(
+                f"ablated is {heads.dtype} {list(heads.shape)}; wanted: bool {list(wanted)}, or "
+                f"{list(wanted[1:])} for all rows"
+            )
+        return heads.cpu().expand(wanted)
+
+    def check_is_new(self, before: deque[Prompt]) -> None:
+        """A prompt must not be an earlier one and a token more: then a loop by hand computes all
+        of it again for every token.
+
+        Args:
+            before: prompts whose cache was not used since.
+
+        Raises:
+            SteeringError: it is.
+        """
+        ids = self.prompt.ids
+        for held in before:
+            if ids is None or held.ids is None or not any(held.grids):
+                continue
+            more = ids.shape[1] - held.ids.shape[1]
+            if len(ids) != len(held.ids) or not 0 < more <= LONGER:
+                continue
+            if not torch.equal(ids[:, : held.ids.shape[1]], held.ids):
+                continue
+            told = (
+                "so there is no decode step to steer: hand the cache of the output on "
+                f"({self.host.cache_name}=...), or switch the patch off (patch.enabled = False)"
+            )
+            if more == 1:
+                raise SteeringError(
+                    f"the whole prompt is computed again for each token, without its cache, {told}"
+                )
+            warnings.warn(
+                f"a prompt is computed again with {more} tokens more, without its cache, {told}",
+                stacklevel=2,
+            )
+
+    # --- the answer ---
+
+    def next_step(self, past: int, ids: Tensor | None, rows: int) -> None:
+        """Begin a decode pass of `rows` tokens `ids` behind `past` keys."""
+        self.reached = past + rows
+        given = None if ids is None else len(ids)
+        if given not in (None, len(self.regions)):
+            raise SteeringError(
+                f"the cache's prompt has {len(self.regions)} rows, and this pass has {given}: rows "
+                "of the cache were chosen or repeated, so it is not known which region is whose; "
+                "fill a cache with these rows, or switch the patch off (patch.enabled = False)"
+            )
+        step, single = self.step, self.config.reproduces and rows > 1
+        if not isinstance(step, Steering):
+            self.ledger.note(past, rows, GAIN)
+            return
+        before = len(self.episodes)
+        while self.episodes and self.episodes[-1].position >= past:  # of rejected drafts
+            episode = self.episodes.pop()
+            self.regions[episode.row] = episode.before
+        if len(self.episodes) != before:
+            step.steer_to(self.regions)
+        step.begin(past, ids, rows)
+        if not step.applied:
+            self.ledger.note(past, rows, GAIN)
+        elif single:
+            self.ledger.note(past, rows, SINGLE)
+        else:
+            self.ledger.note(past, rows, *step.chosen_rows)
+        if self.config.relocate == "back":
+            self._look_again(step, past)
+
+    def pass_by(self, past: int, ids: Tensor | None, rows: int) -> None:
+        """A decode pass goes by while the patch is switched off."""
+        self.reached = past + rows
+        if self.ledger is not None:
+            self.ledger.note(past, rows, OFF)
+        if isinstance(self.step, Steering) and self.step.phase is not None and ids is not None:
+            self.step.phase.advance(ids, past)
+
+    def _look_again(self, step: Steering, past: int) -> None:
+        """Probe rows that open a <back> span in this pass."""
+        told = step.phase.on_host(past)
+        opened = step.phase.opened.cpu() if told is None else told[1]
+        opened = opened & torch.tensor(
+            [bool(grids) for grids in self.prompt.grids], device="cpu"
+        )[:, None]  # fmt: skip
+        if not opened.any():
+            return
+        # A row may open several spans in a block of drafts; the last one counts.
+        places = torch.arange(past, past + opened.shape[1], device="cpu")
+        place = torch.where(opened, places, -1).amax(1)
+        later = past + opened.shape[1] - self.prompt.visible.shape[1]
+        visible = torch.nn.functional.pad(self.prompt.visible, (0, later), value=True)
+        step.probe = Probe(place.tolist(), visible, self.options.impl)
+        step.probe.begin(past)
+
+    @on_cpu
+    def relocate(self) -> None:
+        """Steer rows that have just opened a <back> span to what that token looks at."""
+        step = self.step
+        if not isinstance(step, Steering) or step.probe is None:
+            return
+        probe, step.probe = step.probe, None
+        length = self.prompt.image.shape[1]
+        for row, place in enumerate(probe.query):
+            if place < 0:
+                continue
+            found = self._find(probe, row, place)
+            # Generated tokens are no image; the other rows' masks end with the prompt.
+            found = replace(found, mask=found.mask[:length], image=found.image[:length])
+            self.episodes.append(Episode(row, place, found, self.regions[row]))
+            self.regions[row] = found
+        step.steer_to(self.regions)
+
+    # --- beams ---
+
+    def _follow_beams(self) -> None:
+        """Let the rows' <back> spans, and regions found there, follow their beams, as the cache
+        does; until `forget_beams`."""
+        cache = self.cache
+        if cache is not None and self._reordered is None:
+            self._reordered = cache
+            cache.on_reorder(self._reorder)
+
+    def _reorder(self, beams: Tensor) -> None:
+        step = self.step
+        if not isinstance(step, Steering) or step.phase is None:
+            return
+        step.phase.reorder(beams)
+        if not self.episodes:
+            return  # all beams of a row still look at one region
+        regions = [self.regions[beam] for beam in beams.tolist()]
+        if any(new is not old for new, old in zip(regions, self.regions, strict=True)):
+            self.regions = regions
+            step.steer_to(regions)
+
+    def forget_beams(self) -> None:
+        """The search is over."""
+        if self._reordered is not None:
+            self._reordered.off_reorder()
+            self._reordered = None
+
+    # --- accounting ---
+
+    def looks_for_bias(self, call: AttentionCall) -> bool:
+        """Whether to look for finite biases in a mask, which may wait for the device."""
+        if call.mask is None or not call.mask.is_floating_point():
+            return False
+        return call.mask.device.type == "cpu" or self._looked_for_bias <= BIASED_PASSES
+
+    def count_compiled(self) -> None:
+        """Note the steps that compiled code ran, by its own count; waits for the device."""
+        ran, off = int(self.ran), int(self.off)
+        if not ran + off:
+            return
+        left = {OFF: torch.full((self.ledger.rows,), off)}
+        if isinstance(self.step, Steering) and self.step.applied:
+            left |= self.step.left_compiled
+        else:
+            left |= {GAIN: torch.full((self.ledger.rows,), ran)}
+        self.ledger.note_compiled(ran + off, left)
+
+    @property
+    def steps(self) -> list[Steps]:
+        """What became of the answer's steps, row by row."""
+        if self.ledger is None:
+            return []
+        self.count_compiled()
+        ends = None
+        if self.said is not None and len(self.said) == self.ledger.rows:
+            ends = answer_ends(self.said, set(self.options.ends))
+        found = self.ledger.of_rows(ends)
+        for row, region in enumerate(self.regions):
+            # A region found anew may be empty where the first was not, and the other way round.
+            if not region.grids:
+                found[row] = found[row].all_left_alone(IMAGELESS)
+            elif self.config.boosts and not self.episodes and not region.mask.any():
+                found[row] = found[row].all_left_alone(EMPTY)
+            elif self._ablates_nothing:
+                found[row] = found[row].all_left_alone(SHALLOW)
+        return found
+
+    @property
+    def _ablates_nothing(self) -> bool:
+        config = self.config
+        chosen = config.method == "ablation" and config.ablate != "given"
+        return chosen and config.first_layer >= self.host.shape[0]
+
+    def check_sum(self, expected: int, beams: bool) -> None:
+        """Every step must be accounted for.
+
+        Args:
+            expected: steps of the answer so far; a search with beams may have gone on behind it.
+
+        Raises:
+            SteeringError: it is not.
+        """
+        if self.ledger is None or not any(self.prompt.grids):
+            return
+        self.count_compiled()
+        # Drafts may have gone on behind the answer; its last token is never a query.
+        self.ledger.forget_from(self.ledger.start + expected)
+        passed = self.ledger.passed
+        if passed == expected or (beams and passed > expected):
+            return
+        raise SteeringError(
+            f"{expected + 1} tokens were generated, in {expected} steps; the patch saw {passed} "
+            f"(transformers {VERSION}): the answer was not, or not wholly, "
+            "steered. Something ran the model without the patch's hooks, such as code compiled "
+            "before vrga.patch(model) (torch.compile, model.compile()), or cut the cache: compile "
+            "after patching, generate without your own compilation, or run `vrga doctor`"
+        )
+
+
+class ForwardPass:
+    """One forward pass, as its attention layers see it.
+
+    Args:
+        run: whose prompt it is of; what: it is; inputs: of the multimodal model.
+
+    Attributes:
+        rows: tokens of each row; static: whether the cache has its full length from the start.
+        wants_cache: whether the pass was told to keep one.
+        layers: that have called attention.
+        head: output of the prompt that stood before drafts, or None.
+    """
+
+    def __init__(self, run: Run, what: Pass, inputs: ForwardInputs):
+        self.run, self.what, self.rows = run, what, inputs.width
+        # Kept, for layers that are computed again in a backward pass, when the run has gone on.
+        self._step = None if what.kind == "rest" else run.step
+        self._cache = inputs.cache
+        self.injected = False
+        self.static = inputs.cache is not None and inputs.cache.static
+        self.wants_cache = inputs.named.get("use_cache") is True
+        self.layers = 0
+        self.head: object | None = None
+        self._biased: dict[int, tuple[Tensor, bool]] = {}
+
+    def looks_for_bias(self, call: AttentionCall) -> bool:
+        """See `Run.looks_for_bias`; once for each mask of the pass."""
+        return self._step is not None and self.run.looks_for_bias(call)
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        """Attention of one layer."""
+        self.layers += 1
+        self._check_keys(call)
+        if self._step is None:
+            return call.output()
+        return self._step.attend(call)
+
+    def is_of(self, cache: KeyCache | None) -> bool:
+        """Whether the text model's pass with this cache is the one that began, and not a later
+        one behind a pass that failed."""
+        mine = None if self._cache is None else self._cache.raw
+        return not self.injected and mine is (None if cache is None else cache.raw)
+
+    def _check_keys(self, call: AttentionCall) -> None:
+        """The number of keys must agree with our book-keeping.
+
+        Raises:
+            SteeringError: it does not.
+        """
+        seen = self.what.past + self.rows
+        if self.static:
+            agrees = call.keys >= seen if call.window is None else call.keys >= self.rows
+        elif call.window is None:
+            agrees = call.keys == seen
+        else:  # a sliding window's cache keeps the last keys alone; some versions one more
+            least = min(self.what.past, call.window - 1) + self.rows
+            agrees = least <= call.keys <= seen
+        if agrees:
+            return
+        kind = "a fresh prompt" if not self.what.past else f"a pass behind {self.what.past} keys"
+        raise SteeringError(
+            f"layer {call.layer} attends to {call.keys} keys in what is by its inputs {kind} of "
+            f"{self.rows} tokens (transformers {VERSION}): keys come from a "
+            "cache that the patch cannot see, or were evicted or put in by something else, so "
+            "that it is not known where the image's tokens stand: hand the cache to the model as "
+            f"{self.run.host.cache_name}=..., use a cache that keeps all keys, or switch the patch "
+            "off (patch.enabled = False)"
+        )
+
+    def check_cache(self, cache: KeyCache | None) -> None:
+        """A cache that was asked for must have been kept.
+
+        Raises:
+            SteeringError: it was not.
+        """
+        if self.wants_cache and cache is None:
+            raise SteeringError(
+                "use_cache=True was asked for, and the model returned no cache, so that the next "
+                "token cannot be a step: gradient checkpointing in train mode drops it; call "
+                "model.eval(), or model.gradient_checkpointing_disable()"
+            )
+
+    def check_layers(self) -> None:
+        """All layers must have called attention with what the pass brought.
+
+        Raises:
+            SteeringError: some have not.
+        """
+        wanted = self.run.host.shape[0]
+        if self.layers != wanted:
+            raise SteeringError(
+                f"only {self.layers} of the model's {wanted} layers called the attention function "
+                f"with vrga's keyword argument (transformers {VERSION}): the others would not be "
+                "steered. Code compiled before the patch, or a layer replaced by "
+                "another library, does that: undo it, or vrga.unpatch(model)"
+            )
