@@ -307,7 +307,7 @@ class VRGAConfig:
 
         name = str(where)
         where = ALIASES.get(name.lower(), where)
-        path = Path(where)
+        path: Path | None = Path(where)
         if not name or not os.path.lexists(path):
             local = isinstance(where, Path) or name.startswith((".", "/", "~"))
             if local or str(where).count("/") != 1:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torch import nn
 
 from vrga.config import VRGAConfig
+from vrga.foreign import Model, Processor, Tokenizer
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.families import FAMILIES, unwrapped
 from vrga.hf.files import embedded
@@ -114,8 +114,8 @@ class Answer:
 
 
 def ask(
-    model: nn.Module | Pipeline,
-    processor: object | None,
+    model: Model | Pipeline,
+    processor: Processor | None,
     images: Picture | Sequence[Picture],
     question: str,
     config: VRGAConfig | str | None = None,
@@ -179,7 +179,7 @@ def check_question(question: object) -> None:
         raise ValueError(f"the question {question!r} is empty: say what to ask about the image")
 
 
-def foreign(model: nn.Module, images: list[Image.Image]) -> str | None:
+def foreign(model: Model, images: list[Image.Image]) -> str | None:
     """What to know where the embedded model is shown other pictures than its own, else None."""
     if checkpoint_of(unwrapped(model))[0] != str(embedded()):
         return None
@@ -197,8 +197,8 @@ def foreign(model: nn.Module, images: list[Image.Image]) -> str | None:
 
 
 def inputs_of(
-    model: nn.Module,
-    processor: object,
+    model: Model,
+    processor: Processor,
     images: list[Image.Image],
     question: str,
     *,
@@ -254,7 +254,7 @@ def recorded(
 
 
 def generated(
-    model: nn.Module,
+    model: Model,
     processor,
     inputs: Mapping,
     max_new_tokens: int,
@@ -281,7 +281,7 @@ def unsteered_config(config: VRGAConfig | None) -> VRGAConfig:
 
 @contextmanager
 def _patched(
-    model: nn.Module, config: VRGAConfig | str | None, tokenizer: object
+    model: Model, config: VRGAConfig | str | None, tokenizer: Tokenizer
 ) -> Iterator[Patch]:
     """The model's own patch, whose config is put back at the end, or one for the time being."""
     found = patch_of(model)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from torch import nn
 from transformers import CompileConfig
 
 import vrga
 from vrga.checkup.compare import HALF, Comparison, distance, same
 from vrga.checkup.trial import Fault, Found, Skipped, Trial, first_line
 from vrga.config import VRGAConfig
+from vrga.foreign import Model
 from vrga.hf.backends import backend_of, backends_of, known_backends, set_backend
 
 STATIC = VRGAConfig.sparing()  # steers strongly: what is off shows
@@ -225,7 +225,7 @@ class Examination(Comparison):
         return same(self.generate(self.one)[1], own), ""
 
 
-def traces(model: nn.Module) -> list:
+def traces(model: Model) -> list:
     """Everything that a patch could leave behind."""
     return [
         *backends_of(model),

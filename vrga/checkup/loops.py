@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vrga.config import VRGAConfig
+from vrga.foreign import Model
 from vrga.hf.backends import backend_of, register_backend, set_backend
 
 NAME = "vrga_plain_loops"
@@ -241,7 +242,7 @@ class Loops:
         copied: whether it is one.
     """
 
-    def __init__(self, model: nn.Module, copied: bool = True):
+    def __init__(self, model: Model, copied: bool = True):
         self.model, self.copied = model, copied
 
     @property

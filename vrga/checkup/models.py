@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import vrga
 from vrga.checkup.loops import Loops, Picture, Row
+from vrga.foreign import Model
 from vrga.hf.backends import set_backend
 from vrga.hf.families import family_of
 from vrga.hf.inputs import TYPES
@@ -47,7 +48,7 @@ class Subject:
     """
 
     name: str
-    model: nn.Module
+    model: Model
     loops: Loops
     batch: dict[str, Tensor]
     rows: list[Row]
@@ -235,7 +236,7 @@ def checkpoint(name: str, device: torch.device) -> Subject:
     return Subject(str(name), model, loops, batch, rows, sorted(vision))
 
 
-def _inputs(model: nn.Module, processor, questions: list[str], images: list) -> dict[str, Tensor]:
+def _inputs(model: Model, processor, questions: list[str], images: list) -> dict[str, Tensor]:
     """The processor's inputs for questions, each about its image; padded on the left."""
     shown = [{"type": "image"}] if images else []
     chats = [

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from vrga.closer.zoom import Box, Crop, Decision, Zoom, crops_around, decide, find_spots
 from vrga.config import VRGAConfig
+from vrga.foreign import Cache, Model
 from vrga.hf.cache import cache_in
 from vrga.hf.families import unwrapped
 from vrga.hf.looking import (
@@ -110,7 +111,7 @@ class Closer:
 
 
 def look_closer(
-    model: nn.Module,
+    model: Model,
     processor,
     images: Image.Image | str | Path | Sequence[Image.Image | str | Path],
     question: str,
@@ -300,7 +301,7 @@ class _Look:
         )  # fmt: skip
 
     def _second(
-        self, steered: Patch, first: dict, second: dict, cache: object
+        self, steered: Patch, first: dict, second: dict, cache: Cache
     ) -> tuple[Tensor, int, Trace | None]:
         """The second answer's tokens [1, T], how many of its prompt's were reused, its trace."""
         start = common_start(first["input_ids"], second["input_ids"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -116,7 +116,7 @@ def zoom_with(zoom: Zoom, given: Sequence[str]) -> Zoom:
         ValueError: another form, an unknown field, or a value that is none of the field's.
     """
     kinds = {field.name: field.default for field in fields(Zoom)}
-    changed: dict[str, object] = {}
+    changed: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or name not in kinds:

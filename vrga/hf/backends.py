@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from vrga.foreign import Model
 
-def backend_of(model: nn.Module) -> str:
+
+def backend_of(model: Model) -> str:
     """The name of the text model's attention backend."""
     return model.config.get_text_config()._attn_implementation
 
 
-def backends_of(model: nn.Module) -> list[str | None]:
+def backends_of(model: Model) -> list[str | None]:
     """The backend in the config of every module that has one."""
     configs = [module.config for module in model.modules() if hasattr(module, "config")]
     return [getattr(config, "_attn_implementation", None) for config in configs]
 
 
-def set_backend(model: nn.Module, name: str, *, everywhere: bool = False) -> None:
+def set_backend(model: Model, name: str, *, everywhere: bool = False) -> None:
     """Make the text model's attention, or with `everywhere` all of it, run on another backend."""
     model.set_attn_implementation(name if everywhere else {"text_config": name})
 

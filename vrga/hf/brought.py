@@ -8,8 +8,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vrga.config import FILE, PRESETS, VRGAConfig, check_fields, read_file
+from vrga.foreign import Model
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Chosen:
 
 def choose(
     config: VRGAConfig | str | None,
-    fields: Mapping[str, object],
+    fields: Mapping[str, Any],
     where: str | Path | None,
     commit: str | None = None,
     *,
@@ -76,7 +78,7 @@ def choose(
     return Chosen(own, f"{FILE} of the checkpoint", path, names)
 
 
-def checkpoint_of(model: object) -> tuple[str, str | None]:
+def checkpoint_of(model: Model) -> tuple[str, str | None]:
     """Folder or hub id that a model was loaded from, "" for none; and of a hub id the commit."""
     commit = getattr(getattr(model, "config", None), "_commit_hash", None)
     return str(getattr(model, "name_or_path", "") or ""), commit

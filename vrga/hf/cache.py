@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
+from vrga.foreign import ModelOutput
+
 # What versions call the cache, among a model's inputs and in its output; the newest first.
 NAMES = ("cache", "past_key_values")
 _RUN = "_vrga_run"  # where a cache keeps what it belongs to
@@ -29,7 +31,7 @@ class KeyCache:
         ValueError: anything else, such as the tuples of older versions.
     """
 
-    def __init__(self, cache: object):
+    def __init__(self, cache: Cache):
         if not isinstance(cache, Cache):
             raise ValueError(
                 f"the key cache is a {type(cache).__name__}; a patched model takes a "
@@ -38,7 +40,7 @@ class KeyCache:
         self._cache = cache
 
     @staticmethod
-    def run_of(cache: object) -> Any | None:
+    def run_of(cache: Cache) -> Any | None:
         """What a raw cache belongs to, without a check; for compiled steps."""
         mark = getattr(cache, _RUN, None)
         return None if mark is None else mark.run
@@ -115,7 +117,7 @@ def cache_among(inputs: dict) -> object | None:
     return next((inputs[name] for name in NAMES if inputs.get(name) is not None), None)
 
 
-def cache_in(output: object) -> object | None:
+def cache_in(output: ModelOutput) -> object | None:
     """The raw cache in a model's output.
 
     Raises:

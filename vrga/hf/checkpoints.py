@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vrga.foreign import Model, Tokenizer
 from vrga.hf.brought import fetch_file
 from vrga.hf.families import FAMILIES
 from vrga.hf.files import (
@@ -95,7 +96,7 @@ def _config(where: str | Path):
         raise ValueError(f"config.json of {where} makes no model: {_first_line(error)}") from error
 
 
-def check_finite(where: object, model: nn.Module) -> None:
+def check_finite(where: object, model: Model) -> None:
     """Refuse weights with NaN or infinity, which answer with noise.
 
     One pass over the weights, without a copy of any; those that are not in memory yet are left
@@ -115,8 +116,8 @@ def check_finite(where: object, model: nn.Module) -> None:
             checked.setdefault(tensor.device, []).append((name, sound))
     bad = []
     for found in checked.values():  # one wait for each device
-        sound = torch.stack([flag for _, flag in found]).tolist()
-        bad += [name for (name, _), ok in zip(found, sound, strict=True) if not ok]
+        finite = torch.stack([flag for _, flag in found]).tolist()
+        bad += [name for (name, _), ok in zip(found, finite, strict=True) if not ok]
     if bad:
         raise ValueError(
             f"the checkpoint {where} has NaN or infinity in {len(bad)} tensors, among them "
@@ -175,7 +176,7 @@ def load_processor(where: str | Path) -> object:
     return image_only_processor_class(family.processor)(images, tokenizer, chat_template=template)
 
 
-def load_tokenizer(model: nn.Module) -> object:
+def load_tokenizer(model: Model) -> object:
     """The tokenizer saved beside a model's weights.
 
     Raises:
@@ -201,7 +202,7 @@ TOKENIZER_FILES = (
 )
 
 
-def tokenizer_beside(model: nn.Module) -> object | None:
+def tokenizer_beside(model: Model) -> object | None:
     """The tokenizer saved beside a model's weights; None where there is none that can be loaded."""
     from transformers import AutoTokenizer
 
@@ -217,7 +218,7 @@ def tokenizer_beside(model: nn.Module) -> object | None:
         return None
 
 
-def template_beside(model: nn.Module, tokenizer: object) -> str | None:
+def template_beside(model: Model, tokenizer: Tokenizer) -> str | None:
     """The chat template of a tokenizer, or one saved beside the model's weights."""
     template = getattr(tokenizer, "chat_template", None)
     if template is None and model.name_or_path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vrga.foreign import Config, Model
 from vrga.hf.layouts import (
     Layout,
     any_resolution,
@@ -65,21 +66,21 @@ class Family:
     header: int = 8  # "\n<|im_start|>assistant\n", and an empty block of thoughts
     unlisted: int = 0
 
-    def modules(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    def modules(self, model: Model) -> tuple[nn.Module, nn.Module]:
         """The multimodal model and its text model."""
         outer = model.get_submodule(self.outer)
         return outer, outer.get_submodule(self.text)
 
 
-def _tiled(side: Callable[[object], float], title: str, **more) -> Family:
+def _tiled(side: Callable[[Config], float], title: str, **more) -> Family:
     return Family(layout=tiles(side), inputs=(), title=title, **more)
 
 
-def _shuffled(config: object) -> float:
+def _shuffled(config: Config) -> float:
     return patches_per_side(config.vision_config) / config.scale_factor
 
 
-def _of_square(config: object) -> float:
+def _of_square(config: Config) -> float:
     """InternVL's tokens along a side; its tiles are square.
 
     Raises:
@@ -114,12 +115,12 @@ FAMILIES = {
 }
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: Model) -> nn.Module:
     """The transformers model inside a PEFT one; any other model as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def family_of(model: nn.Module) -> Family:
+def family_of(model: Model) -> Family:
     """The family of a model.
 
     Raises:

@@ -174,7 +174,8 @@ def hub_file(name: str, file: str) -> Path | None:
     try:
         return Path(cached_file(name, file))
     except OSError as error:
-        cause, told = error, (str(error).strip() or type(error).__name__).splitlines()[0]
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause: BaseException | None = error
         while cause is not None:
             missing = isinstance(cause, EntryNotFoundError)
             if missing and not isinstance(cause, LocalEntryNotFoundError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def read_prompt(
     attention_mask: Tensor | None,
     token_types: Tensor | None,
     *,
-    cells: dict[int, Iterable[Cells]] | None,
+    cells: Mapping[int, Iterable[Cells]] | None,
     positions: Tensor | None,
     image_token: int | None,
     video_token: int | None,
@@ -68,7 +68,7 @@ def read_prompt(
 
 
 def _grids_in_order(
-    kinds: Tensor, cells: dict[int, Iterable[Cells]], named: tuple[str, ...]
+    kinds: Tensor, cells: Mapping[int, Iterable[Cells]], named: tuple[str, ...]
 ) -> list[list[Grid]]:
     """Give each row's image and video tokens the next of the cells, which come in row order."""
     source = " and ".join(named) or "the model's number of tokens per image"

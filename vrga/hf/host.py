@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from vrga.foreign import Config, Model, ModelOutput
 from vrga.hf import attention
 from vrga.hf.cache import NAMES, KeyCache, cache_among, cache_in
 from vrga.hf.families import family_of, unwrapped
@@ -118,13 +119,13 @@ class Host:
         ValueError: an unsupported model; or a name that this version has not, and the version.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         if hasattr(model, "_orig_mod"):
             raise ValueError(f"the model is wrapped by torch.compile, {WRAPPED}")
-        self.model = unwrapped(model)
+        self.model: Model = unwrapped(model)
         self.family = family_of(self.model)
-        self.outer = self._part(self.model, self.family.outer)
-        self.text = self._part(self.outer, self.family.text)
+        self.outer: Model = self._part(self.model, self.family.outer)
+        self.text: Model = self._part(self.outer, self.family.text)
         self.parameters = list(_parameters(self.outer))
         self.cache_name = self._cache_name()
         self._needs_types = TYPES in self.parameters
@@ -137,9 +138,9 @@ class Host:
         self.backend = config._attn_implementation
         self._registered: str | None = None
         self._handles: list = []
-        self._own: dict[str, object] = {}  # what stood on the model in place of its methods
+        self._own: dict[str, Any] = {}  # what stood on the model in place of its methods
         self._replaced: dict[str, object] = {}
-        self._compiled: list[tuple[nn.Module, str, object]] = []
+        self._compiled: list[tuple[nn.Module, str, Any]] = []
 
     # --- what it is called ---
 
@@ -265,13 +266,13 @@ class Host:
         """The inputs of a pass for some of its tokens, behind `past` keys."""
         return columns(inputs.named, chosen, inputs.width, past)
 
-    def behind(self, inputs: ForwardInputs, chosen: slice, past: int, output: object) -> dict:
+    def behind(self, inputs: ForwardInputs, chosen: slice, past: int, output: ModelOutput) -> dict:
         """The same, for tokens that follow a pass which gave `output`."""
         rest = self.cut(inputs, chosen, past)
         rest = {k: v for k, v in rest.items() if not k.startswith(MEDIA) and k not in NAMES}
         return rest | {self.cache_name: cache_in(output)}
 
-    def cache_of(self, output: object) -> KeyCache | None:
+    def cache_of(self, output: ModelOutput) -> KeyCache | None:
         """The key cache in the text model's output; None where the pass was told to keep none."""
         raw = cache_in(output)
         return None if raw is None else KeyCache(raw)
@@ -282,12 +283,12 @@ class Host:
         raw = cache_among(kwargs)
         return None if raw is None else KeyCache(raw)
 
-    def run_in(self, kwargs: dict) -> object | None:
+    def run_in(self, kwargs: dict) -> Any | None:
         """What the cache among a pass's inputs belongs to; for compiled steps."""
         return KeyCache.run_of(cache_among(kwargs))
 
     @staticmethod
-    def join(head: object, rest: object) -> object:
+    def join(head: ModelOutput, rest: ModelOutput) -> ModelOutput:
         """The multimodal model's output of two passes put together, as of one."""
         rest.last_hidden_state = torch.cat([head.last_hidden_state, rest.last_hidden_state], 1)
         if rest.hidden_states is not None:
@@ -496,7 +497,7 @@ def _bound(function: Callable, owner: object, args: tuple, kwargs: dict) -> dict
     return found
 
 
-def _check_options(config: object, named: dict) -> None:
+def _check_options(config: Config, named: dict) -> None:
     """Refuse what leaves nothing to steer, or what steering would get wrong."""
     if config.use_cache is False:
         raise ValueError(

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from vrga.foreign import Config
 
 IMAGES, VIDEOS = 1, 2
 
@@ -48,10 +50,10 @@ class Cells:
         return self.tokens + (self.h - 1) * self.breaks
 
 
-Layout = Callable[[object, dict], dict[int, Iterable[Cells]] | None]
+Layout = Callable[[Config, dict], Mapping[int, Iterable[Cells]] | None]
 
 
-def by_patches(config: object, inputs: dict) -> dict[int, list[Cells]] | None:
+def by_patches(config: Config, inputs: dict) -> dict[int, list[Cells]] | None:
     """image_grid_thw and video_grid_thw: patches in time, height and width (Qwen-VL)."""
     names = {IMAGES: "image_grid_thw", VIDEOS: "video_grid_thw"}
     given = {kind: inputs.get(name) for kind, name in names.items()}
@@ -66,14 +68,14 @@ def by_patches(config: object, inputs: dict) -> dict[int, list[Cells]] | None:
     return {kind: cells(grids) for kind, grids in given.items()}
 
 
-def tiles(side: Callable[[object], float]) -> Layout:
+def tiles(side: Callable[[Config], float]) -> Layout:
     """Images, tiles of images, or frames that are all of one size.
 
     Args:
         side: tokens along each side, from the config.
     """
 
-    def layout(config: object, inputs: dict) -> dict[int, Iterable[Cells]]:
+    def layout(config: Config, inputs: dict) -> dict[int, Iterable[Cells]]:
         count = side(config)
         if count != int(count):
             raise ValueError(
@@ -85,7 +87,7 @@ def tiles(side: Callable[[object], float]) -> Layout:
     return layout
 
 
-def patches_per_side(vision: object) -> int:
+def patches_per_side(vision: Config) -> int:
     """Patches along the side of the square images that a vision tower takes."""
     size, patch = (
         value[0] if isinstance(value, (list, tuple)) else value
@@ -98,7 +100,7 @@ def patches_per_side(vision: object) -> int:
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 
 
-def selected_patches(config: object, inputs: dict) -> dict[int, Iterable[Cells]]:
+def selected_patches(config: Config, inputs: dict) -> dict[int, Iterable[Cells]]:
     """LLaVA: square images of a fixed size, or Pixtral's of any, by its vision tower.
 
     Raises:
@@ -126,7 +128,7 @@ def selected_patches(config: object, inputs: dict) -> dict[int, Iterable[Cells]]
     return {IMAGES: itertools.repeat(one), VIDEOS: itertools.repeat(one)}
 
 
-def any_resolution(config: object, inputs: dict) -> dict[int, Iterable[Cells]]:
+def any_resolution(config: Config, inputs: dict) -> dict[int, Iterable[Cells]]:
     """LLaVA-OneVision: an overview of each image, then its tiles put together, row by row.
 
     The tiles' padding is cut off and large images are scaled down, as the model does it; each of
@@ -153,7 +155,7 @@ def any_resolution(config: object, inputs: dict) -> dict[int, Iterable[Cells]]:
     return found | {IMAGES: images}
 
 
-def _unpadded(size: list[int], side: int, config: object) -> tuple[int, int]:
+def _unpadded(size: list[int], side: int, config: Config) -> tuple[int, int]:
     """Rows and columns of an image's tiles without padding, in tokens; `size` is in pixels."""
     from transformers.image_processing_utils import select_best_resolution
 

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from vrga.foreign import Cache, Model
 from vrga.hf.cache import NAMES
 from vrga.hf.families import family_of
 from vrga.hf.inputs import PIXELS
 from vrga.hf.layouts import by_patches
 
 
-def check_pictures(model: nn.Module, processor) -> None:
+def check_pictures(model: Model, processor) -> None:
     """Refuse models whose processor does more to a picture than shrink it.
 
     Raises:
@@ -78,13 +79,13 @@ def as_seen(processor, image: Image.Image, size: tuple[int, int]) -> Image.Image
     return image.resize(size, Image.Resampling(int(processor.image_processor.resample)))
 
 
-def plain_cache(cache: object) -> bool:
+def plain_cache(cache: Cache) -> bool:
     """Whether a cache can be cut: keys alone, of every token, growing as they come."""
     layers = getattr(cache, "layers", ())
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def cut(cache: object, length: int) -> None:
+def cut(cache: Cache, length: int) -> None:
     """Keep the first `length` keys of a plain cache.
 
     By hand: what `crop` counts, keys kept or keys removed, differs between versions.
@@ -101,7 +102,7 @@ def common_start(first: Tensor, second: Tensor) -> int:
 
 
 def answer_on(
-    model: nn.Module, inputs: dict[str, Tensor], cache: object, start: int, max_new_tokens: int
+    model: Model, inputs: dict[str, Tensor], cache: Cache, start: int, max_new_tokens: int
 ) -> Tensor:
     """Greedy answer to a prompt of which the first `start` tokens are in the cache.
 

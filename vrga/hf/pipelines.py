@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from vrga.foreign import Model, Processor, Tokenizer
+
 if TYPE_CHECKING:
     from transformers import Pipeline as Pipeline
 
 
-def parts_of(model: nn.Module | Pipeline) -> tuple[nn.Module, object | None, object | None]:
+def parts_of(model: Model | Pipeline) -> tuple[Model, Processor | None, Tokenizer | None]:
     """A model, and the processor and the tokenizer of a pipeline that stands in its place."""
     inner = None if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(inner, nn.Module):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vrga.foreign import Tokenizer
 from vrga.hf.checkpoints import load_tokenizer, template_beside, tokenizer_beside
 from vrga.hf.grids import read_prompt
 from vrga.hf.host import ForwardInputs, Host
@@ -62,7 +63,7 @@ class PromptReader:
             loads the model's own on first use.
     """
 
-    def __init__(self, host: Host, tokenizer: object | None):
+    def __init__(self, host: Host, tokenizer: Tokenizer | None):
         self.host = host
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         self._template = getattr(tokenizer, "chat_template", None)
@@ -273,7 +274,7 @@ class PromptReader:
                 self._template = None  # it tells nothing
         return self._marks
 
-    def _found(self) -> object | None:
+    def _found(self) -> Tokenizer | None:
         """The tokenizer given, or the one beside the model's weights; None where there is none."""
         if not self._looked:
             self._looked = True
@@ -289,12 +290,12 @@ class PromptReader:
         return self._found() is not None
 
     @property
-    def known_tokenizer(self) -> object | None:
+    def known_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None."""
         return self._found()
 
     @property
-    def tokenizer(self) -> object:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer given, or the model's own."""
         if self._found() is None:
             self._tokenizer = load_tokenizer(self.host.model)  # which says what is missing

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vrga.foreign import Tokenizer
+
 OPEN, CLOSE = b"<back>", b"</back>"
 # How much of a tag has been read: one state per beginning of either tag.
 PREFIXES = sorted({tag[:n] for tag in (OPEN, CLOSE) for n in range(len(tag))}, key=len)
@@ -41,7 +43,7 @@ class TagTable:
         return self._placed[device]
 
 
-def tag_table(tokenizer: object, size: int) -> TagTable:
+def tag_table(tokenizer: Tokenizer, size: int) -> TagTable:
     """The table of a tokenizer's vocabulary, computed once.
 
     Args:
@@ -53,7 +55,7 @@ def tag_table(tokenizer: object, size: int) -> TagTable:
     return tables[size]
 
 
-def token_bytes(tokenizer: object, size: int) -> list[bytes]:
+def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
     """The bytes that each token id adds to the text."""
     special = {str(token) for token in getattr(tokenizer, "added_tokens_encoder", {})}
     known = min(size, len(tokenizer))
