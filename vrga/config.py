@@ -307,8 +307,9 @@ class VRGAConfig:
 
         name = str(where)
         where = ALIASES.get(name.lower(), where)
-        path: Path | None = Path(where)
-        if not name or not os.path.lexists(path):
+        given = Path(where)
+        path: Path | None = given
+        if not name or not os.path.lexists(given):
             local = isinstance(where, Path) or name.startswith((".", "/", "~"))
             if local or str(where).count("/") != 1:
                 raise FileNotFoundError(
@@ -318,8 +319,8 @@ class VRGAConfig:
             from vrga.hf.files import hub_file
 
             path = hub_file(str(where), FILE)
-        elif path.is_dir():
-            path = path / FILE if os.path.lexists(path / FILE) else None
+        elif given.is_dir():
+            path = given / FILE if os.path.lexists(given / FILE) else None
         if path is None:
             raise FileNotFoundError(
                 f"{where} brings no {FILE}: vrga.patch(model) steers with VRGAConfig() then; "
@@ -396,7 +397,7 @@ def _number(name: str, value: object) -> int | float:
         try:
             value = int(value) if isinstance(value, numbers.Integral) else float(value)
         except OverflowError:  # a fraction
-            value = math.inf if value > 0 else -math.inf
+            value = -math.inf if value < 0 else math.inf
     low, high = RANGES[name]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value!r} must be finite: from {low:.8g} to {high:.8g}")

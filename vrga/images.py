@@ -44,9 +44,11 @@ def read_image(source: str | Path | bytes | Mapping | Image.Image) -> Image.Imag
     """
     if isinstance(source, Mapping):
         stored, name = source.get("bytes"), source.get("path")
-        if not stored and not name:
+        if stored:
+            return _read(stored, name or "(bytes)")
+        if not name:
             raise ValueError("an image has neither bytes nor a path")
-        return _read(stored, name or "(bytes)") if stored else read_image(name)
+        return read_image(name)
     if isinstance(source, Image.Image):
         return _read(source, getattr(source, "filename", "") or "(of Pillow)")
     if isinstance(source, (bytes, bytearray, memoryview)):

@@ -153,7 +153,7 @@ def ask(
         raise ValueError(f"max_new_tokens={max_new_tokens!r} is not a whole number")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be ≥ 1")
-    listed = list(images) if isinstance(images, (list, tuple)) else [images]
+    listed: list = list(images) if isinstance(images, (list, tuple)) else [images]
     if not listed:
         raise ValueError("no image is given: VRGA steers to a region of an image")
     shown = [read_image(image) for image in listed]
@@ -161,16 +161,19 @@ def ask(
     if told is not None:
         warnings.warn(told, stacklevel=2)
     inputs = inputs_of(model, processor, shown, question)
-    unsteered = (None, None)
+    assert processor is not None  # `inputs_of` refuses it
+    base_text: str | None = None
+    base_trace: Trace | None = None
     with _patched(model, config, processor.tokenizer) as steered:
         chosen = steered.config
         if base:
             with _unsteered(steered):
-                found = recorded(steered, processor, inputs, shown, max_new_tokens)
-                unsteered = found[0], found[2]
+                base_text, _, base_trace = recorded(
+                    steered, processor, inputs, shown, max_new_tokens
+                )
         text, region, trace = recorded(steered, processor, inputs, shown, max_new_tokens)
         steps = steered.steps[0]
-    return Answer(text, unsteered[0], region, steps, trace, question, shown, chosen, unsteered[1])
+    return Answer(text, base_text, region, steps, trace, question, shown, chosen, base_trace)
 
 
 def check_question(question: object) -> None:

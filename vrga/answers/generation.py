@@ -115,6 +115,7 @@ def answer_closer(
     )  # fmt: skip
     if trace is None:
         return found, images, {}
+    assert found.trace is not None  # it was recorded
     failed = _unsaved(trace, closer=found.trace)
     trace.mkdir(parents=True, exist_ok=True)
     (trace / "closer.json").write_text(json.dumps(found.numbers(), indent=1) + "\n", "utf-8")

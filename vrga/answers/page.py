@@ -95,7 +95,7 @@ def marked_words(first: str, second: str) -> tuple[str, str]:
     """Two texts as HTML, each with the words marked that the other does not have there."""
     words = [re.findall(r"\s+|\S+", text) for text in (first, second)]
     found: tuple[list[str], list[str]] = ([], [])
-    matcher = difflib.SequenceMatcher(None, *words, autojunk=False)
+    matcher = difflib.SequenceMatcher(None, words[0], words[1], autojunk=False)
     for kind, *ends in matcher.get_opcodes():
         for side, (start, end) in enumerate((ends[:2], ends[2:])):
             text = escape("".join(words[side][start:end]))

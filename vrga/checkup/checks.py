@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 from transformers import CompileConfig
@@ -167,7 +168,7 @@ class Examination(Comparison):
         ]  # fmt: skip
         advice = "Load the model with another attention backend"
         return [
-            Trial(f"attention backend {name}", lambda name=name: self.backend(name), advice)
+            Trial(f"attention backend {name}", functools.partial(self.backend, name), advice)
             for name in sorted(dict.fromkeys(names))
         ]
 

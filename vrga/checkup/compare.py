@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ class Comparison:
             name: value.to(subject.device) for name, value in subject.rows[0].inputs.items()
         }
         self._kept: dict[tuple, Tensor] = {}
-        self._attention: dict[int, tuple] = {}
+        self._attention: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def generate(self, inputs: dict[str, Tensor], **options) -> tuple[Tensor, Tensor]:
         """Greedy generation that never stops early: new tokens [B, T] and logits [B, T, V].
@@ -166,12 +167,13 @@ class Comparison:
                 )
             raise Fault(told, difference)
         elif asked.pictures and effect < 4 * rounding:
-            own = distance(self.loops(row, answer, config, self.look(row, config)), unsteered)
-            if own >= 4 * rounding:
+            by_loops = self.loops(row, answer, config, self.look(row, config))
+            wanted_effect = distance(by_loops, unsteered)
+            if wanted_effect >= 4 * rounding:
                 raise Fault(
                     f"row {row}: steering to the region that the patch tells of changes nothing, "
-                    f"to that of the loops it changes the logits by {own:.1e}",
-                    own,
+                    f"to that of the loops it changes the logits by {wanted_effect:.1e}",
+                    wanted_effect,
                 )
             raise Skipped(
                 f"with this prompt, steering changes the logits by {effect:.1e}, which cannot be "

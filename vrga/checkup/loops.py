@@ -218,7 +218,9 @@ class _Pass:
         """Phase 2: multiply attention to T by the gain and renormalise; `a` [S] in place."""
         if self.look is None or not self.look.region:
             return
-        if self.config.gate == "static":
+        config = self.config
+        assert config is not None  # it comes with a look
+        if config.gate == "static":
             is_open = (layer, head) in self.look.visual
         else:
             image = [p for picture in self.row.pictures for p in picture.positions]
@@ -227,10 +229,10 @@ class _Pass:
                 return
             focus = on_image.mean() / (a.sum() / visible.sum())
             mass_entropy = -torch.xlogy(on_image, on_image).sum()
-            is_open = focus > self.config.gate_focus
-            is_open = is_open and focus > self.config.gate_entropy * mass_entropy
+            is_open = bool(focus > config.gate_focus)
+            is_open = is_open and bool(focus > config.gate_entropy * mass_entropy)
         if is_open:
-            a[sorted(self.look.region)] *= self.config.gain
+            a[sorted(self.look.region)] *= config.gain
             a /= a.sum()
 
 
@@ -282,7 +284,7 @@ class Loops:
         register_backend(NAME, this.attend, masks_of="eager")
         own = backend_of(self.model)
         multimodal = getattr(self.model, "model", None)
-        if hasattr(multimodal, "rope_deltas"):
+        if multimodal is not None and hasattr(multimodal, "rope_deltas"):
             multimodal.rope_deltas = None  # of the prompt before
         set_backend(self.model, NAME)
         try:

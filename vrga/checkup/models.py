@@ -124,7 +124,7 @@ def _internvl() -> nn.Module:
 
 
 # Families that a tiny random model can be made of, by model_type.
-TINY: dict[str, Callable[[], nn.Module]] = {
+TINY: dict[str, Callable[[], Model]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen2_vl": _qwen2_vl,
     "qwen3_vl": _qwen3_vl,
@@ -231,8 +231,7 @@ def checkpoint(name: str, device: torch.device) -> Subject:
     rows.append(Row(_inputs(model, processor, ["What color is the sky?"], []), [], 0))
     small = sum(parameter.numel() for parameter in model.parameters()) <= COPIED
     loops = Loops(copy.deepcopy(model).double() if small else model, copied=small)
-    names = family_of(model).vision_tokens
-    vision = {getattr(model.config, name, None) for name in names} - {None}
+    vision = family_of(model).vision_ids(model.config)
     return Subject(str(name), model, loops, batch, rows, sorted(vision))
 
 

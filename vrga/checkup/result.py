@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -83,7 +83,7 @@ class Checkup:
                 _figure(check.figure),
                 f"{check.seconds:.1f}",
             )
-        told = [Text(versions), Text(self.subject), table]
+        told: list[RenderableType] = [Text(versions), Text(self.subject), table]
         notes: dict[tuple[Status, str], list[str]] = {}  # one for all checks with the same one
         for check in self.checks:
             if check.status != "holds":

@@ -322,7 +322,8 @@ def _joined(
     chosen: list[tuple[int, Box, float]], sizes: Sequence[tuple[int, int]], zoom: Zoom
 ) -> list[tuple[int, Box, float]]:
     """Boxes of which those that overlap have become one, until none does."""
-    left, done = list(chosen), []
+    left = list(chosen)
+    done: list[tuple[int, Box, float]] = []
     while left:
         image, box, weight = left.pop(0)
         for other in left:
@@ -331,8 +332,8 @@ def _joined(
                 spans = [
                     [min(box[i], other[1][i]), max(box[i + 2], other[1][i + 2])] for i in (0, 1)
                 ]
-                wanted = [end - first for first, end in spans]
-                wanted = [max(one, max(wanted) / zoom.aspect) for one in wanted]
+                longest = max(end - first for first, end in spans)
+                wanted = [max(end - first, longest / zoom.aspect) for first, end in spans]
                 # Seen again by all: a larger box may overlap those that were done.
                 left += done + [(image, _placed(spans, wanted, sizes[image]), weight + other[2])]
                 done = []

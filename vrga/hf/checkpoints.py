@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
-from vrga.foreign import Model, Tokenizer
+from vrga.foreign import Config, Model, Processor, Tokenizer
 from vrga.hf.brought import fetch_file
 from vrga.hf.families import FAMILIES
 from vrga.hf.files import (
@@ -27,7 +27,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device_map: str | dict | None = None,
     attn_implementation: str | None = None,
-) -> tuple[nn.Module, object]:
+) -> tuple[Model, Processor]:
     """Load a checkpoint: the model in eval mode, and its processor.
 
     Args:
@@ -80,7 +80,7 @@ def load(
     return model.eval(), load_processor(where)
 
 
-def _config(where: str | Path):
+def _config(where: str | Path) -> Config:
     """The config of a checkpoint whose model_type is known.
 
     Raises:
@@ -142,7 +142,7 @@ def _check_tensors(where: str | Path, report: dict) -> None:
             )
 
 
-def load_processor(where: str | Path) -> object:
+def load_processor(where: str | Path) -> Processor:
     """The processor of a checkpoint; of the Qwen families for images alone without torchvision.
 
     Raises:
@@ -176,7 +176,7 @@ def load_processor(where: str | Path) -> object:
     return image_only_processor_class(family.processor)(images, tokenizer, chat_template=template)
 
 
-def load_tokenizer(model: Model) -> object:
+def load_tokenizer(model: Model) -> Tokenizer:
     """The tokenizer saved beside a model's weights.
 
     Raises:
@@ -202,7 +202,7 @@ TOKENIZER_FILES = (
 )
 
 
-def tokenizer_beside(model: Model) -> object | None:
+def tokenizer_beside(model: Model) -> Tokenizer | None:
     """The tokenizer saved beside a model's weights; None where there is none that can be loaded."""
     from transformers import AutoTokenizer
 
@@ -229,7 +229,7 @@ def template_beside(model: Model, tokenizer: Tokenizer) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def image_processor_class() -> type:
+def image_processor_class() -> type[Any]:
     """The image processor that works on PIL images; transformers 4 and 5 name it differently."""
     try:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
@@ -243,11 +243,13 @@ def image_processor_class() -> type:
 
 
 @functools.cache
-def image_only_processor_class(base: str = "Qwen2_5_VLProcessor") -> type:
+def image_only_processor_class(base: str = "Qwen2_5_VLProcessor") -> type[Any]:
     """A Qwen-VL processor class without its video half, which needs torchvision."""
     import transformers
 
-    class ImageOnlyProcessor(getattr(transformers, base)):
+    with_videos: Any = getattr(transformers, base)
+
+    class ImageOnlyProcessor(with_videos):
         """Images and text alone."""
 
         attributes = ["image_processor", "tokenizer"]  # read by transformers 4 alone

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
-
 from vrga.foreign import Config, Model
 from vrga.hf.layouts import (
     Layout,
@@ -66,10 +64,15 @@ class Family:
     header: int = 8  # "\n<|im_start|>assistant\n", and an empty block of thoughts
     unlisted: int = 0
 
-    def modules(self, model: Model) -> tuple[nn.Module, nn.Module]:
+    def modules(self, model: Model) -> tuple[Model, Model]:
         """The multimodal model and its text model."""
         outer = model.get_submodule(self.outer)
         return outer, outer.get_submodule(self.text)
+
+    def vision_ids(self, config: Config) -> set[int]:
+        """Ids of the tokens that are not text: image placeholders and the marks around them."""
+        found = [getattr(config, name, None) for name in self.vision_tokens]
+        return {token for token in found if token is not None}
 
 
 def _tiled(side: Callable[[Config], float], title: str, **more) -> Family:
@@ -115,7 +118,7 @@ FAMILIES = {
 }
 
 
-def unwrapped(model: Model) -> nn.Module:
+def unwrapped(model: Model) -> Model:
     """The transformers model inside a PEFT one; any other model as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -11,6 +11,7 @@ import importlib.resources
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, overload
 
 from vrga.lookback import ALIASES
 
@@ -30,6 +31,10 @@ def embedded(name: str | None = None) -> Path:
     return Path(str(importlib.resources.files("vrga"))).joinpath(*EMBEDDED[name])
 
 
+@overload
+def check_model(name: None) -> None: ...
+@overload
+def check_model(name: str | Path) -> str | Path: ...
 def check_model(name: str | Path | None) -> str | Path | None:
     """The folder or hub id that a name stands for; None, the embedded model, is None.
 
@@ -143,6 +148,10 @@ def check_index(path: Path, folder: Path | None) -> None:
         )
 
 
+@overload
+def checkpoint_file(where: str | Path, name: str, *, needed: Literal[True]) -> Path: ...
+@overload
+def checkpoint_file(where: str | Path, name: str, *, needed: bool = False) -> Path | None: ...
 def checkpoint_file(where: str | Path, name: str, *, needed: bool = False) -> Path | None:
     """A file of a checkpoint: of a folder, or from the hub or its cache; None for none.
 

@@ -65,7 +65,9 @@ class ForwardInputs:
     @property
     def tokens(self) -> Tensor:
         """The ids, or the embeddings where there are none."""
-        return self.embeds if self.ids is None else self.ids
+        found = self.embeds if self.ids is None else self.ids
+        assert found is not None  # `of` refuses inputs with neither
+        return found
 
     @property
     def rows(self) -> int:
@@ -150,7 +152,7 @@ class Host:
             "`vrga doctor`, and report what it prints"
         )
 
-    def _part(self, module: nn.Module, name: str) -> nn.Module:
+    def _part(self, module: Model, name: str) -> Model:
         try:
             found = module.get_submodule(name)
         except AttributeError:
@@ -237,8 +239,7 @@ class Host:
     @property
     def vision_tokens(self) -> set[int]:
         """Ids of image placeholders and the marks around them."""
-        config = self.model.config
-        return {getattr(config, name, None) for name in self.family.vision_tokens} - {None}
+        return self.family.vision_ids(self.model.config)
 
     # --- what a pass brings ---
 
@@ -378,7 +379,7 @@ class Host:
         ]
         self._replaced = {m: refusal(m) for m in self.family.refused if hasattr(self.model, m)}
         self._replaced["generate"] = generate
-        own = vars(self.model)
+        own = self.model.__dict__
         self._own = {name: own[name] for name in self._replaced if name in own}
         own.update(self._replaced)
 
@@ -387,7 +388,7 @@ class Host:
         for handle in self._handles:
             handle.remove()
         if self._handles:
-            own = vars(self.model)
+            own = self.model.__dict__
             for name in self._replaced:
                 own.pop(name, None)
             own.update(self._own)
@@ -465,13 +466,11 @@ def _parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
     named = [p for p in found.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if named:
         return {p.name: p for p in named}
-    found = inspect.signature(type(module).forward).parameters
-    return {
-        n: p for n, p in list(found.items())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    }
+    of_class = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    return {p.name: p for p in of_class if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
-def _ids(value: object) -> set[int]:
+def _ids(value: int | list[int] | tuple[int, ...] | Tensor | None) -> set[int]:
     """Token ids, of one, several, or a tensor of them; none for None."""
     if value is None:
         return set()

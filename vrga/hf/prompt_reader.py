@@ -132,7 +132,7 @@ class PromptReader:
         def read(start: int) -> Prompt:
             width = announced.width - start if whole else announced.width
             prompt = self.read(given.named, (given.rows, width), own_mask).repeated(rows)
-            return held.extend(prompt, start) if start else prompt
+            return prompt if held is None or not start else held.extend(prompt, start)
 
         start = 0 if held is None else past
         try:
@@ -214,7 +214,7 @@ class PromptReader:
         the chat template tells; None without ids or a tokenizer."""
         if prompt.ids is None or self._found() is None:
             return [None] * len(question)
-        marks, found = self.marks, []
+        marks, found = self.marks, list[str | None]()
         for ids, mask in zip(prompt.ids, question, strict=True):
             text = self._decode(ids[mask].tolist())
             if marks is not None and marks.opening:
@@ -263,8 +263,11 @@ class PromptReader:
     @property
     def marks(self) -> TurnMarks | None:
         """The marks of the chat template; None where there is none, or no tokenizer."""
-        if self._marks is None and self._found() is not None and self._template is not None:
-            tokenizer, template = self._tokenizer, self._template
+        if self._marks is not None:
+            return self._marks
+        tokenizer = self._found()  # which may find a template
+        template = self._template
+        if tokenizer is not None and template is not None:
             self._marks = TurnMarks.of(
                 lambda messages: tokenizer.apply_chat_template(
                     messages, chat_template=template, tokenize=False, add_generation_prompt=True

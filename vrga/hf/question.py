@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from vrga.hf.turns import TurnMarks
 from vrga.method.prompt import Prompt
 
 TEXT_READ = 8192  # text tokens at the end of a prompt in which the last turn is looked for
-Query = str | int | Tensor | Sequence | Callable[[Tensor, Tensor], Tensor]
+# A callable's ids are None where the model was given embeddings.
+Query = str | int | Tensor | Sequence | Callable[[Any, Tensor], Tensor]
 
 
 def user_end(
@@ -90,6 +92,7 @@ def template_end(prompt: Prompt, decode: Callable, marks: TurnMarks, row: int) -
     Args:
         decode: token ids (list of int) -> text, special tokens included.
     """
+    assert prompt.ids is not None  # `user_end` has refused a prompt without
     place = (prompt.visible[row] & ~prompt.image[row]).nonzero().flatten()[-TEXT_READ:]
     tokens = prompt.ids[row, place].tolist()
     text = decode(tokens)

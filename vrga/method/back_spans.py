@@ -187,7 +187,7 @@ class Phase:
     def on_host(self, past: int) -> tuple[Tensor, Tensor] | None:
         """(inside, opened), bool [B, Q] on the CPU, of the tokens behind `past` keys; None where
         the device would have to be waited for."""
-        if self._ahead == past and self.inside.shape[1] == 1:
+        if self._ahead == past and self._host is not None and self.inside.shape[1] == 1:
             if self._copied is not None:
                 # Done long ago: generate() has waited since, to know whether rows are finished.
                 self._copied.synchronize()

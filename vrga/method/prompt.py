@@ -52,11 +52,12 @@ class Prompt:
             raise ValueError(f"{rows} rows in the forward pass, {len(self.grids)} in the prompt")
         times = rows // len(self.grids)
 
-        def each(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.repeat_interleave(times, 0)
+        def each(x: Tensor) -> Tensor:
+            return x.repeat_interleave(times, 0)
 
         grids = [grids for grids in self.grids for _ in range(times)]
-        return Prompt(each(self.ids), each(self.visible), each(self.image), grids)
+        ids = None if self.ids is None else each(self.ids)
+        return Prompt(ids, each(self.visible), each(self.image), grids)
 
     def later(self, start: int) -> Prompt:
         """What stands from position `start` on, counted from there."""
@@ -175,9 +176,9 @@ def cells_mask(cells: list[list[Tensor]], prompt: Prompt, name: str) -> Tensor:
     if found != grids:
         raise ValueError(f"{name} has cells of shape {found}; the prompt's images have {grids}")
     mask = torch.zeros_like(prompt.image)
-    for row, (images, row_grids) in enumerate(zip(masks, prompt.grids, strict=True)):
+    for at, (images, row_grids) in enumerate(zip(masks, prompt.grids, strict=True)):
         for cell, grid in zip(images, row_grids, strict=True):
-            mask[row, grid.index] = cell.flatten()
+            mask[at, grid.index] = cell.flatten()
     return mask
 
 

@@ -224,9 +224,8 @@ def _ask(model, processor, rows, config, given=None, shrink: Zoom | None = None)
             )
         )
         images += [x for x in row if isinstance(x, Image.Image)]
-    pixels = max(image.width * image.height for image in images)
-    if shrink is not None:
-        pixels = shrink.overview_pixels
+    largest = max(image.width * image.height for image in images)
+    pixels = largest if shrink is None else shrink.overview_pixels
     inputs = batch_inputs(processor, chats, images, pixels)
     side = token_side(processor)
     sizes = iter(seen_sizes(processor, inputs))

@@ -242,16 +242,20 @@ def _draw(rng, noise, cards, size, two, alike, clutter, strays, ground) -> FineS
         row, column = divmod(next(fields), columns)
         return column * FIELD, row * FIELD
 
+    def free_cell() -> tuple[int, int]:
+        column, row = rng.integers(1, 3, size=2).tolist()
+        return column, row
+
     for index, color in enumerate(colors + [None] * alike):
         fill = CARDS[color] if color else _between(asked, mixed[index - len(colors)])
-        corner, cell = field(), tuple(int(c) for c in rng.integers(1, 3, size=2))
+        corner, cell = field(), free_cell()
         found.append(write(LETTERS[letters.pop(0)], color, corner, cell, fill))
         if strays[1] and index < number and size[1] <= 64 and rng.random() < 0.5:
             # Another letter in the same field, so that a crop of the field holds both.
-            aside = tuple(3 if c == 1 else 0 for c in cell)
+            aside = 3 if cell[0] == 1 else 0, 3 if cell[1] == 1 else 0
             found.append(write(LETTERS[letters.pop()], None, corner, aside, None))
     for _ in range(counts[2]):
-        cell = tuple(int(c) for c in rng.integers(1, 3, size=2))
+        cell = free_cell()
         found.append(write(LETTERS[letters.pop()], None, field(), cell, None))
     for _ in range(counts[1]):
         _clutter(rng, pen, field(), CARDS[str(rng.choice(names))])

@@ -19,7 +19,12 @@ NAMES = (
 
 def available() -> bool:
     """Whether scikit-image, whose photographs are used, is installed."""
-    return importlib.util.find_spec("skimage") is not None
+    return _package() is not None
+
+
+def _package() -> Path | None:
+    found = importlib.util.find_spec("skimage")
+    return None if found is None or found.origin is None else Path(found.origin).parent
 
 
 @functools.cache
@@ -30,12 +35,13 @@ def photographs() -> tuple[Image.Image, ...]:
         ImportError: scikit-image is not installed.
         FileNotFoundError: this version of it ships another set.
     """
-    if not available():
+    package = _package()
+    if package is None:
         raise ImportError(
             "the split fine-photos lays cards on the photographs that scikit-image ships, and it "
             "is not installed: pip install scikit-image"
         )
-    folder = Path(importlib.util.find_spec("skimage").origin).parent / "data"
+    folder = package / "data"
     missing = [name for name in NAMES if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(

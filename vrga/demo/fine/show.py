@@ -15,6 +15,7 @@ from vrga.demo.fine.arms import FOUND, LARGER, ONCE, TOLD, TRUE, run_fine_arms
 from vrga.demo.fine.data import FINE_SPLITS, FineSample, is_right, make_fine_samples
 from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.evaluation.wording import percent
+from vrga.foreign import Model, Processor
 from vrga.hf.checkpoints import load
 from vrga.intervals import Interval, paired_difference, wilson
 
@@ -47,7 +48,9 @@ def show_closer(output: Path, questions: int, console: Console) -> dict:
     return {"questions": questions, "splits": found}
 
 
-def _one_picture(loaded: tuple, sample: FineSample, output: Path, console: Console) -> None:
+def _one_picture(
+    loaded: tuple[Model, Processor], sample: FineSample, output: Path, console: Console
+) -> None:
     """Ask once and with a closer look, and draw what was seen, found, cropped and read."""
     from vrga.closer.plots import closer_figure
     from vrga.plots import save
@@ -65,7 +68,7 @@ def _one_picture(loaded: tuple, sample: FineSample, output: Path, console: Conso
     console.print(f"  Picture: {path.resolve()}\n", soft_wrap=True)
 
 
-def _measure(loaded: tuple, samples: list[FineSample], batch: int = 50) -> dict:
+def _measure(loaded: tuple[Model, Processor], samples: list[FineSample], batch: int = 50) -> dict:
     """Right answers of each arm, and what a closer look wins."""
     right: dict[str, list[bool]] = {arm: [] for arm in ARMS}
     for start in range(0, len(samples), batch):
