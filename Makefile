@@ -42,6 +42,7 @@ test-versions: $(ENV)/ready
 lint: $(ENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy vrga
 
 # Times the patched model against the unpatched one; results go to benchmarks/results/.
 bench: $(ENV)/ready

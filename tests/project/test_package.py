@@ -75,6 +75,8 @@ def test_no_stub_stands_in_the_sources():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                if any(isinstance(n, ast.Name) and n.id == "overload" for n in node.decorator_list):
+                    continue  # a signature, whose body follows
                 body = [
                     n for n in node.body
                     if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
