@@ -10,6 +10,7 @@ difference of two runs.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def measure(shape: str, tokens: int) -> dict:
     finally:
         for (where, name), function in kept.items():
             setattr(where, name, function)
-    pairs = list(zip(marks, marks[1:], strict=False))
+    pairs = list(itertools.pairwise(marks))
     return {
         "steered": steps.steered,
         "share": summary([(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs]),

@@ -143,7 +143,7 @@ def contenders() -> list[str]:
     if GPU:
         return list(CONTENDERS)
     names = ["ours in torch", "sdpa", "sdpa + bias", "two-pass torch", "per-head loop"]
-    return names + ["ours", "ours, static gate", "ours, flags off"] if INTERPRETED else names
+    return [*names, "ours", "ours, static gate", "ours, flags off"] if INTERPRETED else names
 
 
 def check(problem: Problem) -> float:

@@ -287,7 +287,7 @@ class VRGAConfig:
         folder.mkdir(parents=True, exist_ok=True)
         path, draft = folder / FILE, folder / f"{FILE}.new"
         draft.write_text(text, "utf-8")
-        os.replace(draft, path)  # whole at any time
+        draft.replace(path)  # whole at any time
         return path
 
     @classmethod

@@ -236,7 +236,7 @@ def test_a_trace_plots_itself(answered):
 
 
 def test_the_public_names_are_all_that_is_listed():
-    import vrga.config  # noqa: F401 - a submodule becomes an attribute
+    import vrga.config  # a submodule becomes an attribute
 
     assert dir(vrga) == sorted(vrga.__all__)
     assert not [name for name in dir(vrga) if name.startswith("_")]

@@ -1,5 +1,7 @@
 """The embedded model, its task, and the demo's table."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -51,7 +53,7 @@ def test_samples_are_reproducible_and_the_splits_apart(split):
         assert a.objects == b.objects and a.question == b.question
         assert np.array_equal(np.asarray(a.image), np.asarray(b.image))
     splits = (TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS)
-    assert all(a.stop <= b.start for a, b in zip(splits, splits[1:], strict=False))
+    assert all(a.stop <= b.start for a, b in itertools.pairwise(splits))
 
 
 def test_a_question_has_one_true_region():

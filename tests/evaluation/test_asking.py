@@ -93,7 +93,7 @@ def test_a_run_that_is_not_steered_ends(embedded, monkeypatch):
 
 
 def test_the_query_is_the_end_of_the_question(embedded):
-    model, processor = embedded
+    _, processor = embedded
     found = ask(embedded, VRGAConfig.published(), batch=1)
     for item in ITEMS:
         chat, query = found[item.id].prompt, found[item.id].region["query"]

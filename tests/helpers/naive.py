@@ -9,7 +9,7 @@ def region(rows, grids, keys, *, seen=None, std=0.6, border=0.2, least=10, grow=
 
     seen: the keys that each layer sees, [L, S], where they differ.
     """
-    layers, heads, length = rows.shape
+    layers, heads, _ = rows.shape
     image = [p for index, _, _ in grids for p in index]
     focus, entropy = np.zeros((layers, heads)), np.zeros((layers, heads))
     for i in range(layers):

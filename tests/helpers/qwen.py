@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import itertools
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
@@ -51,7 +52,7 @@ def _parts(token, rank, ranks):
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         pairs = [(ranks.get(a + b, rank), i)
-                 for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))]  # fmt: skip
+                 for i, (a, b) in enumerate(itertools.pairwise(parts))]  # fmt: skip
         lowest, i = min(pairs)
         assert lowest < rank
         parts[i : i + 2] = [parts[i] + parts[i + 1]]

@@ -125,7 +125,7 @@ def test_a_command_that_is_not_there_is_found():
         ("vrga eval --task pope", "--task"), ("python -m benchmarks.tables", "benchmarks.tables"),
         ("vrga analyze recovry", "analyze"), ("python docs/picture.py", "docs/picture.py"),
     ):  # fmt: skip
-        assert unknown(line) == what or line.startswith("vrga analyze") and unknown(line), line
+        assert unknown(line) == what or (line.startswith("vrga analyze") and unknown(line)), line
 
 
 def slug(heading):

@@ -273,7 +273,7 @@ def test_going_on_with_an_answer_keeps_the_region(model):
     cache = DynamicCache(config=model.config.get_text_config())
     with vrga.patch(model, GAIN) as patch:
         whole = run(model, batch, 9)[0]
-        first, out = run(model, batch, 4, **{CACHE: cache})
+        _, out = run(model, batch, 4, **{CACHE: cache})
         region = patch.region
         ids = out.sequences
         more = model.generate(
@@ -392,7 +392,7 @@ def test_a_prompt_in_pieces_by_hand(model):
     batch = QWEN.batch([1])
     length = batch.inputs["input_ids"].shape[1]
     with vrga.patch(model, GAIN) as patch:
-        tokens, out = run(model, batch)
+        _, out = run(model, batch)
         whole = patch.region[0]
         cache = DynamicCache(config=model.config.get_text_config())
         with passes(model) as seen:

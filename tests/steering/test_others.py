@@ -94,7 +94,7 @@ def test_threads_have_a_prompt_each():
                     got[k] = steps(model, prompts[k])
                     regions[k] = patch.region[0].focus
                     assert patch.steps[0].steered == 4
-            except Exception as error:  # noqa: BLE001 - shown by the assertion below
+            except Exception as error:  # shown by the assertion below
                 told.append(error)
 
         threads = [threading.Thread(target=work, args=(k,)) for k in range(len(prompts))]

@@ -335,7 +335,8 @@ def _joined(
                 longest = max(end - first for first, end in spans)
                 wanted = [max(end - first, longest / zoom.aspect) for first, end in spans]
                 # Seen again by all: a larger box may overlap those that were done.
-                left += done + [(image, _placed(spans, wanted, sizes[image]), weight + other[2])]
+                joined = image, _placed(spans, wanted, sizes[image]), weight + other[2]
+                left += [*done, joined]
                 done = []
                 break
         else:
