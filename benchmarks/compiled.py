@@ -15,18 +15,17 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import triton
 from rich.console import Console
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from vrga.kernels import arguments, decode, launch, probe
+from benchmarks.variants import TYPES, Variant, variants
+from vrga.kernels import decode, launch, probe
 
 ARCHITECTURES = (80, 90)
 POINTERS = {
@@ -40,68 +39,12 @@ POINTERS = {
     "p_last": "*i32",
     "p_hidden": "*u8",
 }
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 INTEGERS = {"S", "F", "SPLITS", "KEYS", "OFFSET", "ROWS"}
 # Strides that are multiples of 16 elements in any cache; the others may be anything.
 ALIGNED = {"s_qb", "s_qh", "s_qq", "s_kb", "s_kh", "s_kn", "s_vb", "s_vh", "s_vn"}
 # (shared memory, registers) of a multiprocessor.
 LIMITS = {80: (164 * 1024, 65536), 90: (228 * 1024, 65536)}
 RESERVED = 1024  # bytes of shared memory that each block costs beyond its own
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One combination of compile-time constants.
-
-    Args:
-        heads, kv_heads, rows, size: H, H_kv, query rows, d.
-        groups: 2 for boost and ablation, 3 for the hard mask, 4 with watched cells.
-        single: one split, which finishes the output in the same launch.
-        extent: padding or a static cache; gate: static; stats: telemetry.
-    """
-
-    heads: int = 28
-    kv_heads: int = 4
-    rows: int = 1
-    size: int = 128
-    dtype: torch.dtype = torch.bfloat16
-    groups: int = 2
-    single: bool = False
-    extent: bool = False
-    gate: bool = False
-    stats: bool = False
-
-    def __str__(self) -> str:
-        flags = [n for n in ("single", "extent", "gate", "stats") if getattr(self, n)]
-        return " ".join(
-            [
-                f"{self.heads}/{self.kv_heads}",
-                f"d{self.size}",
-                TYPES[self.dtype],
-                f"Q{self.rows}",
-                f"groups {self.groups}",
-                *flags,
-            ]
-        )
-
-
-def variants() -> Iterator[Variant]:
-    """Every shipped variant: head sizes, dtypes, GQA ratios, query blocks, modes and flags."""
-    for single in (False, True):
-        for size in arguments.HEAD_SIZES:
-            for dtype in arguments.DTYPES:
-                yield Variant(size=size, dtype=dtype, single=single)
-        for heads, kv_heads in ((8, 8), (8, 4), (16, 4), (16, 2), (64, 8), (12, 1), (16, 1)):
-            yield Variant(heads=heads, kv_heads=kv_heads, single=single)
-        for rows in (2, 4, decode.MAX_ROWS):
-            yield Variant(rows=rows, single=single)
-        for groups in (3, 4):
-            yield Variant(groups=groups, single=single)
-        for extent in (False, True):
-            for gate in (False, True):
-                for stats in (False, True):
-                    if extent or gate or stats:
-                        yield Variant(extent=extent, gate=gate, stats=stats, single=single)
 
 
 @dataclass(frozen=True)

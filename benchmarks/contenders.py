@@ -122,12 +122,20 @@ def ours(problem: Problem, *, gate: str = "dynamic", impl: str = "triton") -> Ca
     return lambda: decode(p.q, p.k, p.v, flags, p.images, **arguments)
 
 
-def sdpa(problem: Problem, backend: SDPBackend | None = None) -> Callable[[], Tensor]:
-    """torch's attention, pinned to a backend or as torch chooses; no steering at all."""
+def sdpa(
+    problem: Problem, backend: SDPBackend | None = None, *, packed: bool = False
+) -> Callable[[], Tensor]:
+    """torch's attention, pinned to a backend or as torch chooses; no steering at all.
+
+    Args:
+        packed: give the query heads of a KV head as rows of one head. That is the same for a single
+            token, and a way for backends that know no grouped heads.
+    """
     p = problem
+    q = p.q.view(p.q.shape[0], p.k.shape[1], -1, p.q.shape[3]) if packed else p.q
 
     def call():
-        return scaled_dot_product_attention(p.q, p.k, p.v, scale=p.scale, enable_gqa=True)
+        return scaled_dot_product_attention(q, p.k, p.v, scale=p.scale, enable_gqa=not packed)
 
     def pinned():
         with sdpa_kernel(backend):
@@ -146,18 +154,24 @@ def sdpa_bias(problem: Problem) -> Callable[[], Tensor]:
     )
 
 
-def flex(problem: Problem) -> Callable[[], Tensor]:
-    """Compiled FlexAttention with log gamma added on T, for every head."""
+def flex_calls(problems: list[Problem]) -> list[Callable[[], Tensor]]:
+    """Compiled FlexAttention with log gamma added on T, for every head; compiled once.
+
+    Args:
+        problems: of one shape and one region.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
-    p, gain = problem, torch.tensor(GAIN).log().item()
-    region = p.region
+    region, gain = problems[0].region, torch.tensor(GAIN).log().item()
 
     def add(score, b, h, q, k):
         return score + torch.where(region[b, k], gain, 0.0)
 
     compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda: compiled(p.q, p.k, p.v, score_mod=add, scale=p.scale, enable_gqa=True)
+    return [
+        lambda p=p: compiled(p.q, p.k, p.v, score_mod=add, scale=p.scale, enable_gqa=True)
+        for p in problems
+    ]
 
 
 def two_pass(problem: Problem) -> Callable[[], Tensor]:
@@ -203,9 +217,14 @@ def head_loop(problem: Problem) -> Callable[[], Tensor]:
 
 
 SDPA_BACKENDS = {
-    "sdpa flash": SDPBackend.FLASH_ATTENTION,
-    "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
-    "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+PINNED = {
+    f"sdpa {name}{', packed rows' if packed else ''}": (backend, packed)
+    for name, backend in SDPA_BACKENDS.items()
+    for packed in (False, True)
 }
 CONTENDERS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
     "ours": ours,
@@ -213,9 +232,9 @@ CONTENDERS: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
     "ours, flags off": lambda problem: ours(problem, gate="off"),
     "ours in torch": lambda problem: ours(problem, impl="torch"),
     "sdpa": sdpa,
-    **{name: (lambda p, b=backend: sdpa(p, b)) for name, backend in SDPA_BACKENDS.items()},
+    **{name: (lambda p, way=way: sdpa(p, way[0], packed=way[1])) for name, way in PINNED.items()},
     "sdpa + bias": sdpa_bias,
-    "flex attention": flex,
+    "flex attention": lambda problem: flex_calls([problem])[0],
     "two-pass torch": two_pass,
     "per-head loop": head_loop,
 }

@@ -44,8 +44,11 @@ def _processor() -> str:
 def _commit() -> str:
     """The commit measured, marked where the tree differs from it; "unknown" outside git."""
     run = dict(cwd=ROOT, capture_output=True, text=True)
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **run)
-    if head.returncode:
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **run)
+    except FileNotFoundError:  # no git at all
+        head = None
+    if head is None or head.returncode:
         return os.environ.get("VRGA_COMMIT", "unknown")
     changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()
     return head.stdout.strip() + ("-changed" if changed else "")

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import threading
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,7 +21,8 @@ from torch import nn
 
 import vrga
 from benchmarks.shapes import SHAPES, image_prompt, random_model
-from benchmarks.timing import environment, ratio, summary, synchronize
+from benchmarks.timing import environment, ratio, summary
+from benchmarks.turns import Turn, take_turns
 from vrga import VRGAConfig
 from vrga.recording.waiting import CHUNK
 
@@ -38,62 +37,6 @@ ARMS = {
     "off, recorded": (1.0, {}),
     "off, maps of visual heads": (1.0, {"maps": "visual"}),
 }
-
-
-def now() -> float:
-    """Seconds: on a GPU the clock on the wall, when its work is done; on a CPU of this process."""
-    if GPU:
-        synchronize()
-        return time.perf_counter()
-    return time.process_time()
-
-
-class Turn:
-    """A generation in a thread of its own, which stops before every token until it is told to go.
-
-    Args:
-        call: takes a stopping criterion; calls generate() with it.
-
-    Attributes:
-        times: seconds of each token, the prefill's first.
-    """
-
-    def __init__(self, call):
-        self.times: list[float] = []
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._call, self._error = call, None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        self._go.acquire()
-        self._start = now()
-        try:
-            self._call(self._stop)
-        except BaseException as error:
-            self._error = error
-        self._done.release()
-
-    def _stop(self, ids, scores, **kwargs):
-        self.times.append(now() - self._start)
-        self._done.release()
-        self._go.acquire()
-        self._start = now()
-        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-
-    def go(self) -> None:
-        """Let it make one token."""
-        self._go.release()
-        self._done.acquire()
-        if self._error is not None:
-            raise self._error
-
-    def end(self) -> None:
-        """Let it return."""
-        self._go.release()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
 
 
 def arm(model: nn.Module, inputs: dict, gain: float, options: dict | None, tokens: int, kept: dict):
@@ -112,10 +55,14 @@ def arm(model: nn.Module, inputs: dict, gain: float, options: dict | None, token
     return call
 
 
-def measure(shape: str, side: int, windows: int) -> dict:
-    """Seconds per token of every arm, and each recording arm over the one that records nothing."""
-    plain = random_model(shape, DEVICE, DTYPE)
-    inputs = image_prompt(1, side, DEVICE, DTYPE)
+def measure(plain: nn.Module, case: str, side: int, windows: int) -> dict:
+    """Seconds per token of every arm, and each recording arm over the one that records nothing.
+
+    Args:
+        plain: the model, unpatched; case: what to call it.
+    """
+    device, dtype = plain.device.type, plain.dtype
+    inputs = image_prompt(1, side, device, dtype)
     shared = {id(x): x for x in (*plain.parameters(), *plain.buffers())}
     # The prefill's token, and one after which the last window's statistics are computed.
     tokens = windows * CHUNK + 2
@@ -124,24 +71,18 @@ def measure(shape: str, side: int, windows: int) -> dict:
         kept[name] = {}
         model = copy.deepcopy(plain, dict(shared))
         turns[name] = Turn(arm(model, inputs, gain, options, tokens, kept[name]))
-    arms = list(ARMS)
-    for i in range(tokens):
-        # Every arm comes first equally often, and always follows another one.
-        for name in arms[i % len(arms) :] + arms[: i % len(arms)]:
-            turns[name].go()
-    for turn in turns.values():
-        turn.end()
+    take_turns(turns, tokens)
     spent = {}  # of whole windows: what waited is computed before a window's last token
     for name, turn in turns.items():
         times = turn.times[2:]
         spent[name] = [sum(times[i : i + CHUNK]) for i in range(0, len(times), CHUNK)]
     return {
-        "case": f"{shape}-{side}x{side}-b1",
+        "case": case,
         "keys": inputs["input_ids"].shape[1] + tokens,
         "steps_recorded": {name: found["steps"] for name, found in kept.items() if found},
-        "seconds_per_token": {name: summary([one / CHUNK for one in spent[name]]) for name in arms},
+        "seconds_per_token": {name: summary([one / CHUNK for one in spent[name]]) for name in ARMS},
         "ratio_per_token": {
-            name: ratio(spent[name], spent[name.split(",")[0]]) for name in arms if "," in name
+            name: ratio(spent[name], spent[name.split(",")[0]]) for name in ARMS if "," in name
         },
     }
 
@@ -156,7 +97,9 @@ def main() -> None:
     options = parser.parse_args()
     if not GPU:
         torch.set_num_threads(1)
-    found = measure(options.shape, options.side, options.windows)
+    model = random_model(options.shape, DEVICE, DTYPE)
+    case = f"{options.shape}-{options.side}x{options.side}-b1"
+    found = measure(model, case, options.side, options.windows)
     for arm, value in found["ratio_per_token"].items():
         print(f"{arm}: {value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})")
     if options.json is not None:

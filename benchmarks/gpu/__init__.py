@@ -1,0 +1,1 @@
+"""What is measured when a GPU is at hand for minutes: python -m benchmarks.gpu --help"""

@@ -1,0 +1,203 @@
+"""Generation patched against unpatched, at real sizes with random weights."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import inspect
+import time
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+import vrga
+from benchmarks.shapes import image_prompt, random_model
+from benchmarks.timing import ratio, seconds, summary
+from benchmarks.turns import Turn, take_turns
+from vrga import VRGAConfig
+
+# arm -> how it is patched; None: not at all. The gate of "static" is decided at the prompt.
+ARMS = {
+    "unpatched": None,
+    "dynamic": VRGAConfig.published,
+    "static": VRGAConfig.sparing,
+}
+WARM = 4  # tokens of a generation that are not counted
+
+
+@functools.lru_cache(maxsize=1)
+def model_of(shape: str) -> nn.Module:
+    """A random model on this device; one at a time."""
+    gc.collect()
+    gpu = torch.cuda.is_available()
+    return random_model(shape, *(("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)))
+
+
+def prompt(model: nn.Module, batch: int, side: int) -> dict:
+    return image_prompt(batch, side, model.device.type, model.dtype)
+
+
+def patched(model: nn.Module, arm: str):
+    """A context in which the model is that arm."""
+    make = ARMS[arm]
+    return nullcontext() if make is None else vrga.patch(model, make())
+
+
+def sharing(model: nn.Module, arms: tuple[str, ...]) -> dict[str, nn.Module]:
+    """A copy of the model for each arm; weights are shared."""
+    shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    return {arm: copy.deepcopy(model, dict(shared)) for arm in arms}
+
+
+def same_at_gain_one(model: nn.Module, inputs: dict) -> None:
+    """Raise AssertionError if a patch that steers nothing changes a token."""
+    short = dict(max_new_tokens=3, do_sample=False)
+    with vrga.patch(model, VRGAConfig(gain=1.0)):
+        found = model.generate(**inputs, **short)
+    assert torch.equal(found, model.generate(**inputs, **short)), "gain 1 changes the tokens"
+
+
+def told(first: dict[str, list[float]], later: dict[str, list[float]], inputs: dict) -> dict:
+    """Times and ratios to the unpatched arm of prompts and of tokens."""
+    arms = [arm for arm in later if arm != "unpatched"]
+    found = {
+        "keys": inputs["input_ids"].shape[1],
+        "seconds_per_token": {arm: summary(later[arm]) for arm in later},
+        "ratio_per_token": {arm: ratio(later[arm], later["unpatched"]) for arm in arms},
+    }
+    if first:
+        found["seconds_to_first_token"] = {arm: summary(first[arm]) for arm in first}
+        found["ratio_first_token"] = {arm: ratio(first[arm], first["unpatched"]) for arm in arms}
+    return found
+
+
+def eager(*, shape: str, side: int, batch: int = 1, tokens: int = 96) -> dict:
+    """generate() of all arms at once, in turns token by token; no compilation."""
+    plain = model_of(shape)
+    inputs = prompt(plain, batch, side)
+    same_at_gain_one(plain, inputs)
+
+    def one(arm: str, model: nn.Module, wanted: int) -> Turn:
+        def call(stop) -> None:
+            with patched(model, arm):
+                model.generate(**inputs, max_new_tokens=wanted, min_new_tokens=wanted,
+                               do_sample=False, stopping_criteria=[stop])  # fmt: skip
+
+        return Turn(call)
+
+    models = sharing(plain, tuple(ARMS))
+    wanted = tokens + WARM
+    for count in (WARM, wanted):  # the first round compiles the kernels
+        turns = {arm: one(arm, model, count) for arm, model in models.items()}
+        take_turns(turns, count)
+    return told({}, {arm: turn.times[WARM:] for arm, turn in turns.items()}, inputs)
+
+
+def static(
+    *, shape: str, side: int, arms: list[str], batch: int = 1, tokens: int = 64, rounds: int = 5
+) -> dict:
+    """generate() with a static cache, compiled as generate() does on a GPU, in whole calls.
+
+    Returns:
+        As `eager`; `compiled` says whether generate() did compile.
+    """
+    plain = model_of(shape)
+    inputs = prompt(plain, batch, side)
+    models = sharing(plain, tuple(arms))
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
+
+    def generate(arm: str) -> list[float]:
+        ticks: list[float] = []
+
+        def tick(ids, scores, **kwargs):
+            if ids.is_cuda:
+                torch.cuda.synchronize()
+            ticks.append(time.perf_counter())
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        models[arm].generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens,
+                             do_sample=False, cache_implementation="static",
+                             stopping_criteria=[tick])  # fmt: skip
+        return [b - a for a, b in zip(ticks[WARM:], ticks[WARM + 1 :], strict=False)]
+
+    for arm in arms:
+        with patched(models[arm], arm):
+            for _ in range(2):  # compilation, then the capture of CUDA graphs
+                generate(arm)
+    for i in range(rounds):
+        for arm in arms if i % 2 else reversed(arms):
+            with patched(models[arm], arm):
+                times[arm].append(summary(generate(arm))["median"])
+    compiled = any("compiled_call" in name for name in vars(models["unpatched"]))
+    return told({}, times, inputs) | {"compiled": compiled}
+
+
+@torch.no_grad()
+def prefill(*, shape: str, side: int, batch: int = 1, rounds: int = 10) -> dict:
+    """Forward passes over the prompt, in turns."""
+    plain = model_of(shape)
+    inputs = prompt(plain, batch, side)
+    models = sharing(plain, tuple(ARMS))
+    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for i in range(rounds + 2):
+        for arm in ARMS if i % 2 else reversed(ARMS):
+            with patched(models[arm], arm):
+                call = functools.partial(models[arm], **inputs, use_cache=True, logits_to_keep=1)
+                times[arm].append(seconds(call))
+    kept = {arm: found[2:] for arm, found in times.items()}
+    return {
+        "keys": inputs["input_ids"].shape[1],
+        "seconds_to_first_token": {arm: summary(found) for arm, found in kept.items()},
+        "ratio_first_token": {
+            arm: ratio(found, kept["unpatched"]) for arm, found in kept.items()
+            if arm != "unpatched"
+        },
+    }  # fmt: skip
+
+
+def memory(*, shape: str, side: int, batch: int = 1, tokens: int = 8) -> dict:
+    """Peak memory of a short generation in each arm, weights included, in bytes.
+
+    Returns:
+        bytes: by arm; None on a CPU, of whose peak `benchmarks.peak` tells in a process of its own.
+    """
+    plain = model_of(shape)
+    inputs = prompt(plain, batch, side)
+    peaks: dict[str, int | None] = {}
+    for round_ in range(2):  # libraries' workspaces are made in the first
+        for arm in ARMS:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            with patched(plain, arm):
+                plain.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens,
+                               do_sample=False)  # fmt: skip
+            gpu = torch.cuda.is_available()
+            peaks[arm] = torch.cuda.max_memory_allocated() if gpu and round_ else None
+    return {"keys": inputs["input_ids"].shape[1], "bytes": peaks}
+
+
+def recording(*, shape: str, side: int, windows: int) -> dict:
+    """What recording costs per token."""
+    from benchmarks import trace
+
+    return trace.measure(model_of(shape), f"{shape}-{side}x{side}-b1", side, windows)
+
+
+@torch.no_grad()
+def step_of(model: nn.Module, inputs: dict):
+    """A call that makes one decode step after the prompt; the cache grows by one each time."""
+    named = inspect.signature(model.forward).parameters
+    name = "cache" if "cache" in named else "past_key_values"  # as this transformers calls it
+    cache = model(**inputs, use_cache=True, logits_to_keep=1)[name]
+    batch = len(inputs["input_ids"])
+    token = torch.full((batch, 1), 100, device=model.device)
+
+    def step() -> None:
+        place = torch.full((3, batch, 1), cache.get_seq_length(), device=model.device)
+        model(input_ids=token, **{name: cache}, position_ids=place, use_cache=True)
+
+    return step
