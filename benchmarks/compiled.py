@@ -2,8 +2,9 @@
 
     python -m benchmarks.compiled [--json FILE] [--arch 80|90]
 
-Prints registers, spills, shared memory, blocks per multiprocessor and the width of the K/V loads
-for sm_80 and sm_90. The compiler is the one inside the installed triton.
+Prints registers, spills, shared memory, blocks per multiprocessor, the width of the K/V loads, and
+the instructions that a program spends on a key, for sm_80 and sm_90. The compiler is the one inside
+the installed triton. What follows from it for a GPU: `benchmarks.predicted`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from benchmarks import sass
 from benchmarks.variants import TYPES, Variant, variants
 from vrga.kernels import decode, launch, probe
 
@@ -59,6 +61,7 @@ class Report:
         loads: bytes of each load -> how many of them the code holds. Of the decode kernel, its
             asynchronous copies to shared memory: K and V come by these; the flags' are 4 bytes
             wide. Of the others, all loads from global memory.
+        loop: of the decode kernel, its loop over keys in machine code.
     """
 
     kernel: str
@@ -69,6 +72,7 @@ class Report:
     shared: int
     blocks: int
     loads: dict[int, int]
+    loop: sass.Loop | None
 
 
 def compile_decode(variant: Variant, arch: int) -> CompiledKernel:
@@ -123,24 +127,31 @@ def _compile(kernel, variant: Variant, constants: dict, arch: int, options: dict
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def report(compiled: CompiledKernel, name: str, variant: Variant, arch: int) -> Report:
-    """Read a compiled kernel's resources from its machine code."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def usage(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of local memory, of each thread."""
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = subprocess.run(
-            [str(tool), "-res-usage", str(cubin)], capture_output=True, text=True, check=True
-        ).stdout
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        told = subprocess.run([str(sass.TOOLS / "cuobjdump"), "-res-usage", str(file)],
+                              capture_output=True, text=True, check=True).stdout  # fmt: skip
     registers, stack, local = (
-        int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL")
+        int(re.search(rf"{key}:(\d+)", told)[1]) for key in ("REG", "STACK", "LOCAL")
     )
-    shared = compiled.metadata.shared
-    threads = 32 * compiled.metadata.num_warps
+    return registers, stack + local
+
+
+def resident(registers: int, shared: int, warps: int, arch: int) -> int:
+    """Programs that fit on a multiprocessor at once."""
     memory, registry = LIMITS[arch]
     # Registers are handed out to warps in units of 256.
     per_warp = -(-registers * 32 // 256) * 256
-    blocks = min(memory // (shared + RESERVED), registry // (per_warp * threads // 32), 32)
+    return min(memory // (shared + RESERVED), registry // (per_warp * warps), 32)
+
+
+def report(compiled: CompiledKernel, name: str, variant: Variant, arch: int) -> Report:
+    """Read a compiled kernel's resources from its machine code."""
+    registers, spills = usage(compiled.asm["cubin"])
+    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     copies = re.findall(
         r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (\w+)", compiled.asm["ptx"]
     )
@@ -150,8 +161,14 @@ def report(compiled: CompiledKernel, name: str, variant: Variant, arch: int) -> 
             r"ld\.global(?:\.\w+::\w+)*\.(?:v(\d)\.)?[bfsu](\d+)", compiled.asm["ptx"]
         )
         widths = [int(count or 1) * int(bits) // 8 for count, bits in plain]
-    loads = dict(sorted(Counter(widths).items()))
-    return Report(name, str(variant), arch, registers, stack + local, shared, blocks, loads)
+    loop = None
+    if name == "decode":
+        key_bytes = 2 * triton.next_power_of_2(variant.size) * variant.dtype.itemsize
+        loop = sass.key_loop(sass.disassembled(compiled.asm["cubin"]), key_bytes, warps)
+    return Report(
+        name, str(variant), arch, registers, spills, shared,
+        resident(registers, shared, warps, arch), dict(sorted(Counter(widths).items())), loop,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -166,7 +183,7 @@ def main() -> None:
 
     table = Table(title=f"triton {triton.__version__}")
     for column in Report.__dataclass_fields__:
-        table.add_column(column)
+        table.add_column("per key" if column == "loop" else column)
     reports = []
     for arch in [arguments.arch] if arguments.arch else ARCHITECTURES:
         for variant in variants():
@@ -178,7 +195,8 @@ def main() -> None:
                 built.append(("probe", compile_probe(variant, arch)))
             reports += [report(kernel, name, variant, arch) for name, kernel in built]
     for row in reports:
-        table.add_row(*(str(value) for value in asdict(row).values()))
+        cells = asdict(row) | {"loop": row.loop and f"{row.loop.per_key:.1f}"}
+        table.add_row(*(str(value) for value in cells.values()))
     Console(width=120).print(table)
     if arguments.json:
         found = {"environment": environment(), "kernels": [asdict(row) for row in reports]}

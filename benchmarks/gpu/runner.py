@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 
 from benchmarks.gpu.case import ROOT, Case, Stage, check
@@ -201,7 +202,8 @@ class Run:
             found = {"status": "timeout", "error": f"no result in {own:.0f} s"}
         except Gone as error:
             found = {"status": "failed", "error": f"the process {error}"}
-        found = {"seconds": round(time.monotonic() - began, 3)} | found
+        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        found = {"at": at, "seconds": round(time.monotonic() - began, 3)} | found
         with self._lock:
             self.store.append(identity(case, self.here) | found)
         spent = time.monotonic() - self._start

@@ -1,0 +1,75 @@
+"""Lines of GPU runs, brought together in benchmarks/results/gpu, and the pages made anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.gpu.case import KERNELS, PLUGIN, ROOT, digest
+from benchmarks.gpu.store import FILE, PROFILES, key, read
+
+KEPT = ROOT / "benchmarks" / "results" / "gpu"
+
+
+def gathered(folders: Iterable[Path]) -> list[dict]:
+    """All lines of some folders, each once, oldest first.
+
+    Raises:
+        ValueError: a line of a CPU, which proves the program and says nothing of speed; a file
+            that is not of this program.
+        OSError: a folder without lines.
+    """
+    lines: dict[str, dict] = {}
+    for folder in folders:
+        for number, line in enumerate(read(folder / FILE), 1):
+            if line["kind"] != "cuda":
+                raise ValueError(
+                    f"{folder / FILE}, line {number} ({line['id']}) was measured on "
+                    f"{line['device']}; only lines of a GPU stand beside each other in the docs: "
+                    "leave that folder out"
+                )
+            lines.setdefault(json.dumps(line, sort_keys=True), line)
+    return sorted(lines.values(), key=lambda line: line["at"])
+
+
+def newest(lines: Sequence[dict]) -> list[dict]:
+    """The last line of every case on every device and set of versions, whatever its commit."""
+    last: dict[tuple, dict] = {}
+    for line in lines:
+        name = key(line)[:-1]  # without the sources
+        last.pop(name, None)
+        last[name] = line
+    return list(last.values())
+
+
+def named(line: dict, commit: str) -> dict:
+    """A line with its commit, if it was measured without git and its sources are those here."""
+    unnamed = line["commit"].startswith("sources ")
+    if unnamed and line["sources"] in (digest(KERNELS), digest(PLUGIN)):
+        return line | {"commit": commit}
+    return line
+
+
+def merge(folders: Sequence[Path], kept: Path = KEPT) -> list[str]:
+    """Add the lines of folders to `kept`, make pages and figures anew; what was done, in words.
+
+    Raises:
+        ValueError, OSError: as of `gathered`; nothing is written then.
+    """
+    from benchmarks import table
+    from benchmarks.gpu.tables import figure
+    from benchmarks.timing import environment
+
+    before = [kept] if (kept / FILE).exists() else []
+    commit = str(environment()["commit"])
+    lines = [named(line, commit) for line in gathered([*before, *folders])]
+    lines = list({json.dumps(line, sort_keys=True): line for line in lines}.values())
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for folder in folders:
+        if (folder / PROFILES).exists() and folder != kept:
+            (kept / PROFILES).write_text((folder / PROFILES).read_text())
+    done = [f"{len(lines)} lines in {kept / FILE}"]
+    done += [f"wrote {path}" for path in figure(newest(lines), kept)]
+    return done + [f"wrote {path}" for path in table.renew()]
