@@ -44,7 +44,8 @@ lint: $(ENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy vrga
 
-# Times the patched model against the unpatched one; results go to benchmarks/results/.
+# Times the patched model against the unpatched one on a CPU; results go to benchmarks/results/.
+# On a GPU: python -m benchmarks.gpu, see docs/results.md.
 bench: $(ENV)/ready
 	$(BIN)/python -m benchmarks.run
 

@@ -1,7 +1,7 @@
-"""Peak memory of one arm: python -m benchmarks.peak ARM SHAPE SIDE BATCH CACHE -> JSON.
+"""Peak memory of one arm on a CPU: python -m benchmarks.peak ARM SHAPE SIDE BATCH CACHE -> JSON.
 
-On a GPU the allocator tells. On a CPU it is the largest sum of living tensors that the profiler
-saw on top of the weights: resident memory varies by some percent between runs of the same code.
+It is the largest sum of living tensors that the profiler saw on top of the weights: resident memory
+varies by some percent between runs of the same code. On a GPU, `benchmarks.gpu` asks the allocator.
 """
 
 from __future__ import annotations
@@ -23,25 +23,18 @@ from vrga import VRGAConfig
 @torch.inference_mode()
 def main(arm: str, shape: str, side: str, batch: str, cache: str) -> None:
     """Generate a few tokens and print the peak, weights included."""
-    gpu = torch.cuda.is_available()
-    device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
-    model = random_model(shape, device, dtype)
-    inputs = image_prompt(int(batch), int(side), device, dtype)
+    model = random_model(shape, "cpu", torch.float32)
+    inputs = image_prompt(int(batch), int(side), "cpu", torch.float32)
     options = {} if cache == "dynamic" else {"cache_implementation": "static"}
 
     def generate() -> None:
         with vrga.patch(model, VRGAConfig.published()) if arm == "patched" else nullcontext():
             model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False, **options)
 
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         generate()
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-            generate()
-        weights = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
-        peak = sum(weights.values()) + _highest(measured)
+    weights = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+    peak = sum(weights.values()) + _highest(measured)
     print(json.dumps({"arm": arm, "bytes": peak}))
 
 

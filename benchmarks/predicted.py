@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -23,15 +21,13 @@ from triton.runtime import driver
 
 from benchmarks import sass
 from benchmarks.compiled import resident, usage
+from benchmarks.gpu.foreseen import BANDWIDTH
 from benchmarks.gpu.stages import HEADLINE, MODELS
 from benchmarks.host import MULTIPROCESSORS, StandIn
-from benchmarks.timing import RESULTS, environment
+from benchmarks.timing import environment
 from vrga.kernels import decode
 from vrga.kernels.launch import Workspace
 
-FILE = RESULTS / "predicted.json"
-# Copy bandwidth in bytes per second, as others measured it on the devices of these names.
-BANDWIDTH = {"H200": 4.3e12, "H100": 3.0e12}
 CLOCK = 1.98e9  # of a multiprocessor under load
 SCHEDULERS = 4  # of a multiprocessor; each issues one warp instruction a cycle
 SIZE, GROUPS = 128, (1.0, 1.5)
@@ -99,7 +95,10 @@ def predict(reader: Reader, heads: int, kv_heads: int, batch: int, keys: int, ga
     kv = 2 * batch * kv_heads * keys * SIZE * item
     moved = kv + 4 * batch * keys
     if len(reader.found) > 1:  # m, l, l_I, u and o of every split, once written, once read
-        moved += 2 * programs * 16 * (4 + SIZE) * 4
+        tile = decode.kernel_constants(
+            heads, kv_heads, 1, SIZE, len(GROUPS), extent=False, gate=gate == "static", stats=False
+        )
+        moved += 2 * programs * tile["GROUPS"] * tile["HALF"] * (4 + SIZE) * 4
     # Every program runs whole rounds of its share of the keys.
     rounds = -(-keys // (grid[0] * loop.keys)) * programs
     issued = rounds * loop.instructions * warps
@@ -131,40 +130,6 @@ def every() -> dict[str, dict[str, dict]]:
         }
         for name, batch, keys in HEADLINE
     }
-
-
-def kept() -> Mapping[str, dict]:
-    """The predictions in benchmarks/results, by shape; none before they are made."""
-    return json.loads(FILE.read_text())["shapes"] if FILE.exists() else {}
-
-
-def seconds_on(device: str, shape: str) -> float | None:
-    """What was predicted of the dynamic gate on a device; None where nothing was."""
-    names = [name for name in BANDWIDTH if re.search(rf"\b{name}\b", device)]
-    found = kept().get(shape)
-    return found["dynamic"]["seconds"][names[0]] if names and found else None
-
-
-def table() -> str:
-    """The predictions that are kept."""
-    run = json.loads(FILE.read_text())
-    lines = [
-        f"Predictions, not measured; triton {run['environment']['triton']}, sm_90, commit "
-        f"{run['environment']['commit']}:",
-        "",
-        "| shape | KV, MB | programs | on an SM | waves | instructions a key | issue, µs | "
-        "H200, µs | H100, µs |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for shape, gates in run["shapes"].items():
-        one = gates["dynamic"]
-        lines.append(
-            f"| {shape} | {one['kv_bytes'] / 1e6:.0f} | {one['programs']} | {one['resident']} | "
-            f"{one['waves']:.2f} | {one['loop']['per_key']:.1f} | "
-            f"{1e6 * one['issue_seconds']:.1f} | {1e6 * one['seconds']['H200']:.1f} | "
-            f"{1e6 * one['seconds']['H100']:.1f} |"
-        )
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""Run the suite and keep its results: python -m benchmarks.run [SUITE ...]
+"""Run the suite of a CPU and keep its results: python -m benchmarks.run [SUITE ...]
 
 Suites: kernel, generate (default: both). Each run leaves one JSON in benchmarks/results/, named by
 suite and device, with device, versions and commit inside. With TRITON_INTERPRET=1 the suite is only
 proven: the kernels run in Triton's interpreter, their times mean nothing, and no table shows them.
+On a GPU: `python -m benchmarks.gpu`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import sys
 
 import pytest
+import torch
 
 from benchmarks.timing import RESULTS, ROOT, environment
 
@@ -25,6 +27,11 @@ def main() -> int:
     parser.add_argument("suite", nargs="*", default=list(SUITES), metavar="SUITE")
     parser.add_argument("-k", default="", help="only benchmarks whose names match, as in pytest")
     arguments = parser.parse_args()
+    if torch.cuda.is_available():
+        parser.error(
+            "this suite is of a CPU, and there is a GPU here: run python -m benchmarks.gpu, or hide "
+            "it with CUDA_VISIBLE_DEVICES="
+        )
     unknown = set(arguments.suite) - set(SUITES)
     if unknown:
         parser.error(f"unknown suite {', '.join(sorted(unknown))}; known: {', '.join(SUITES)}")

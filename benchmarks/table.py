@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import versions as record
+from benchmarks.gpu import foreseen, tables
 from benchmarks.timing import RESULTS, ROOT
 from vrga.analysis.recovery import CONFIGS, FORMER
 from vrga.demo.fine.arms import TOLD
@@ -79,46 +80,26 @@ def generation() -> str:
 
 
 def contenders() -> str:
-    """Time of every contender over that of plain attention as torch chooses it.
-
-    From a GPU also microseconds, host time per call, and the share of the copy bandwidth measured
-    in the same run at which keys and values were read.
-    """
-    lines, device, copy = [], None, {}
-    for environment, found in results("kernel"):
-        if "bytes_per_second" in found:
-            copy[where(environment)] = found["bytes_per_second"]["copy"]
+    """Time of every contender over that of plain attention as torch chooses it, on a CPU."""
+    lines, device = [], None
     for environment, found in results("kernel"):
         if "kv_bytes" not in found or found["interpreted"]:
             continue
-        on_gpu = "graph_seconds" in found["contenders"]["sdpa"]
         if where(environment) != device:
             device = where(environment)
             columns = ["case", "contender", "gates", "time / sdpa"]
-            columns += ["time, µs", "host time, µs", "of copy bandwidth"] if on_gpu else []
             lines += [f"{device}:", "", row(columns), row(["---"] * len(columns))]
-        base = _time(found["contenders"]["sdpa"])
+        base = found["contenders"]["sdpa"]["seconds"]["median"]
         for name, measured in found["contenders"].items():
-            if "unsupported" in measured:
-                continue
-            time = _time(measured)
-            cells = [found["case"], name, "yes" if measured["gates"] else "no"]
-            cells += [f"{time / base:.2f}"]
-            if on_gpu:
-                share = measured["bytes_per_second"] / copy[device]
-                host = measured["host_seconds"]["median"]
-                cells += [f"{time * 1e6:.1f}", f"{host * 1e6:.1f}", f"{share:.0%}"]
-            if name != "sdpa" or on_gpu:
-                lines.append(row(cells))
+            if "unsupported" not in measured and name != "sdpa":
+                time = measured["seconds"]["median"]
+                gates = "yes" if measured["gates"] else "no"
+                lines.append(row([found["case"], name, gates, f"{time / base:.2f}"]))
     return "\n".join(lines)
 
 
 def row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _time(measured: dict) -> float:
-    return measured.get("graph_seconds", measured["seconds"])["median"]
 
 
 def host() -> str:
@@ -137,16 +118,18 @@ def compiled() -> str:
         f"triton {run['environment']['triton']}:",
         "",
         "| 28/4 heads, d 128, bf16 | arch | registers | spills | shared | blocks per SM | "
-        "K/V loads |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "K/V loads | instructions a key |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in run["kernels"]:
         head, _, variant = row["variant"].partition(" bf16 ")
         if row["kernel"] == "decode" and head == "28/4 d128" and variant in VARIANTS:
             width = max(int(w) for w in row["loads"])
+            loop = row["loop"]
+            each = loop["instructions"] * loop["warps"] / loop["keys"]
             lines.append(
                 f"| {variant} | sm_{row['arch']} | {row['registers']} | {row['spills']} | "
-                f"{row['shared']} | {row['blocks']} | {width} bytes |"
+                f"{row['shared']} | {row['blocks']} | {width} bytes | {each:.1f} |"
             )
     return "\n".join(lines)
 
@@ -421,6 +404,11 @@ def summary() -> str:
     return "\n".join(lines)
 
 
+def gpu() -> str:
+    """What GPUs gave."""
+    return tables.text(RESULTS / "gpu")
+
+
 TABLES = {
     "summary": summary,
     "analyses": analyses,
@@ -432,6 +420,8 @@ TABLES = {
     "contenders": contenders,
     "host": host,
     "compiled": compiled,
+    "predicted": foreseen.table,
+    "gpu": gpu,
     "trace": trace,
     "accounting": accounting,
     "closer": closer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.gpu.foreseen import seconds_on
 from benchmarks.gpu.store import FILE, read, where
 from benchmarks.gpu.targets import PINNED, fastest
 from benchmarks.gpu.targets import table as targets
@@ -63,8 +64,6 @@ def kernel(lines: Sequence[dict], copy: float | None) -> str:
     head = ["shape", "KV, MB", "dynamic, µs", "static, µs", "no flags, µs", "predicted, µs",
             "fastest pinned SDPA", "dynamic / it", "SDPA, µs", "with bias, µs", "host, µs",
             "of copy", "commit"]  # fmt: skip
-    from benchmarks.predicted import seconds_on
-
     rows = []
     for line in lines:
         found, own = line["result"], line["result"]["contenders"]
