@@ -29,8 +29,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if torch.cuda.is_available():
         parser.error(
-            "this suite is of a CPU, and there is a GPU here: run python -m benchmarks.gpu, or hide "
-            "it with CUDA_VISIBLE_DEVICES="
+            "this suite is of a CPU, and there is a GPU here: run python -m benchmarks.gpu, or "
+            "hide it with CUDA_VISIBLE_DEVICES="
         )
     unknown = set(arguments.suite) - set(SUITES)
     if unknown:

@@ -199,7 +199,7 @@ class Run:
                     self._left.append(case.id)
                 self.tell(f"{case.id}: cut off by the budget, not by its own limit; left for later")
                 return False
-            found = {"status": "timeout", "error": f"no result in {own:.0f} s"}
+            found = {"status": "timeout", "error": f"no result in {own:g} s"}
         except Gone as error:
             found = {"status": "failed", "error": f"the process {error}"}
         at = datetime.now(timezone.utc).isoformat(timespec="seconds")
