@@ -1,6 +1,6 @@
 """What the compiler makes of every shipped variant of the kernels, without a GPU.
 
-    python -m benchmarks.compiled [--json FILE] [--arch 80|90]
+    python -m benchmarks.compiled [--json FILE] [--arch 80|90] [--no-loops]
 
 Prints registers, spills, shared memory, blocks per multiprocessor, the width of the K/V loads, and
 the instructions that a program spends on a key, for sm_80 and sm_90. The compiler is the one inside
@@ -61,7 +61,7 @@ class Report:
         loads: bytes of each load -> how many of them the code holds. Of the decode kernel, its
             asynchronous copies to shared memory: K and V come by these; the flags' are 4 bytes
             wide. Of the others, all loads from global memory.
-        loop: of the decode kernel, its loop over keys in machine code.
+        loop: of the decode kernel, its loop over keys in machine code; None if not looked at.
     """
 
     kernel: str
@@ -148,8 +148,14 @@ def resident(registers: int, shared: int, warps: int, arch: int) -> int:
     return min(memory // (shared + RESERVED), registry // (per_warp * warps), 32)
 
 
-def report(compiled: CompiledKernel, name: str, variant: Variant, arch: int) -> Report:
-    """Read a compiled kernel's resources from its machine code."""
+def report(
+    compiled: CompiledKernel, name: str, variant: Variant, arch: int, loops: bool = True
+) -> Report:
+    """Read a compiled kernel's resources from its machine code.
+
+    Args:
+        loops: whether to look for its loop over keys, too, which is most of the work.
+    """
     registers, spills = usage(compiled.asm["cubin"])
     shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     copies = re.findall(
@@ -162,7 +168,7 @@ def report(compiled: CompiledKernel, name: str, variant: Variant, arch: int) -> 
         )
         widths = [int(count or 1) * int(bits) // 8 for count, bits in plain]
     loop = None
-    if name == "decode":
+    if loops and name == "decode":
         key_bytes = 2 * triton.next_power_of_2(variant.size) * variant.dtype.itemsize
         loop = sass.key_loop(sass.disassembled(compiled.asm["cubin"]), key_bytes, warps)
     return Report(
@@ -176,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--arch", type=int, choices=ARCHITECTURES, help="this one alone")
+    parser.add_argument("--no-loops", action="store_true", help="do not count instructions")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
@@ -193,7 +200,10 @@ def main() -> None:
             plain = not (variant.extent or variant.gate or variant.stats or variant.single)
             if plain and variant.rows == 1 and variant.groups == 2:  # the rest it does not know
                 built.append(("probe", compile_probe(variant, arch)))
-            reports += [report(kernel, name, variant, arch) for name, kernel in built]
+            reports += [
+                report(kernel, name, variant, arch, not arguments.no_loops)
+                for name, kernel in built
+            ]
     for row in reports:
         cells = asdict(row) | {"loop": row.loop and f"{row.loop.per_key:.1f}"}
         table.add_row(*(str(value) for value in cells.values()))

@@ -18,7 +18,7 @@ def kernels(request, tmp_path_factory):
     file = tmp_path_factory.mktemp("compiled") / "report.json"
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.compiled", "--json", str(file)]
-    command += ["--arch", str(request.param)]
+    command += ["--arch", str(request.param), "--no-loops"]
     subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
     return json.loads(file.read_text())["kernels"]
 
@@ -53,6 +53,53 @@ def test_registers_leave_room_for_four_blocks(kernels):
     small = [r for r in main if r["registers"] > 128]
     assert main and not small
     assert all(row["blocks"] >= 4 for row in main if row["arch"] == 90)
+
+
+def without_interpreter(script):
+    """What a script prints as JSON, in a process of its own."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_a_round_of_the_loop_over_keys_is_counted():
+    """From machine code: whole keys, no key or value twice, few instructions for each."""
+    half, single, full = without_interpreter(
+        "import json, torch\n"
+        "from benchmarks.compiled import Variant, compile_decode, report\n"
+        "print(json.dumps([vars(report(compile_decode(v, 90), 'decode', v, 90).loop) for v in ("
+        "Variant(), Variant(single=True, gate=True, size=80), Variant(dtype=torch.float32))]))"
+    )
+    for loop in (half, single, full):
+        assert loop["keys"] == 32 and loop["warps"] == 4
+        assert loop["instructions"] > loop["matrix"] + loop["exponentials"] + loop["barriers"]
+    assert half["bytes"] == single["bytes"] == 32 * 2 * 128 * 2  # 80 is padded to 128
+    assert half["matrix"] == single["matrix"] == 16 and full["matrix"] == 0
+    assert full["bytes"] == 2 * half["bytes"]
+    # Over this, issuing them would take longer than loading at 4.3 TB/s.
+    assert half["instructions"] * half["warps"] / half["keys"] < 128
+
+
+def test_a_prediction_counts_what_is_launched():
+    """The grid, waves and bytes of one shape."""
+    found = without_interpreter(
+        "import json; from triton.runtime import driver\n"
+        "from benchmarks.predicted import Reader, predict\n"
+        "reader = Reader(); driver.set_active(reader)\n"
+        "print(json.dumps(predict(reader, 28, 4, 16, 4096, 'dynamic')))"
+    )
+    assert found["kv_bytes"] == 16 * 4096 * 2048 == 134217728
+    splits, heads, batch = found["grid"]
+    assert (heads, batch) == (4, 16) and found["programs"] == 4 * 16 * splits
+    assert found["waves"] == pytest.approx(found["programs"] / (132 * found["resident"]))
+    assert found["resident"] >= 4 and found["spills"] == 0
+    # Flags and what splits leave are little beside keys and values.
+    assert 1 < found["bytes"] / found["kv_bytes"] < 1.1
+    rounds = 4 * 16 * splits * -(-4096 // (splits * 32))
+    assert found["instructions"] == rounds * found["loop"]["instructions"] * 4
+    assert found["seconds"]["H200"] == pytest.approx(found["bytes"] / 4.3e12)
+    assert found["issue_seconds"] < found["seconds"]["H200"]
 
 
 def test_kept_launches_pass_what_triton_passes():
