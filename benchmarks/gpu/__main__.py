@@ -22,7 +22,8 @@ from benchmarks.gpu.case import PLUGIN, Case, Stage, digest
 from benchmarks.gpu.plan import told
 from benchmarks.gpu.runner import LOG, Gone, Run, Worker
 from benchmarks.gpu.stages import gpu_stages, proof_stages
-from benchmarks.gpu.store import Store
+from benchmarks.gpu.store import Store, newest, where
+from benchmarks.gpu.targets import copy_of, table
 
 HERE = Case("where", "where", "benchmarks.gpu.where:here")
 NOBODY = {"kind": "cuda", "device": "a GPU", "versions": {}}
@@ -69,7 +70,14 @@ def measure(options: argparse.Namespace, start: float) -> int:
                   environment=environment, tell=lambda line: print(line, flush=True))  # fmt: skip
         print(told(stages, run, options.budget, time.monotonic() - start), flush=True)
         left = run.measure(stages)
-        failed = [line["id"] for line in store.lines if line["status"] != "done"]
+        own = [line for line in newest(store.lines) if where(line) == where(here)]
+    failed = [line["id"] for line in own if line["status"] != "done"]
+    if gpu:
+        done: dict[str, list[dict]] = {}
+        for line in own:
+            if line["status"] == "done":
+                done.setdefault(line["group"], []).append(line)
+        print(table(done, copy_of(own)))
     print(f"{len(store.lines)} lines in {store.path}; left for a later call: {len(left)} cases")
     if failed:
         print(f"failed or hung: {', '.join(failed)}")
@@ -78,8 +86,9 @@ def measure(options: argparse.Namespace, start: float) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Print what a GPU would be asked in this budget; measures nothing and needs none."""
-    here = NOBODY | {"commit": options.commit or f"sources {digest(PLUGIN)}"}
     with Store(options.output) as store:
+        seen = [line for line in store.lines if line["kind"] == "cuda"]
+        here = (seen or [NOBODY])[-1] | {"commit": options.commit or f"sources {digest(PLUGIN)}"}
         run = Run(store, here, options.budget, start=0.0)
         print(told(chosen(gpu_stages(), options.only), run, options.budget, 12.0))
     return 0

@@ -7,9 +7,10 @@ import functools
 import gc
 import inspect
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
+import torch._dynamo.utils
 from torch import nn
 
 import vrga
@@ -59,18 +60,16 @@ def same_at_gain_one(model: nn.Module, inputs: dict) -> None:
     assert torch.equal(found, model.generate(**inputs, **short)), "gain 1 changes the tokens"
 
 
-def told(first: dict[str, list[float]], later: dict[str, list[float]], inputs: dict) -> dict:
-    """Times and ratios to the unpatched arm of prompts and of tokens."""
-    arms = [arm for arm in later if arm != "unpatched"]
-    found = {
+def told(times: dict[str, list[float]], inputs: dict) -> dict:
+    """Seconds per token of every arm, and ratios to the unpatched one."""
+    return {
         "keys": inputs["input_ids"].shape[1],
-        "seconds_per_token": {arm: summary(later[arm]) for arm in later},
-        "ratio_per_token": {arm: ratio(later[arm], later["unpatched"]) for arm in arms},
-    }
-    if first:
-        found["seconds_to_first_token"] = {arm: summary(first[arm]) for arm in first}
-        found["ratio_first_token"] = {arm: ratio(first[arm], first["unpatched"]) for arm in arms}
-    return found
+        "seconds_per_token": {arm: summary(found) for arm, found in times.items()},
+        "ratio_per_token": {
+            arm: ratio(found, times["unpatched"]) for arm, found in times.items()
+            if arm != "unpatched"
+        },
+    }  # fmt: skip
 
 
 def eager(*, shape: str, side: int, batch: int = 1, tokens: int = 96) -> dict:
@@ -92,7 +91,7 @@ def eager(*, shape: str, side: int, batch: int = 1, tokens: int = 96) -> dict:
     for count in (WARM, wanted):  # the first round compiles the kernels
         turns = {arm: one(arm, model, count) for arm, model in models.items()}
         take_turns(turns, count)
-    return told({}, {arm: turn.times[WARM:] for arm, turn in turns.items()}, inputs)
+    return told({arm: turn.times[WARM:] for arm, turn in turns.items()}, inputs)
 
 
 def static(
@@ -101,7 +100,8 @@ def static(
     """generate() with a static cache, compiled as generate() does on a GPU, in whole calls.
 
     Returns:
-        As `eager`; `compiled` says whether generate() did compile.
+        As `eager`; `compiled` says whether generate() did compile, `graphs` how many graphs there
+        are in this process, and `warm_seconds` what compiling took.
     """
     plain = model_of(shape)
     inputs = prompt(plain, batch, side)
@@ -122,16 +122,21 @@ def static(
                              stopping_criteria=[tick])  # fmt: skip
         return [b - a for a, b in zip(ticks[WARM:], ticks[WARM + 1 :], strict=False)]
 
-    for arm in arms:
-        with patched(models[arm], arm):
+    with ExitStack() as stack:
+        for arm in arms:
+            stack.enter_context(patched(models[arm], arm))
+        start = time.perf_counter()
+        for arm in arms:
             for _ in range(2):  # compilation, then the capture of CUDA graphs
                 generate(arm)
-    for i in range(rounds):
-        for arm in arms if i % 2 else reversed(arms):
-            with patched(models[arm], arm):
+        warm = time.perf_counter() - start
+        for i in range(rounds):
+            for arm in arms if i % 2 else reversed(arms):
                 times[arm].append(summary(generate(arm))["median"])
     compiled = any("compiled_call" in name for name in vars(models["unpatched"]))
-    return told({}, times, inputs) | {"compiled": compiled}
+    graphs = torch._dynamo.utils.counters["stats"].get("unique_graphs", 0)
+    more = {"compiled": compiled, "graphs": graphs, "warm_seconds": warm}
+    return told(times, inputs) | more
 
 
 @torch.no_grad()
@@ -141,9 +146,11 @@ def prefill(*, shape: str, side: int, batch: int = 1, rounds: int = 10) -> dict:
     inputs = prompt(plain, batch, side)
     models = sharing(plain, tuple(ARMS))
     times: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for i in range(rounds + 2):
-        for arm in ARMS if i % 2 else reversed(ARMS):
-            with patched(models[arm], arm):
+    with ExitStack() as stack:
+        for arm in ARMS:
+            stack.enter_context(patched(models[arm], arm))
+        for i in range(rounds + 2):
+            for arm in ARMS if i % 2 else reversed(ARMS):
                 call = functools.partial(models[arm], **inputs, use_cache=True, logits_to_keep=1)
                 times[arm].append(seconds(call))
     kept = {arm: found[2:] for arm, found in times.items()}

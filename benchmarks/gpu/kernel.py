@@ -7,6 +7,7 @@ graph times are the device's, burst times include the host.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from benchmarks.contenders import CONTENDERS, Problem, flex_calls, make_problem
 from benchmarks.timing import ratio, seconds, summary
 
 COLD = 256 << 20  # bytes that caches in rotation span at least: several times any L2
-STATIC, OFF = "ours, static gate", "ours, flags off"
+OWN = ("ours", "ours, static gate", "ours, flags off")
+STATIC, OFF = OWN[1:]
 ON_HOST = ("per-head loop",)  # reads on the host, which no graph can hold
 BUSY = 2e-3  # seconds of work that a burst or a graph holds at least
 
@@ -116,6 +118,9 @@ def shape(
     """
     gpu = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
+    gc.collect()  # graphs of the case before, and their memory
+    if gpu:
+        torch.cuda.empty_cache()
 
     def make(seed: int) -> Problem:
         return make_problem(batch, keys, heads, kv_heads, size, dtype, device, region=region,
@@ -130,7 +135,7 @@ def shape(
             one.prepare(gpu)
         except (RuntimeError, ValueError, NotImplementedError) as error:
             # Ours must run; and where the context is lost, nothing after it can.
-            if name.startswith("ours") or "CUDA error" in str(error):
+            if name in OWN or "CUDA error" in str(error):
                 raise
             found[name] = {"unsupported": (str(error).strip().splitlines() or [repr(error)])[0]}
             continue

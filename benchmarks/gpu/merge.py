@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.gpu.case import KERNELS, PLUGIN, ROOT, digest
-from benchmarks.gpu.store import FILE, PROFILES, key, read
+from benchmarks.gpu.store import FILE, PROFILES, newest, read
 
 KEPT = ROOT / "benchmarks" / "results" / "gpu"
 
@@ -31,16 +31,6 @@ def gathered(folders: Iterable[Path]) -> list[dict]:
                 )
             lines.setdefault(json.dumps(line, sort_keys=True), line)
     return sorted(lines.values(), key=lambda line: line["at"])
-
-
-def newest(lines: Sequence[dict]) -> list[dict]:
-    """The last line of every case on every device and set of versions, whatever its commit."""
-    last: dict[tuple, dict] = {}
-    for line in lines:
-        name = key(line)[:-1]  # without the sources
-        last.pop(name, None)
-        last[name] = line
-    return list(last.values())
 
 
 def named(line: dict, commit: str) -> dict:

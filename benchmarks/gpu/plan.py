@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.gpu.case import Case, Stage
+from benchmarks.gpu.case import Stage
 from benchmarks.gpu.runner import MARGIN, Run
 
 
@@ -65,8 +65,3 @@ def told(stages: Sequence[Stage], run: Run, budget: float, spent: float) -> str:
             f"{one.begins:>9.0f}{one.ends:>7.0f}"
         )
     return "\n".join(lines)
-
-
-def costs(cases: Sequence[Case]) -> float:
-    """Seconds that cases should take one after the other, their workers being ready."""
-    return sum(case.estimate for case in cases)

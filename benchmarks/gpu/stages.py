@@ -8,6 +8,7 @@ the check-up share it with each other.
 from __future__ import annotations
 
 from benchmarks.gpu.case import KERNELS, PLUGIN, Case, Stage
+from benchmarks.gpu.targets import PINNED
 
 LANES = 6  # workers side by side where no time is measured
 MODELS = {"7b": (28, 4), "3b": (16, 2)}  # query and KV heads
@@ -19,10 +20,6 @@ HEADLINE = (
 )  # fmt: skip
 FLEX = (("7b", 1, 4096), ("7b", 16, 4096), ("7b", 1, 131072))
 OURS = ("ours", "ours, static gate", "ours, flags off")
-PINNED = (
-    "sdpa flash", "sdpa flash, packed rows", "sdpa cudnn", "sdpa cudnn, packed rows",
-    "sdpa efficient, packed rows",
-)  # fmt: skip
 CONTENDERS = (*OURS, "sdpa", *PINNED, "sdpa + bias")
 SLOW = ("ours in torch", "two-pass torch", "per-head loop")
 KEYS = (1037, 63, 500, 2049, 1, 4099)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu.case import Case, digest
@@ -89,6 +90,16 @@ def key(line: dict) -> tuple:
 def where(line: dict) -> tuple:
     """Device and versions of a line."""
     return line["kind"], line["device"], tuple(sorted(line["versions"].items()))
+
+
+def newest(lines: Sequence[dict]) -> list[dict]:
+    """The last line of every case on every device and set of versions, whatever its commit."""
+    last: dict[tuple, dict] = {}
+    for line in lines:
+        name = key(line)[:-1]  # without the sources
+        last.pop(name, None)
+        last[name] = line
+    return list(last.values())
 
 
 def identity(case: Case, here: dict) -> dict:

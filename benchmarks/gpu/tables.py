@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.gpu.foreseen import seconds_on
-from benchmarks.gpu.store import FILE, read, where
-from benchmarks.gpu.targets import PINNED, fastest
+from benchmarks.gpu.store import FILE, newest, read, where
+from benchmarks.gpu.targets import PINNED, copy_of, fastest
 from benchmarks.gpu.targets import table as targets
 
 NONE = "Nothing: no GPU has been at hand since this was written."
@@ -28,12 +28,6 @@ def spread(value: dict) -> str:
 
 def micro(value: dict) -> str:
     return f"{value['median'] * 1e6:.1f}"
-
-
-def copy_of(lines: Sequence[dict]) -> float | None:
-    """Copy bandwidth measured on the same device, bytes per second."""
-    found = [line for line in lines if line["group"] == "bandwidth" and line["status"] == "done"]
-    return found[-1]["result"]["bytes_per_second"]["copy"]["median"] if found else None
 
 
 def exactness(lines: Sequence[dict]) -> str:
@@ -225,7 +219,7 @@ def text(folder: Path) -> str:
     Raises:
         ValueError: as of `merge.gathered`.
     """
-    from benchmarks.gpu.merge import gathered, newest
+    from benchmarks.gpu.merge import gathered
 
     if not (folder / FILE).exists() or not read(folder / FILE):
         return NONE

@@ -40,6 +40,12 @@ def fastest(contenders: Mapping[str, dict]) -> tuple[str, dict | None]:
     return name, ran[name]
 
 
+def copy_of(lines: Sequence[dict]) -> float | None:
+    """Copy bandwidth measured on the same device, bytes per second."""
+    found = [line for line in lines if line["group"] == "bandwidth" and line["status"] == "done"]
+    return found[-1]["result"]["bytes_per_second"]["copy"]["median"] if found else None
+
+
 def _kernels(done: Mapping[str, Sequence[dict]]) -> list[dict]:
     return [one for one in done.get("kernel", ()) if "static_over_off" in one["result"]]
 
