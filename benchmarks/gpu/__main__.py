@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace, start: float) -> int:
         except (TimeoutError, Gone) as error:
             found = {"status": "failed", "error": f"a worker gave no answer {error}"}
         if found["status"] != "done":
-            worker.close(kill=True)
+            worker.close()
             print(f"Nothing can be measured: {found['error']}; see {options.output / LOG}")
             return 1
         here = found["result"]

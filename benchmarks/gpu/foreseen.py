@@ -23,11 +23,17 @@ def kept() -> Mapping[str, dict]:
     return json.loads(FILE.read_text())
 
 
-def seconds_on(device: str, shape: str) -> float | None:
-    """What was predicted of the dynamic gate at a shape; None for other devices and shapes."""
-    names = [name for name in BANDWIDTH if re.search(rf"\b{name}\b", device)]
+def foreseen(shape: str) -> dict | None:
+    """What was predicted of the dynamic gate at a shape; None where nothing was."""
     found = kept()["shapes"].get(shape)
-    return found["dynamic"]["seconds"][names[0]] if names and found else None
+    return found and found["dynamic"]
+
+
+def seconds_on(device: str, shape: str) -> float | None:
+    """The time predicted of the dynamic gate at a shape; None for other devices and shapes."""
+    names = [name for name in BANDWIDTH if re.search(rf"\b{name}\b", device)]
+    found = foreseen(shape)
+    return found["seconds"][names[0]] if names and found else None
 
 
 def table() -> str:

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu.case import KERNELS, PLUGIN, ROOT, digest
-from benchmarks.gpu.store import FILE, PROFILES, newest, read
+from benchmarks.gpu.store import FILE, PROFILES, gathered, newest
+from benchmarks.gpu.tables import PICTURES, figure
 
 KEPT = ROOT / "benchmarks" / "results" / "gpu"
-
-
-def gathered(folders: Iterable[Path]) -> list[dict]:
-    """All lines of some folders, each once, oldest first.
-
-    Raises:
-        ValueError: a line of a CPU, which proves the program and says nothing of speed; a file
-            that is not of this program.
-        OSError: a folder without lines.
-    """
-    lines: dict[str, dict] = {}
-    for folder in folders:
-        for number, line in enumerate(read(folder / FILE), 1):
-            if line["kind"] != "cuda":
-                raise ValueError(
-                    f"{folder / FILE}, line {number} ({line['id']}) was measured on "
-                    f"{line['device']}; only lines of a GPU stand beside each other in the docs: "
-                    "leave that folder out"
-                )
-            lines.setdefault(json.dumps(line, sort_keys=True), line)
-    return sorted(lines.values(), key=lambda line: line["at"])
 
 
 def named(line: dict, commit: str) -> dict:
@@ -41,14 +21,13 @@ def named(line: dict, commit: str) -> dict:
     return line
 
 
-def merge(folders: Sequence[Path], kept: Path = KEPT) -> list[str]:
+def merge(folders: Sequence[Path], kept: Path = KEPT, pictures: Path = PICTURES) -> list[str]:
     """Add the lines of folders to `kept`, make pages and figures anew; what was done, in words.
 
     Raises:
-        ValueError, OSError: as of `gathered`; nothing is written then.
+        ValueError, OSError: as of `store.gathered`; nothing is written then.
     """
     from benchmarks import table
-    from benchmarks.gpu.tables import figure
     from benchmarks.timing import environment
 
     before = [kept] if (kept / FILE).exists() else []
@@ -61,5 +40,5 @@ def merge(folders: Sequence[Path], kept: Path = KEPT) -> list[str]:
         if (folder / PROFILES).exists() and folder != kept:
             (kept / PROFILES).write_text((folder / PROFILES).read_text())
     done = [f"{len(lines)} lines in {kept / FILE}"]
-    done += [f"wrote {path}" for path in figure(newest(lines), kept)]
+    done += [f"wrote {path}" for path in figure(newest(lines), pictures)]
     return done + [f"wrote {path}" for path in table.renew()]

@@ -53,7 +53,7 @@ def step(*, shape: str, side: int, arm: str, steps: int = 4) -> dict:
             if gpu:
                 torch.cuda.synchronize()
     events = measured.key_averages()
-    sort = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+    sort = "self_device_time_total" if gpu else "self_cpu_time_total"
     table = events.table(sort_by=sort, row_limit=ROWS, max_name_column_width=70)
     with (Path(os.environ[OUTPUT]) / PROFILES).open("a") as file:
         file.write(f"\n{shape}, {side} x {side} image tokens, {arm}, {steps} steps\n{table}\n")

@@ -33,7 +33,7 @@ class Worker:
         with (folder / LOG).open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.gpu.worker", str(os.getpid())],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT, bufsize=0,
                 env=dict(os.environ) | own | dict(environment or {}), start_new_session=True,
             )  # fmt: skip
         self.fresh = True
@@ -49,7 +49,6 @@ class Worker:
         asked = {"id": case.id, "call": case.call, "arguments": case.arguments}
         try:
             self._process.stdin.write(json.dumps(asked).encode() + b"\n")
-            self._process.stdin.flush()
         except BrokenPipeError:
             raise Gone(self._end()) from None
         deadline, pipe, text = time.monotonic() + seconds, self._process.stdout.fileno(), b""
@@ -64,22 +63,20 @@ class Worker:
         return json.loads(text)
 
     def _end(self) -> str:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return "closed its pipe and did not end"
         return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
-    def close(self, kill: bool = False) -> None:
-        """Let it end, by force if asked to or if it does not."""
-        self._process.stdin.close()
+    def close(self) -> None:
+        """End it, and whatever it started; all that it had to say has been read."""
         try:
-            if not kill:
-                self._process.wait(3)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)  # whatever it started, too
+            os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
         self._process.wait()
+        self._process.stdin.close()
         self._process.stdout.close()
 
 
@@ -176,11 +173,11 @@ class Run:
                     worker, ready = self._worker(), case.worker
                 if not self._one(stage, case, worker):
                     # A failure may have broken the CUDA context: the next case gets a new one.
-                    worker.close(kill=True)
+                    worker.close()
                     worker = ready = None
         finally:
             if worker is not None:
-                worker.close(kill=self.left() <= 0)
+                worker.close()
 
     def _worker(self) -> Worker:
         with self._lock:

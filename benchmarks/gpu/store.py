@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.gpu.case import Case, digest
@@ -122,3 +122,24 @@ def finished(lines: list[dict], here: dict, again: bool = False) -> set[tuple]:
         again: whether what failed or hung is to be tried once more.
     """
     return {key(line) for line in lines if line["status"] == "done" or not again}
+
+
+def gathered(folders: Iterable[Path]) -> list[dict]:
+    """All lines of some folders, each once, oldest first.
+
+    Raises:
+        ValueError: a line of a CPU, which proves the program and says nothing of speed; a file
+            that is not of this program.
+        OSError: a folder without lines.
+    """
+    lines: dict[str, dict] = {}
+    for folder in folders:
+        for number, line in enumerate(read(folder / FILE), 1):
+            if line["kind"] != "cuda":
+                raise ValueError(
+                    f"{folder / FILE}, line {number} ({line['id']}) was measured on "
+                    f"{line['device']}; only lines of a GPU stand beside each other in the docs: "
+                    "leave that folder out"
+                )
+            lines.setdefault(json.dumps(line, sort_keys=True), line)
+    return sorted(lines.values(), key=lambda line: line["at"])

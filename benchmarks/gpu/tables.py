@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.gpu.foreseen import seconds_on
-from benchmarks.gpu.store import FILE, newest, read, where
+from benchmarks.gpu.case import ROOT
+from benchmarks.gpu.foreseen import foreseen, seconds_on
+from benchmarks.gpu.store import FILE, gathered, newest, read, where
 from benchmarks.gpu.targets import PINNED, copy_of, fastest
 from benchmarks.gpu.targets import table as targets
 
+PICTURES = ROOT / "docs" / "pictures"
+# Counters of Nsight Compute, and what they are called in the predictions.
+FORESEEN = {
+    "smsp__inst_executed.sum": "instructions",
+    "dram__bytes_read.sum": "kv_bytes",
+    "launch__registers_per_thread": "registers",
+    "launch__grid_size": "programs",
+}
 NONE = "Nothing: no GPU has been at hand since this was written."
 
 
@@ -150,13 +159,15 @@ def profile(lines: Sequence[dict]) -> str:
 
 
 def counters(lines: Sequence[dict]) -> str:
-    rows = [
-        [line["id"], name, metric, value, line["commit"]]
-        for line in lines
-        for name, metrics in line["result"]["counters"].items()
-        for metric, value in metrics.items()
-    ]
-    return table(["case", "kernel", "counter", "value", "commit"], rows)
+    """Counters of the kernel beside what was predicted of it."""
+    rows = []
+    for line in lines:
+        told = foreseen(line["id"].removeprefix("counters/")) or {}
+        for name, metrics in line["result"]["counters"].items():
+            for metric, value in metrics.items():
+                known = told.get(FORESEEN.get(metric, ""), "") if "decode" in name else ""
+                rows.append([line["id"], name, metric, value, known, line["commit"]])
+    return table(["case", "kernel", "counter", "value", "predicted", "commit"], rows)
 
 
 def tests(lines: Sequence[dict]) -> str:
@@ -181,7 +192,12 @@ MADE = {
 }
 
 
-def device(lines: Sequence[dict]) -> Iterator[str]:
+def picture(name: str) -> str:
+    """The file of a device's figure."""
+    return f"gpu-{'-'.join(name.lower().split())}.png"
+
+
+def device(lines: Sequence[dict], pictures: Path) -> Iterator[str]:
     """Everything of one device and set of versions."""
     first = lines[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
@@ -200,6 +216,9 @@ def device(lines: Sequence[dict]) -> Iterator[str]:
         yield f"Kernel, one decode step of one layer; {', '.join(PINNED)} pinned:"
         yield kernel(done["kernel"], copy)
         yield others(done["kernel"])
+        drawn = pictures / picture(first["device"])
+        if drawn.exists():
+            yield f"![share of the copy bandwidth over cache size]({pictures.name}/{drawn.name})"
     for name, (title, make) in MADE.items():
         if done.get(name):
             yield f"{title}:"
@@ -213,20 +232,21 @@ def device(lines: Sequence[dict]) -> Iterator[str]:
         ])  # fmt: skip
 
 
-def text(folder: Path) -> str:
+def text(folder: Path, pictures: Path = PICTURES) -> str:
     """All tables of the lines in a folder, device by device.
 
-    Raises:
-        ValueError: as of `merge.gathered`.
-    """
-    from benchmarks.gpu.merge import gathered
+    Args:
+        pictures: where figures are; shown, if they have been drawn.
 
+    Raises:
+        ValueError: as of `store.gathered`.
+    """
     if not (folder / FILE).exists() or not read(folder / FILE):
         return NONE
     devices: dict[tuple, list[dict]] = {}
     for line in newest(gathered([folder])):
         devices.setdefault(where(line), []).append(line)
-    return "\n\n".join(part for lines in devices.values() for part in device(lines))
+    return "\n\n".join(part for lines in devices.values() for part in device(lines, pictures))
 
 
 def figure(lines: Sequence[dict], folder: Path) -> list[Path]:
@@ -258,7 +278,7 @@ def figure(lines: Sequence[dict], folder: Path) -> list[Path]:
         axis.set_ylabel("share of the copy bandwidth")
         axis.set_title(name)
         axis.legend()
-        path = folder / f"kernel-{'-'.join(name.lower().split())}.png"
+        path = folder / picture(name)
         drawn.savefig(path, dpi=120)
         written.append(path)
     return written

@@ -16,10 +16,9 @@ import pytest
 from gpu_cases import BAD, HANGS, HERE, PATH, case, run_of, stages
 
 from benchmarks.gpu.case import Stage, check, digest
-from benchmarks.gpu.merge import gathered
 from benchmarks.gpu.plan import forecast
 from benchmarks.gpu.runner import MARGIN
-from benchmarks.gpu.store import FILE, Store, finished, identity, key, read
+from benchmarks.gpu.store import FILE, Store, finished, gathered, identity, key, read
 
 ALL = {case.id for stage in stages() for case in stage.cases}
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import table
-from benchmarks.gpu import merge, tables
+from benchmarks.gpu import foreseen, merge, tables
 from benchmarks.gpu.case import KERNELS, digest
 from benchmarks.gpu.store import FILE
 from benchmarks.gpu.targets import fastest
@@ -107,7 +107,9 @@ def test_every_group_has_its_table(folder):
                                                           "dynamic": 10**10 + 10**6}}),
         line("recording/7b", "recording", {"ratio_per_token": {"steered, recorded": spread(1.03)}}),
         line("profile/7b", "profile", profile),
-        line("counters/7b", "counters", {"counters": {"decode_kernel": {"grid": "128"}}}),
+        line("counters/7b B1 S4096", "counters", {"counters": {
+            "decode_kernel": {"launch__grid_size": "129", "other": "5 %"}, "merge_kernel": {
+                "launch__grid_size": "28"}}}),
         line("tests/kernels", "tests", {"said": "90 passed"}),
         line("kernel/7b B1 S1 flex", "kernel", {"kv_bytes": 1, "contenders": {
             "ours": timed(1, 1), "flex attention": timed(3, 1, 3.0)}}),
@@ -123,7 +125,10 @@ def test_every_group_has_its_table(folder):
         "| memory/7b | 9 | dynamic | 10.00 | +1.0 | abc |",
         "| recording/7b | steered, recorded | 1.030 (1.030 to 1.030) | abc |",
         "| profile/7b | 900 | 15000 | 400 | `gemm` 300 | abc |",
-        "| counters/7b | decode_kernel | grid | 128 | abc |",
+        "| counters/7b B1 S4096 | decode_kernel | launch__grid_size | 129 | "
+        f"{foreseen.foreseen('7b B1 S4096')['programs']} | abc |",
+        "| counters/7b B1 S4096 | decode_kernel | other | 5 % |  | abc |",
+        "| counters/7b B1 S4096 | merge_kernel | launch__grid_size | 28 |  | abc |",
         "| tests/kernels | 90 passed | abc |",
         "| 7b B1 S1 flex | flex attention | 3.0 | 3.000 (3.000 to 3.000) | abc |",
         "| eager/3b | timeout | no result in 60 s | abc |",
@@ -167,9 +172,9 @@ def test_merging_adds_what_is_new_and_renews_the_pages(folder, tmp_path, monkeyp
     foreign = shape("7b B1 S1024", 2**21, 5, 5, 5, 5, commit="sources 456")
     first = folder("a", COPY, LARGE)
     (first / "profiles.txt").write_text("a profile")
-    merge.merge([first], kept)
+    merge.merge([first], kept, tmp_path)
     # The second call's folder began as a copy of the first's.
-    merge.merge([folder("b", COPY, LARGE, unnamed, foreign)], kept)
+    merge.merge([folder("b", COPY, LARGE, unnamed, foreign)], kept, tmp_path)
     lines = [json.loads(one) for one in (kept / FILE).read_text().splitlines()]
     assert [one["id"] for one in lines] == [
         COPY["id"], LARGE["id"], unnamed["id"], foreign["id"]
@@ -177,7 +182,9 @@ def test_merging_adds_what_is_new_and_renews_the_pages(folder, tmp_path, monkeyp
     # The sources of one are those here, so its commit is known; the other's are not.
     assert not lines[2]["commit"].startswith("sources") and lines[3]["commit"] == "sources 456"
     assert (kept / "profiles.txt").read_text() == "a profile"
-    assert (kept / "kernel-nvidia-h200.png").stat().st_size > 1000
+    assert (tmp_path / "gpu-nvidia-h200.png").stat().st_size > 1000
+    shown = f"({tmp_path.name}/gpu-nvidia-h200.png)"
+    assert shown in tables.text(kept, tmp_path) and shown not in tables.text(kept, kept)
     assert renewed == [1, 1]
 
 
