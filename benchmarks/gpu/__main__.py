@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace, start: float) -> int:
             found = {"status": "failed", "error": f"a worker gave no answer {error}"}
         if found["status"] != "done":
             worker.close()
-            print(f"Nothing can be measured: {found['error']}; see {options.output / LOG}")
+            print(f"nothing can be measured: {found['error']}; see {options.output / LOG}")
             return 1
         here = found["result"]
         if options.commit:
@@ -68,6 +68,8 @@ def measure(options: argparse.Namespace, start: float) -> int:
         environment = {} if gpu else {"TRITON_INTERPRET": "1"}
         run = Run(store, here, options.budget, start=start, again=options.again, spare=worker,
                   environment=environment, tell=lambda line: print(line, flush=True))  # fmt: skip
+        if not gpu:
+            print("torch sees no GPU: tiny shapes prove the program, and say nothing of speed")
         print(told(stages, run, options.budget, time.monotonic() - start), flush=True)
         left = run.measure(stages)
         own = [line for line in newest(store.lines) if where(line) == where(here)]
