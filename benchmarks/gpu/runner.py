@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -71,10 +72,8 @@ class Worker:
 
     def close(self) -> None:
         """End it, and whatever it started; all that it had to say has been read."""
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         self._process.stdin.close()
         self._process.stdout.close()
