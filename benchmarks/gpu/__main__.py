@@ -87,12 +87,19 @@ def measure(options: argparse.Namespace, start: float) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Print what a GPU would be asked in this budget; measures nothing and needs none."""
+    """Print what a GPU would be asked in this budget, case by case; measures nothing."""
     with Store(options.output) as store:
         seen = [line for line in store.lines if line["kind"] == "cuda"]
         here = (seen or [NOBODY])[-1] | {"commit": options.commit or f"sources {digest(PLUGIN)}"}
         run = Run(store, here, options.budget, start=0.0)
-        print(told(chosen(gpu_stages(), options.only), run, options.budget, 12.0))
+        stages = chosen(gpu_stages(), options.only)
+        print(told(stages, run, options.budget, 12.0))
+        for stage in stages:
+            print(
+                f"\n{stage.name}: {stage.setup:g} s until a worker is ready, {stage.lanes} beside"
+            )
+            for case in run.todo(stage):
+                print(f"{case.estimate:5g} s, at most {case.limit:g}: {case.id}")
     return 0
 
 

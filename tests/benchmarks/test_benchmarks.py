@@ -1,5 +1,6 @@
 """The benchmark suite runs, and its tables show what was measured and nothing else."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -109,3 +110,10 @@ def test_recovery_is_pooled_over_training_seeds(tmp_path, monkeypatch):
     ]
     assert cells[3] == "-20.0 to +20.0" and cells[4].startswith("+15.0 % (")
     assert cells[5:] == ["+0.0 to +30.0", "60.0 %", "25 %", "16.0, 2.0, 0.0 % |"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda p: p.stem)
+def test_every_benchmark_can_be_imported(path):
+    """Those that no test runs would go on naming what has moved."""
+    if path.stem not in ("__main__", "conftest"):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))

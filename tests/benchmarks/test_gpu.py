@@ -158,6 +158,16 @@ def test_the_plan_is_said_before_anything_is_measured(tmp_path):
     assert (late.done, late.fits, late.later) == (1, 3, 1)
 
 
+def test_an_error_in_one_of_several_lanes_ends_the_run(tmp_path, monkeypatch):
+    def full(self, line):
+        raise OSError("no space left")
+
+    with Store(tmp_path) as store:
+        monkeypatch.setattr(Store, "append", full)
+        with pytest.raises(OSError, match="no space left"):
+            run_of(store, 100).measure([stages()[0]])
+
+
 def test_two_runs_do_not_write_to_one_folder(tmp_path):
     with Store(tmp_path), pytest.raises(BlockingIOError, match="another run writes"):
         Store(tmp_path)
