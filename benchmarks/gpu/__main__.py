@@ -15,6 +15,7 @@ shapes to prove the program; --merge refuses such lines.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def chosen(stages: list[Stage], only: list[str]) -> list[Stage]:
     return kept
 
 
+def say(line: str) -> None:
+    """Print; a run goes on when nobody listens any more."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
+
+
 def measure(options: argparse.Namespace, start: float) -> int:
     """Plan, measure, say what is left; 0, or 1 if nothing at all could be measured."""
     with Store(options.output) as store:
@@ -58,7 +65,7 @@ def measure(options: argparse.Namespace, start: float) -> int:
             found = {"status": "failed", "error": f"a worker gave no answer {error}"}
         if found["status"] != "done":
             worker.close()
-            print(f"nothing can be measured: {found['error']}; see {options.output / LOG}")
+            say(f"nothing can be measured: {found['error']}; see {options.output / LOG}")
             return 1
         here = found["result"]
         if options.commit:
@@ -67,10 +74,10 @@ def measure(options: argparse.Namespace, start: float) -> int:
         stages = chosen(gpu_stages() if gpu else proof_stages(), options.only)
         environment = {} if gpu else {"TRITON_INTERPRET": "1"}
         run = Run(store, here, options.budget, start=start, again=options.again, spare=worker,
-                  environment=environment, tell=lambda line: print(line, flush=True))  # fmt: skip
+                  environment=environment, tell=say)  # fmt: skip
         if not gpu:
-            print("torch sees no GPU: tiny shapes prove the program, and say nothing of speed")
-        print(told(stages, run, options.budget, time.monotonic() - start), flush=True)
+            say("torch sees no GPU: tiny shapes prove the program, and say nothing of speed")
+        say(told(stages, run, options.budget, time.monotonic() - start))
         left = run.measure(stages)
         own = [line for line in newest(store.lines) if where(line) == where(here)]
     failed = [line["id"] for line in own if line["status"] != "done"]
@@ -79,10 +86,10 @@ def measure(options: argparse.Namespace, start: float) -> int:
         for line in own:
             if line["status"] == "done":
                 done.setdefault(line["group"], []).append(line)
-        print(table(done, copy_of(own)))
-    print(f"{len(store.lines)} lines in {store.path}; left for a later call: {len(left)} cases")
+        say(table(done, copy_of(own)))
+    say(f"{len(store.lines)} lines in {store.path}; left for a later call: {len(left)} cases")
     if failed:
-        print(f"failed or hung: {', '.join(failed)}")
+        say(f"failed or hung: {', '.join(failed)}")
     return 0
 
 
