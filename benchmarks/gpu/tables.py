@@ -19,7 +19,7 @@ FORESEEN = {
     "launch__registers_per_thread": "registers",
     "launch__grid_size": "programs",
 }
-NONE = "Nothing: no GPU has been at hand since this was written."
+NONE = "Nothing yet: no GPU has been at hand since this was written. What it is meant to reach:"
 
 
 def row(cells: Sequence[object]) -> str:
@@ -242,7 +242,7 @@ def text(folder: Path, pictures: Path = PICTURES) -> str:
         ValueError: as of `store.gathered`.
     """
     if not (folder / FILE).exists() or not read(folder / FILE):
-        return NONE
+        return f"{NONE}\n\n{targets({}, None)}"
     devices: dict[tuple, list[dict]] = {}
     for line in newest(gathered([folder])):
         devices.setdefault(where(line), []).append(line)

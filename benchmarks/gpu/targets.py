@@ -116,7 +116,7 @@ def table(done: Mapping[str, Sequence[dict]], copy: float | None) -> str:
     for target in TARGETS:
         found = target.figures(done, copy)
         if not found:
-            lines.append(f"| {target.told} | not measured | | |")
+            lines.append(f"| {target.told} | not measured |  |  |")
             continue
         case, figure = (min if target.least else max)(found, key=lambda one: one[1])
         good = [figure >= target.limit if target.least else figure <= target.limit
