@@ -32,10 +32,12 @@ setup(
         "vrga.analysis",
         "vrga.evaluation",
         "vrga.evaluation.tasks",
+        "vrga.app",
     ],
     package_data={
         "vrga": ["py.typed"],
         "vrga.report": ["*.jinja"],
+        "vrga.app": ["*.css", "*.js"],
         "vrga.demo": ["weights/*"],
         "vrga.demo.fine": ["weights/*"],
         "vrga.evaluation.tasks": ["*.yaml"],
@@ -69,6 +71,7 @@ setup(
         ],
         "plot": ["matplotlib", "pandas"],
         "report": ["jinja2"],
+        "app": ["gradio>=6.31,<7", "jinja2", "pillow<13"],
         "docs": ["mkdocs-material"],
         # What lmms-eval imports, but lmms-eval itself: its own requirements would replace torch by
         # another build. After this extra: pip install --no-deps lmms-eval==0.7.3

@@ -23,6 +23,7 @@ from vrga.hf.files import embedded
 from vrga.hf.pipelines import parts_of
 from vrga.images import bounded, read_image
 from vrga.method.region import Region
+from vrga.recording.choices import Heads
 from vrga.recording.trace import Trace
 from vrga.steering.patching import Patch, patch, patch_of
 from vrga.steering.steps import Steps
@@ -122,6 +123,8 @@ def ask(
     *,
     base: bool = True,
     max_new_tokens: int = 256,
+    maps: Heads = "visual",
+    streamers: Mapping[str, object] | None = None,
 ) -> Answer:
     """Ask a question about images, greedily, with VRGA and for comparison without it.
 
@@ -136,13 +139,15 @@ def ask(
         config: how to steer, as of `vrga.patch`: a `VRGAConfig`, a preset's name, or None.
         base: answer without VRGA, too, which takes about as long again.
         max_new_tokens: longest answer, in tokens.
+        maps: heads whose maps the traces keep, as of `Patch.record`.
+        streamers: what `generate` takes as its streamer, of the answers "base" and "steered".
 
     Returns:
         The answer, with its region, steps and trace.
 
     Raises:
         OSError: an image that cannot be read.
-        ValueError: no image, an empty question, a processor without a chat template, a patch that
+        ValueError: no image, an empty question, streamers of other answers, a processor without a chat template, a patch that
             is switched off, or as of `vrga.patch`.
         RuntimeError: the model's patch records already.
     """
@@ -153,6 +158,9 @@ def ask(
         raise ValueError(f"max_new_tokens={max_new_tokens!r} is not a whole number")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be ≥ 1")
+    unknown = [name for name in streamers or () if name not in ("base", "steered")]
+    if unknown:
+        raise ValueError(f"streamers of {', '.join(unknown)}: the answers are base and steered")
     listed: list = list(images) if isinstance(images, (list, tuple)) else [images]
     if not listed:
         raise ValueError("no image is given: VRGA steers to a region of an image")
@@ -162,6 +170,7 @@ def ask(
         warnings.warn(told, stacklevel=2)
     inputs = inputs_of(model, processor, shown, question)
     assert processor is not None  # `inputs_of` refuses it
+    told_of = {"base": None, "steered": None, **(streamers or {})}
     base_text: str | None = None
     base_trace: Trace | None = None
     with _patched(model, config, processor.tokenizer) as steered:
@@ -169,9 +178,11 @@ def ask(
         if base:
             with _unsteered(steered):
                 base_text, _, base_trace = recorded(
-                    steered, processor, inputs, shown, max_new_tokens
+                    steered, processor, inputs, shown, max_new_tokens, told_of["base"], maps
                 )
-        text, region, trace = recorded(steered, processor, inputs, shown, max_new_tokens)
+        text, region, trace = recorded(
+            steered, processor, inputs, shown, max_new_tokens, told_of["steered"], maps
+        )
         steps = steered.steps[0]
     return Answer(text, base_text, region, steps, trace, question, shown, chosen, base_trace)
 
@@ -246,9 +257,10 @@ def recorded(
     images: list[Image.Image],
     max_new_tokens: int,
     streamer: object | None = None,
+    maps: Heads = "visual",
 ) -> tuple[str, Region, Trace]:
-    """The answer, its region, and its trace with texts, images and the visual heads' maps."""
-    with steered.record(maps="visual", layer_maps=True) as trace:
+    """The answer, its region, and its trace with texts, images and maps, those of layers too."""
+    with steered.record(maps=maps, layer_maps=True) as trace:
         text = generated(steered.model, processor, inputs, max_new_tokens, streamer)
     region = steered.region[0]
     # Models that cut an image into tiles have more grids than there are images to show.

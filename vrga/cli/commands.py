@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from vrga import __version__
+from vrga.app.command import app as app_command
 from vrga.beforehand import (
     PICTURES,
     PROMPTS,
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(analyze, name="analyze")
+app.command("app")(app_command)
 console = Console()
 
 

@@ -120,6 +120,7 @@ def look_closer(
     *,
     max_new_tokens: int = 256,
     record: bool = False,
+    streamer: object | None = None,
 ) -> Closer:
     """Answer a question about pictures; where its region is small, look at the originals there.
 
@@ -136,6 +137,8 @@ def look_closer(
         zoom: when and where to look closer; None is `Zoom()`.
         max_new_tokens: longest answer; it is greedy.
         record: measure the answer, see `Closer.trace`; the first look's cache is not reused then.
+        streamer: what `generate` takes as its streamer; it is told of both looks, each from its
+            prompt to its end. It needs `record`.
 
     Raises:
         ValueError: a video, no image, an empty question, a model whose processor does more than
@@ -157,9 +160,13 @@ def look_closer(
         or max_new_tokens < 1
     ):
         raise ValueError(f"max_new_tokens={max_new_tokens!r} is out of range: an integer from 1")
+    if streamer is not None and not record:
+        raise ValueError("a streamer follows generate(), which record=True asks with: set it")
     model = unwrapped(model)
     check_pictures(model, processor)
-    look = _Look(model, processor, _pictures(images), question, zoom, max_new_tokens, record)
+    look = _Look(
+        model, processor, _pictures(images), question, zoom, max_new_tokens, record, streamer
+    )
     with patch(model, config, tokenizer=processor.tokenizer) as steered, torch.inference_mode():
         return look.answer(steered)
 
@@ -211,10 +218,12 @@ def steered_cells(grids: Sequence[Grid], region: Region, crops: int, zoom: Zoom)
 class _Look:
     """One question's two looks."""
 
-    def __init__(self, model, processor, originals, question, zoom, max_new_tokens, record):
+    def __init__(
+        self, model, processor, originals, question, zoom, max_new_tokens, record, streamer
+    ):
         self.model, self.processor, self.originals = model, processor, originals
         self.question, self.zoom, self.record = question, zoom, record
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens, self.streamer = max_new_tokens, streamer
         self.side = token_side(processor)
         self.sizes = [image.size for image in originals]
 
@@ -317,6 +326,8 @@ class _Look:
         options["return_dict_in_generate"] = True
         if criterion is not None:
             options["stopping_criteria"] = [criterion]
+        if self.streamer is not None:
+            options["streamer"] = self.streamer
         if not self.record:
             return self.model.generate(**inputs, **options), None
         with steered.record(maps="visual", layer_maps=True) as trace:

@@ -86,16 +86,33 @@ def render(traces: Sequence[Trace], *, row: int = 0, megabytes: float = 16.0) ->
     for trace in traces:
         trace.steps_of(row)
     asked = _asked(traces, row)
+    page = shown(traces, row=row, megabytes=megabytes)
+    runs = page["runs"]
+    page |= {"differ": _differ(runs), "atlases": [0] if _same_heads(runs) else [0, 1]}
+    environment = Environment(loader=PackageLoader("vrga.report", ""), autoescape=True)
+    template = environment.get_template("report.html.jinja")
+    return template.render(asked=asked, runs=runs, page=as_json(page))
+
+
+def shown(
+    traces: Sequence[Trace], *, row: int = 0, megabytes: float = 16.0, layers: bool = False
+) -> dict:
+    """What a page shows of traces: their images once, as data URIs, and each run with its tokens,
+    maps, shares of attention and regions.
+
+    Args:
+        layers: whether each layer is a channel of its own, beside the groups of layers.
+
+    Raises:
+        ValueError: as of `Trace.steps_of`, or shares that are not finite.
+    """
     images: list[str] = []
-    runs = [_run(trace, row, images, 1e6 * megabytes / len(traces)) for trace in traces]
+    budget = 1e6 * megabytes / len(traces)
+    runs = [_run(trace, row, images, budget, layers) for trace in traces]
     if len({run["name"] for run in runs}) < len(runs):
         for run, which in zip(runs, ("first", "second"), strict=True):
             run["name"] = f"{which}: {run['name']}"
-    page = {"runs": runs, "images": images, "differ": _differ(runs)}
-    page["atlases"] = [0] if _same_heads(runs) else [0, 1]
-    environment = Environment(loader=PackageLoader("vrga.report", ""), autoescape=True)
-    template = environment.get_template("report.html.jinja")
-    return template.render(asked=asked, runs=runs, page=_embedded(page))
+    return {"runs": runs, "images": images}
 
 
 def _asked(traces: Sequence[Trace], row: int) -> str:
@@ -143,18 +160,18 @@ def _differ(runs: list[dict]) -> str:
     return f"Not the same heads: {counts}; {len(chosen[0] & chosen[1])} are in both."
 
 
-def _embedded(page: dict) -> str:
+def as_json(page: dict) -> str:
     """JSON that can stand in a <script> element, whatever the model wrote."""
     text = json.dumps(page, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _run(trace: Trace, row: int, images: list[str], budget: float) -> dict:
+def _run(trace: Trace, row: int, images: list[str], budget: float, layers: bool) -> dict:
     """One trace as the page reads it; its images are added to `images` unless they are there."""
     region, steps = trace.regions[row], trace.steps_of(row)
     grids = [(grid.h, grid.w) for grid in region.grids]
     cells = torch.cat([grid.index for grid in region.grids]) if grids else torch.zeros(0).long()
-    channels = _channels(trace, row)
+    channels = _channels(trace, row, layers)
     kept, sizes = _fitting(channels, grids, len(steps), budget)
     series = [name for name in SERIES if getattr(trace, name) is not None]
     shares = np.stack(
@@ -168,12 +185,12 @@ def _run(trace: Trace, row: int, images: list[str], budget: float) -> dict:
     )  # [channels, series, steps]
     if not np.isfinite(shares).all():
         raise ValueError(f"row {row} has shares of attention that are not finite")
-    shown = []
+    places = []
     for image in trace.images[row] if trace.images is not None else []:
-        encoded = _encoded(image)
-        if encoded not in images:
-            images.append(encoded)
-        shown.append(images.index(encoded))
+        source = encoded(image)
+        if source not in images:
+            images.append(source)
+        places.append(images.index(source))
     return {
         "name": _name(trace.config),
         "tokens": _tokens(trace, row),
@@ -192,7 +209,7 @@ def _run(trace: Trace, row: int, images: list[str], budget: float) -> dict:
         ),
         "grids": grids,
         "sizes": sizes,
-        "images": shown,
+        "images": places,
         "region": region.mask[cells].int().tolist(),
         "relocated": [
             [later.step, later.region.mask[cells].int().tolist()]
@@ -228,8 +245,9 @@ def _tokens(trace: Trace, row: int) -> list[str]:
     return [f"step {step} " for step in range(int(trace.steps[-1]) + 1)]
 
 
-def _channels(trace: Trace, row: int) -> list[Channel]:
-    """Groups of heads, then single heads with a map, those with the lowest EFR first."""
+def _channels(trace: Trace, row: int, single: bool = False) -> list[Channel]:
+    """Groups of heads, single layers if wanted, then single heads with a map, those with the lowest
+    EFR first."""
     _, layers, _, heads = trace.image.shape
     steps = len(trace.steps_of(row))
     n, region = sum(grid.h * grid.w for grid in trace.regions[row].grids), trace.regions[row]
@@ -250,6 +268,8 @@ def _channels(trace: Trace, row: int) -> list[Channel]:
             part = range(edges[i], edges[i + 1])
             span = f"{numbers[part[0]]} to {numbers[part[-1]]}"
             parts[f"{name} layers, {span}"] = part
+    if single:
+        parts |= {f"layer {numbers[i]}": range(i, i + 1) for i in range(layers)}
     for name, part in parts.items():
         chosen = torch.zeros_like(everything)
         chosen[list(part)] = True
@@ -324,7 +344,7 @@ def _packed(values: np.ndarray) -> str:
     return base64.b64encode(values.tobytes()).decode()
 
 
-def _encoded(image: Image.Image) -> str:
+def encoded(image: Image.Image) -> str:
     """An image as a data URI: PNG, or JPEG where that is large."""
     image = to_rgb(image)
     if max(image.size) > LONGEST_SIDE:

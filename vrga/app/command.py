@@ -1,0 +1,47 @@
+"""`vrga app`: the page as a command."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vrga.evaluation.command import DTYPES
+from vrga.hf.files import check_model
+
+Dtype = enum.Enum("Dtype", {name: name for name in DTYPES}, type=str)
+
+
+def app(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint folder or hub id; the small model inside if absent."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The first free one from 7860 if absent.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
+    ] = Dtype.auto,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
+    ] = None,
+) -> None:
+    """Open a local page: ask about pictures with and without VRGA, and see where it looks."""
+    check_model(model)
+    from vrga.app.server import check_gradio, serve
+
+    check_gradio()
+    console = Console()
+    serve(
+        model,
+        lambda address: console.print(f"open {address} (Ctrl-C ends it)", soft_wrap=True),
+        host=host, port=port, max_new_tokens=max_new_tokens, dtype=dtype.value,
+        device_map=device_map,
+    )  # fmt: skip

@@ -1,0 +1,198 @@
+"""The page: what stands where, and what happens when it is touched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+
+from vrga.app import view
+from vrga.app.asker import MOST_PICTURES, Answered, Asker, Question, Said, Stopped
+from vrga.app.examples import Example
+from vrga.app.painted import read_painted
+from vrga.app.visits import Visits
+from vrga.config import PRESETS
+from vrga.report.page import render
+
+HERE = Path(__file__).parent
+WAITING = 16  # questions in the queue
+LONGEST = 4000  # characters of a question
+LARGEST_GAIN = 10
+CSS = """
+.gradio-container { max-width: 86rem !important; margin: 0 auto; }
+#vrga-head h1 { margin: 0; font-size: 1.4rem; }
+#vrga-head p { margin: .2rem 0 0; }
+#vrga-drop { min-height: 7rem; }
+@media (max-width: 40rem) { .gradio-container { padding: .6rem !important; } }
+"""
+# The brush lives in the browser: its strokes go with the question.
+NO_REPORT = gr.update(value=None, interactive=False)
+BUSY = gr.update(interactive=False), gr.update(interactive=True)  # to ask, to stop
+IDLE = gr.update(interactive=True), gr.update(interactive=False)
+OFF = "1 does not steer"
+SEND_PAINTED = "(...given) => [...given.slice(0, -1), window.vrgaPainted()]"
+
+
+def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
+    """The page of a model.
+
+    Args:
+        visits: of the folder in which the server keeps what is uploaded.
+        examples: to begin with, or none.
+    """
+    events, own = Events(asker, visits, examples), asker.config("default")
+    with gr.Blocks(title="vrga", analytics_enabled=False) as page:
+        gr.HTML(_head(asker), elem_id="vrga-head", padding=False)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=300):
+                files = gr.File(
+                    label=f"Pictures (up to {MOST_PICTURES})", file_count="multiple",
+                    file_types=["image"], elem_id="vrga-drop", height=150,
+                )  # fmt: skip
+                question = gr.Textbox(
+                    label="Question", placeholder="What is written on the sign?", lines=2,
+                    max_lines=6, max_length=LONGEST, elem_id="vrga-question",
+                    submit_btn=False,
+                )  # fmt: skip
+                with gr.Row():
+                    go = gr.Button("Ask", variant="primary", elem_id="vrga-ask")
+                    stop = gr.Button("Stop", elem_id="vrga-stop", interactive=False)
+                with gr.Row():
+                    preset = gr.Dropdown(
+                        list(PRESETS), value="default", label="Preset", elem_id="vrga-preset",
+                        info=f"default: {own.name}", min_width=140,
+                    )  # fmt: skip
+                    gain = gr.Slider(
+                        1, LARGEST_GAIN, value=own.gain, step=0.1, label="Gain",
+                        info=OFF, elem_id="vrga-gain", min_width=140,
+                    )  # fmt: skip
+                why = asker.why_no_closer_look
+                closer = gr.Checkbox(
+                    label="Look closer", elem_id="vrga-closer", interactive=not why,
+                    info=why or "crop the original where the question looks, and ask again",
+                )  # fmt: skip
+                chosen = _examples(examples)
+            with gr.Column(scale=5, min_width=340):
+                viewer = gr.HTML(
+                    "", html_template="", css_template=(HERE / "viewer.css").read_text("utf-8"),
+                    js_on_load=(HERE / "viewer.js").read_text("utf-8"), elem_id="vrga-viewer",
+                    apply_default_css=False,
+                )  # fmt: skip
+                report = gr.DownloadButton(
+                    "Save the report", interactive=False, elem_id="vrga-report", size="sm"
+                )
+        painted = gr.Textbox(visible=False)
+
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        free = quiet | {"concurrency_limit": None}  # do not wait for answers
+        files.change(events.shown, files, [viewer, report], **free)
+        preset.change(events.gain, preset, gain, **free)
+        if chosen is not None:
+            chosen.click(events.example, chosen, [files, question], **free)
+        gr.on(
+            [go.click, question.submit], events.ask,
+            [files, question, preset, gain, closer, painted], [viewer, report, go, stop],
+            js=SEND_PAINTED, concurrency_limit=1, trigger_mode="once", **quiet,
+        )  # fmt: skip
+        stop.click(events.stop, queue=False, **quiet)
+        page.unload(events.leave)
+    return page.queue(max_size=WAITING)
+
+
+def _head(asker: Asker) -> str:
+    where = f"<b>{asker.name}</b>"
+    if asker.name is None:
+        where = (
+            "No <code>--model</code> was given: the <b>small model inside the package</b> answers. "
+            "It reads coloured letters on cards like the examples, and nothing else."
+        )
+    elif asker.name == "fine":
+        where = (
+            "The <b>small model &ldquo;fine&rdquo; inside the package</b> answers: it reads letters "
+            "on coloured cards like the examples, if it looks closer, and nothing else."
+        )
+    return f"<h1>vrga: see where it looks</h1><p>{where}</p>"
+
+
+def _examples(examples: list[Example]) -> gr.Dataset | None:
+    if not examples:
+        return None
+    return gr.Dataset(
+        components=[gr.Image(visible=False), gr.Textbox(visible=False)],
+        samples=[[str(one.path), one.question] for one in examples],
+        type="index", label="Examples", layout="table", elem_id="vrga-examples",
+        headers=["picture", "question"],
+    )  # fmt: skip
+
+
+class Events:
+    """What happens when the page is touched."""
+
+    def __init__(self, asker: Asker, visits: Visits, examples: list[Example]):
+        self.asker, self.visits, self.examples = asker, visits, examples
+
+    def shown(self, files: list[str] | None, request: gr.Request) -> tuple:
+        """Pictures were dropped, chosen or taken away."""
+        paths = tuple(files or ())
+        self.visits.keep(request.session_hash, paths)
+        try:
+            told = view.pictures(self.asker.pictures(paths) if paths else [])
+        except (ValueError, OSError) as error:
+            told = view.told("error", str(error))
+        return told, NO_REPORT
+
+    def gain(self, preset: str) -> dict:
+        """The gain of a preset; one without has no slider."""
+        config = self.asker.config(preset)
+        if not config.boosts:
+            return gr.update(interactive=False, info="this preset has none")
+        return gr.update(value=config.gain, interactive=True, info=OFF)
+
+    def example(self, place: int) -> tuple[list[str], str]:
+        """An example was chosen."""
+        return [str(self.examples[place].path)], self.examples[place].question
+
+    def ask(
+        self, files: list[str] | None, question: str | None, preset: str, gain: float,
+        closer: bool, painted: str, request: gr.Request,
+    ) -> Iterator[tuple]:  # fmt: skip
+        """A question was asked: words as they come, then both answers."""
+        session, paths = request.session_hash, tuple(files or ())
+        stop = self.visits.begin(session)
+        try:
+            masks = tuple(read_painted(painted, len(paths)))
+            asked = Question(paths, question or "", preset, gain, masks, closer)
+            for found in self.asker.ask(asked, stop):
+                if isinstance(found, Said):
+                    yield view.speaking(found), NO_REPORT, *BUSY
+                    continue
+                yield view.answered(found), NO_REPORT, *IDLE
+                yield gr.skip(), _report(found, self.visits.folder_of(session)), *IDLE
+        except Stopped:
+            yield view.told("stopped", "Stopped."), NO_REPORT, *IDLE
+        except (ValueError, OSError) as error:
+            yield view.told("error", str(error)), NO_REPORT, *IDLE
+        except Exception as error:  # whatever a model raises: said on the page, not lost
+            logging.getLogger(__name__).exception("the model failed")
+            told = f"the model failed: {type(error).__name__}: {error}"
+            yield view.told("error", told), NO_REPORT, *IDLE
+
+    def stop(self, request: gr.Request) -> None:
+        """The answer is not wanted any more."""
+        self.visits.stop(request.session_hash)
+
+    def leave(self, request: gr.Request) -> None:
+        """The tab was closed."""
+        self.visits.leave(request.session_hash)
+
+
+def _report(found: Answered, folder: Path) -> dict:
+    """The page of both answers, ready to be saved; none of answers without a step."""
+    traces = [trace for trace in found.traces if trace.image is not None]
+    if not traces:
+        return NO_REPORT
+    path = folder / "vrga-report.html"
+    path.write_bytes(render(traces).encode("utf-8", "replace"))
+    return gr.update(value=str(path), interactive=True)

@@ -1,0 +1,88 @@
+"""Serving the page: on this machine alone unless told otherwise, nothing kept at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+LARGEST_FILE = "20mb"
+
+
+def check_gradio() -> None:
+    """Raise ImportError, with what to install, where Gradio is missing."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ImportError('the page needs Gradio: pip install "vrga[app]"') from error
+
+
+@contextmanager
+def served(
+    model: str | None = None,
+    *,
+    host: str = LOOPBACK,
+    port: int | None = None,
+    **options: object,
+) -> Iterator[str]:
+    """Serve the page inside the block.
+
+    Args:
+        model: as of `vrga.load`; None is the small model inside this package.
+        host: address to listen on; the default is reached from this machine alone.
+        port: None takes the first free one from 7860 on.
+        options: of `Asker`.
+
+    Yields:
+        The page's address.
+
+    Raises:
+        ImportError: Gradio is missing.
+        OSError: no such checkpoint, or a port that is taken; ValueError: as of `vrga.load`.
+    """
+    with tempfile.TemporaryDirectory(prefix="vrga-app-") as made:
+        os.environ["GRADIO_TEMP_DIR"] = made  # read when it is imported, and later
+        check_gradio()
+        import gradio as gr
+
+        from vrga.app.asker import Asker
+        from vrga.app.examples import write_examples
+        from vrga.app.page import CSS, build
+        from vrga.app.visits import Visits
+
+        asker, folder = Asker(model, **options), Path(made)
+        examples = write_examples(folder / "examples", model) if asker.is_small else []
+        page = build(asker, Visits(folder), examples)
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        _, address, _ = page.launch(
+            server_name=host, server_port=port, share=False, inbrowser=False, quiet=True,
+            prevent_thread_lock=True, show_error=False, max_file_size=LARGEST_FILE,
+            enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
+            footer_links=[], css=CSS, theme=gr.themes.Default(**fonts),
+        )  # fmt: skip
+        try:
+            yield address
+        finally:
+            page.close(verbose=False)
+
+
+def serve(model: str | None, say: Callable[[str], object], **options: object) -> None:
+    """Serve the page until the process is told to end; see `served`.
+
+    Args:
+        say: is told the address.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that files are deleted then, too
+    with served(model, **options) as address:
+        say(address)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            return
