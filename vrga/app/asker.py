@@ -31,6 +31,7 @@ from vrga.closer.zoom import Zoom
 MOST_PICTURES = 8
 MOST_PIXELS = 64_000_000  # of one picture
 MOST_MAPS = 64_000_000  # bytes of a trace's maps; beyond them those of the visual heads alone
+MOMENT = 0.05  # seconds between two updates of the words: each one costs the model's time
 DEFAULT = "default"  # of presets: what the checkpoint brings, else the paper's
 
 
@@ -280,10 +281,13 @@ class _Stoppable(Streamed):
 
 
 def _newest(told: queue.SimpleQueue) -> object:
-    """What is told next; of words that came meanwhile, the last."""
-    item = told.get()
-    while isinstance(item, Said) and not told.empty():
-        item = told.get()
+    """What is told next; of words that come within a moment the last, which hold all others."""
+    item, end = told.get(), time.monotonic() + MOMENT
+    while isinstance(item, Said):
+        try:
+            item = told.get(timeout=max(end - time.monotonic(), 0))
+        except queue.Empty:
+            break
     return item
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 from vrga.app import view
-from vrga.app.asker import MOST_PICTURES, Answered, Asker, Question, Said, Stopped
+from vrga.app.asker import DEFAULT, MOST_PICTURES, Answered, Asker, Question, Said, Stopped
 from vrga.app.examples import Example
 from vrga.app.painted import read_painted
 from vrga.app.visits import Visits
@@ -21,17 +21,24 @@ WAITING = 16  # questions in the queue
 LONGEST = 4000  # characters of a question
 LARGEST_GAIN = 10
 CSS = """
-.gradio-container { max-width: 86rem !important; margin: 0 auto; }
+.gradio-container { max-width: 88rem !important; margin: 0 auto; }
 #vrga-head h1 { margin: 0; font-size: 1.4rem; }
 #vrga-head p { margin: .2rem 0 0; }
-#vrga-drop { min-height: 7rem; }
+#vrga-head, #vrga-viewer, #vrga-examples { padding: 0; }
+#vrga-head > div, #vrga-viewer > div, #vrga-examples > div { padding: 0; }
+#vrga-report { width: auto; align-self: flex-start; }
 @media (max-width: 40rem) { .gradio-container { padding: .6rem !important; } }
 """
+EXAMPLES = """<p>Examples</p><div>{{#each value}}<button type="button" data-place="{{this.place}}">
+<img src="{{this.source}}" alt=""><span>{{this.question}}</span></button>{{/each}}</div>"""
+CHOOSE = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('button');
+  if (button) trigger('click', {place: Number(button.dataset.place)});
+});"""
 # The brush lives in the browser: its strokes go with the question.
 NO_REPORT = gr.update(value=None, interactive=False)
 BUSY = gr.update(interactive=False), gr.update(interactive=True)  # to ask, to stop
 IDLE = gr.update(interactive=True), gr.update(interactive=False)
-OFF = "1 does not steer"
 SEND_PAINTED = "(...given) => [...given.slice(0, -1), window.vrgaPainted()]"
 
 
@@ -42,47 +49,33 @@ def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
         visits: of the folder in which the server keeps what is uploaded.
         examples: to begin with, or none.
     """
-    events, own = Events(asker, visits, examples), asker.config("default")
+    events = Events(asker, visits, examples)
     with gr.Blocks(title="vrga", analytics_enabled=False) as page:
         gr.HTML(_head(asker), elem_id="vrga-head", padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 files = gr.File(
                     label=f"Pictures (up to {MOST_PICTURES})", file_count="multiple",
-                    file_types=["image"], elem_id="vrga-drop", height=150,
+                    file_types=["image"], elem_id="vrga-drop", height=130,
                 )  # fmt: skip
+                chosen = _examples(examples)
                 question = gr.Textbox(
                     label="Question", placeholder="What is written on the sign?", lines=2,
                     max_lines=6, max_length=LONGEST, elem_id="vrga-question",
-                    submit_btn=False,
                 )  # fmt: skip
                 with gr.Row():
-                    go = gr.Button("Ask", variant="primary", elem_id="vrga-ask")
-                    stop = gr.Button("Stop", elem_id="vrga-stop", interactive=False)
-                with gr.Row():
-                    preset = gr.Dropdown(
-                        list(PRESETS), value="default", label="Preset", elem_id="vrga-preset",
-                        info=f"default: {own.name}", min_width=140,
-                    )  # fmt: skip
-                    gain = gr.Slider(
-                        1, LARGEST_GAIN, value=own.gain, step=0.1, label="Gain",
-                        info=OFF, elem_id="vrga-gain", min_width=140,
-                    )  # fmt: skip
-                why = asker.why_no_closer_look
-                closer = gr.Checkbox(
-                    label="Look closer", elem_id="vrga-closer", interactive=not why,
-                    info=why or "crop the original where the question looks, and ask again",
-                )  # fmt: skip
-                chosen = _examples(examples)
-            with gr.Column(scale=5, min_width=340):
+                    go = gr.Button("Ask", variant="primary", elem_id="vrga-ask", min_width=100)
+                    stop = gr.Button("Stop", elem_id="vrga-stop", interactive=False, min_width=100)
+                preset, gain, closer = _settings(asker)
+            with gr.Column(scale=5, min_width=300):
                 viewer = gr.HTML(
                     "", html_template="", css_template=(HERE / "viewer.css").read_text("utf-8"),
                     js_on_load=(HERE / "viewer.js").read_text("utf-8"), elem_id="vrga-viewer",
                     apply_default_css=False,
                 )  # fmt: skip
                 report = gr.DownloadButton(
-                    "Save the report", interactive=False, elem_id="vrga-report", size="sm"
-                )
+                    "Save the report", interactive=False, elem_id="vrga-report", size="sm",
+                )  # fmt: skip
         painted = gr.Textbox(visible=False)
 
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
@@ -90,15 +83,34 @@ def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
         files.change(events.shown, files, [viewer, report], **free)
         preset.change(events.gain, preset, gain, **free)
         if chosen is not None:
-            chosen.click(events.example, chosen, [files, question], **free)
+            chosen.click(events.example, None, [files, question], **free)
         gr.on(
             [go.click, question.submit], events.ask,
             [files, question, preset, gain, closer, painted], [viewer, report, go, stop],
-            js=SEND_PAINTED, concurrency_limit=1, trigger_mode="once", **quiet,
+            js=SEND_PAINTED, concurrency_limit=1, trigger_mode="once",
+            **quiet | {"show_progress": "minimal", "show_progress_on": viewer},
         )  # fmt: skip
         stop.click(events.stop, queue=False, **quiet)
         page.unload(events.leave)
     return page.queue(max_size=WAITING)
+
+
+def _settings(asker: Asker) -> tuple[gr.Dropdown, gr.Slider, gr.Checkbox]:
+    """How to steer, and whether to look closer."""
+    own, why = asker.config(DEFAULT), asker.why_no_closer_look
+    with gr.Accordion("How to steer", open=True):
+        preset = gr.Dropdown(
+            [(f"default: {own.name}" if name == DEFAULT else name, name) for name in PRESETS],
+            value=DEFAULT, label="Preset", elem_id="vrga-preset",
+        )  # fmt: skip
+        gain = gr.Slider(
+            1, LARGEST_GAIN, value=own.gain, step=0.1, label="Gain (1 is off)", elem_id="vrga-gain"
+        )
+        closer = gr.Checkbox(
+            label="Look closer", elem_id="vrga-closer", interactive=not why,
+            info=why or "crop the original where the question looks, and ask again there",
+        )  # fmt: skip
+    return preset, gain, closer
 
 
 def _head(asker: Asker) -> str:
@@ -116,14 +128,15 @@ def _head(asker: Asker) -> str:
     return f"<h1>vrga: see where it looks</h1><p>{where}</p>"
 
 
-def _examples(examples: list[Example]) -> gr.Dataset | None:
+def _examples(examples: list[Example]) -> gr.HTML | None:
+    """Pictures to begin with, as buttons; none where there are no examples."""
     if not examples:
         return None
-    return gr.Dataset(
-        components=[gr.Image(visible=False), gr.Textbox(visible=False)],
-        samples=[[str(one.path), one.question] for one in examples],
-        type="index", label="Examples", layout="table", elem_id="vrga-examples",
-        headers=["picture", "question"],
+    return gr.HTML(
+        [{"place": place, "source": one.thumbnail, "question": one.question}
+         for place, one in enumerate(examples)],
+        html_template=EXAMPLES, js_on_load=CHOOSE, apply_default_css=False,
+        css_template=(HERE / "examples.css").read_text("utf-8"), elem_id="vrga-examples",
     )  # fmt: skip
 
 
@@ -147,12 +160,13 @@ class Events:
         """The gain of a preset; one without has no slider."""
         config = self.asker.config(preset)
         if not config.boosts:
-            return gr.update(interactive=False, info="this preset has none")
-        return gr.update(value=config.gain, interactive=True, info=OFF)
+            return gr.update(interactive=False)
+        return gr.update(value=config.gain, interactive=True)
 
-    def example(self, place: int) -> tuple[list[str], str]:
+    def example(self, event: gr.EventData) -> tuple[list[str], str]:
         """An example was chosen."""
-        return [str(self.examples[place].path)], self.examples[place].question
+        one = self.examples[event.place]
+        return [str(one.path)], one.question
 
     def ask(
         self, files: list[str] | None, question: str | None, preset: str, gain: float,

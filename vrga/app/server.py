@@ -65,7 +65,7 @@ def served(
             server_name=host, server_port=port, share=False, inbrowser=False, quiet=True,
             prevent_thread_lock=True, show_error=False, max_file_size=LARGEST_FILE,
             enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
-            footer_links=[], css=CSS, theme=gr.themes.Default(**fonts),
+            footer_links=[], css=CSS, theme=gr.themes.Default(primary_hue="blue", **fonts),
         )  # fmt: skip
         try:
             yield address

@@ -3,6 +3,7 @@
 "use strict";
 const RASTER = 96;   // cells of the painted raster on an image's longer side
 const BRUSH = 0.05;  // its radius, of that side
+const HINTS = ["Drop a picture, or choose an example.", "Then ask: both answers come side by side."];
 const state = {page: null, images: [], pictures: [], texts: [null, null], token: [null, null],
                pinned: [null, null], channel: "", brush: "", painted: [], speaking: false};
 const $ = (name) => element.querySelector("#vrga-" + name);
@@ -84,7 +85,8 @@ function levels(run) {
     const word = run.tokens[token].trim() || "\u00b7";
     return [run.maps.subarray(from, from + run.cells), run.sizes, `from \u201c${word}\u201d: ${parts.join(", ")}`];
   }
-  const why = token === null ? "the question: bright where it looks, outlined the region"
+  const outlined = number => number ? "the region it is steered to" : "the region it found";
+  const why = token === null ? `bright: where the question looks; outlined: ${outlined(run.number)}`
     : step === undefined ? "the last word looks nowhere; the map is the question's"
     : "no maps of these heads; the map is the question's";
   return [run.relevance, run.grids, why];
@@ -98,6 +100,7 @@ function makePictures(number) {
                      : state.pictures.map((image) => [image, 0, 0]);
   box.textContent = "";
   box.classList.toggle("many", places.length > 1);
+  if (!places.length) make(box, "p", {class: "hint"}, HINTS[number]);
   return places.map(([image, w, h], index) => {
     const [wide, high] = image ? [image.naturalWidth || 1, image.naturalHeight || 1] : [w, h];
     const scale = Math.min(Math.max(640 / Math.max(wide, high), 1), 1280 / Math.max(wide, high));
@@ -259,10 +262,14 @@ function makeWords(number) {
     return;
   }
   run.spans = run.tokens.map((text, i) => {
+    const last = i === run.tokens.length - 1;
+    // The token that ends an answer is none of its words.
+    const ends = last && !state.texts[number].endsWith(text.trim() || "\u0000");
+    const shown = ends ? "\u25a0" : text === "" ? "\u00b7" : text.replaceAll("\n", "\u21b5\n");
     const span = make(box, "span", {class: "word", role: "option", "aria-selected": "false",
-                                    id: `vrga-word-${number}-${i}`, "data-token": i},
-                      text === "" ? "\u00b7" : text.replaceAll("\n", "\u21b5\n"));
-    span.classList.toggle("last", !run.stepOf.has(i));
+                                    id: `vrga-word-${number}-${i}`, "data-token": i}, shown);
+    span.classList.toggle("last", last);
+    if (ends) span.title = text;
     return span;
   });
 }
@@ -281,8 +288,18 @@ function underline(run) {
 }
 
 function select(number, token) {
-  const run = state.page && state.page.runs[number];
-  if (!run || state.token[number] === token) return;
+  // The other answer follows where it says the same there.
+  if (!state.page) return;
+  const other = state.page.runs[1 - number], own = state.page.runs[number];
+  selectIn(number, token);
+  if (token === null) selectIn(1 - number, state.pinned[1 - number]);
+  else if (other.tokens[token] === own.tokens[token]) selectIn(1 - number, token);
+  else selectIn(1 - number, null);
+}
+
+function selectIn(number, token) {
+  const run = state.page.runs[number];
+  if (state.token[number] === token) return;
   state.token[number] = token;
   run.spans.forEach((span, i) => {
     span.classList.toggle("chosen", i === token);
@@ -370,6 +387,8 @@ const HEARD = {
       state.speaking = true;
       note("", "");
       layOut();
+      const top = element.getBoundingClientRect().top;
+      if (top > innerHeight * 0.6) element.scrollIntoView({behavior: "smooth", block: "start"});
     }
     state.texts = texts;
     [0, 1].forEach(makeWords);
@@ -383,6 +402,7 @@ const HEARD = {
       state.page = {runs: page.runs.map(unpacked)};
       fillChannels();
     }
+    notes.unshift(texts[0] === texts[1] ? "Both answers are the same" : "The answers differ");
     $("foot").textContent = notes.join(" \u00b7 ");
     [0, 1].forEach(makeWords);
     if (state.page) state.page.runs.forEach(underline);
