@@ -147,8 +147,8 @@ def ask(
 
     Raises:
         OSError: an image that cannot be read.
-        ValueError: no image, an empty question, streamers of other answers, a processor without a chat template, a patch that
-            is switched off, or as of `vrga.patch`.
+        ValueError: no image, an empty question, streamers of other answers, a processor without a
+            chat template, a patch that is switched off, or as of `vrga.patch`.
         RuntimeError: the model's patch records already.
     """
     model, own, _ = parts_of(model)

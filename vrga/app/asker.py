@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +15,22 @@ from PIL import Image
 
 from vrga.answers.ask import Answer, ask, check_question, foreign, inputs_of, unsteered_config
 from vrga.app.painted import cells_of
-from vrga.closer.look import Closer, look_closer
+from vrga.app.words import Said, Stopped, Words, newest
+from vrga.closer.look import look_closer
+from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
 from vrga.hf.looking import check_pictures
 from vrga.images import read_image
-from vrga.steering.patching import patch
-from vrga.recording.token_texts import Streamed
 from vrga.recording.trace import Trace
-from vrga.closer.zoom import Zoom
+from vrga.steering.patching import patch
 
 MOST_PICTURES = 8
 MOST_PIXELS = 64_000_000  # of one picture
 MOST_MAPS = 64_000_000  # bytes of a trace's maps; beyond them those of the visual heads alone
-MOMENT = 0.05  # seconds between two updates of the words: each one costs the model's time
 DEFAULT = "default"  # of presets: what the checkpoint brings, else the paper's
-
-
-class Stopped(Exception):
-    """The answer is not wanted any more."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +52,10 @@ class Question:
     painted: tuple[np.ndarray | None, ...] = ()
     closer: bool = False
 
-
-@dataclass(frozen=True)
-class Said:
-    """How far both answers have come; None for one that has not begun."""
-
-    base: str | None
-    steered: str | None
+    @property
+    def is_painted(self) -> bool:
+        """Whether there is a region to steer to."""
+        return any(mask is not None for mask in self.painted)
 
 
 @dataclass(frozen=True)
@@ -74,6 +65,7 @@ class Answered:
     Args:
         texts: without and with VRGA; traces: of both.
         told: what was done, in words; warning: what to know of it, or "".
+        painted: whether the region is the painted one.
         seconds: it took.
     """
 
@@ -81,6 +73,7 @@ class Answered:
     traces: tuple[Trace, Trace]
     told: str
     warning: str
+    painted: bool
     seconds: float
 
 
@@ -170,7 +163,7 @@ class Asker:
         thread.start()
         try:
             while True:
-                item = _newest(told)
+                item = newest(told)
                 if isinstance(item, BaseException):
                     raise item
                 yield item
@@ -189,38 +182,47 @@ class Asker:
             raise Stopped
         check_question(question.text)
         images = self.pictures(question.paths)
+        words = Words(self.processor.tokenizer.decode, stop, say)
+        both = self._closer if question.closer else self._steered
+        texts, traces, told = both(question, images, words)
+        seconds = time.perf_counter() - started
+        warning = foreign(self.model, images) or ""
+        return Answered(texts, traces, told, warning, question.is_painted, seconds)
+
+    def _steered(self, question: Question, images: list[Image.Image], words: Words) -> tuple:
+        """Without and with VRGA: texts, traces, and what was done."""
         config = self.config(question.preset, question.gain)
-        painted = any(mask is not None for mask in question.painted)
-        if painted and question.closer:
+        with patch(self.model, config, tokenizer=self.processor.tokenizer) as steered:
+            if question.is_painted:
+                steered.given = lambda grids: [cells_of(question.painted, row) for row in grids]
+            found = ask(
+                self.model, self.processor, images, question.text,
+                max_new_tokens=self.max_new_tokens, maps=self._maps(images, question.text),
+                streamers={run: words.of(run) for run in ("base", "steered")},
+            )  # fmt: skip
+        told = _told(found, question.is_painted)
+        return (found.base, found.text), (found.base_trace, found.trace), told
+
+    def _closer(self, question: Question, images: list[Image.Image], words: Words) -> tuple:
+        """Without VRGA and with a closer look, likewise."""
+        if question.is_painted:
             raise ValueError(
                 "a closer look finds its own place: clear the painted region, or switch the "
                 "closer look off"
             )
-        words = _Words(self.processor.tokenizer.decode, stop, say)
-        common = {"max_new_tokens": self.max_new_tokens}
-        common["maps"] = self._maps(images, question.text)
+        config = self.config(question.preset, question.gain)
         asked = self.model, self.processor, images, question.text
-        with patch(self.model, config, tokenizer=self.processor.tokenizer) as steered:
-            if painted:
-                steered.given = lambda grids: [cells_of(question.painted, row) for row in grids]
-            if question.closer:
-                streamers = {"steered": words.of("base")}
-                off = unsteered_config(config)
-                found = ask(*asked, off, base=False, streamers=streamers, **common)
-            else:
-                streamers = {run: words.of(run) for run in ("base", "steered")}
-                found = ask(*asked, streamers=streamers, **common)
-        texts, traces = (found.base, found.text), (found.base_trace, found.trace)
-        told = _told(found, painted)
-        if question.closer:
-            closer = look_closer(
-                *asked, config, CLOSER if self.name == "fine" else Zoom(),
-                max_new_tokens=self.max_new_tokens, record=True, streamer=words.of("steered"),
-            )  # fmt: skip
-            texts, traces = (found.text, closer.text), (found.trace, closer.trace)
-            told = _told_closer(closer)
-        seconds = time.perf_counter() - started
-        return Answered(texts, traces, told, foreign(self.model, images) or "", seconds)
+        base = ask(
+            *asked, unsteered_config(config), base=False, max_new_tokens=self.max_new_tokens,
+            maps=self._maps(images, question.text), streamers={"steered": words.of("base")},
+        )  # fmt: skip
+        found = look_closer(
+            *asked, config, CLOSER if self.name == "fine" else Zoom(), record=True,
+            max_new_tokens=self.max_new_tokens, streamer=words.of("steered"),
+        )  # fmt: skip
+        told = "Looked closer" if found.zoomed else "Not looked closer"
+        told = f"{told}: {found.decision.reason}"
+        return (base.text, found.text), (base.trace, found.trace), told
 
     def _maps(self, images: list[Image.Image], text: str) -> str:
         """Heads whose maps are kept: all where there is room for them, else the visual ones."""
@@ -228,67 +230,6 @@ class Asker:
         sizes = self.model.config.get_text_config()
         heads = sizes.num_hidden_layers * sizes.num_attention_heads
         return "all" if 2 * heads * tokens * self.max_new_tokens <= MOST_MAPS else "visual"
-
-
-class _Words:
-    """The words of both answers so far.
-
-    Args:
-        decode: as of `Streamed`; stop: set when they are not wanted any more.
-        say: is told of them at each new piece.
-    """
-
-    def __init__(
-        self, decode: Callable[..., str], stop: threading.Event, say: Callable[[Said], object]
-    ):
-        self._decode, self._stop, self._say = decode, stop, say
-        self._texts: dict[str, str | None] = {"base": None, "steered": None}
-
-    def of(self, run: str) -> Streamed:
-        """What `generate` takes as the streamer of one answer."""
-        return _Stoppable(self._decode, partial(self._add, run), self._stop, partial(self._begin, run))
-
-    def _begin(self, run: str) -> None:
-        self._texts[run] = ""
-        self._say(Said(**self._texts))
-
-    def _add(self, run: str, piece: str) -> None:
-        self._texts[run] += piece
-        self._say(Said(**self._texts))
-
-
-class _Stoppable(Streamed):
-    """A streamer that raises where the answer is not wanted any more, and tells of its beginning.
-
-    A closer look begins twice: what its first look said is forgotten then.
-    """
-
-    def __init__(self, decode, say, stop: threading.Event, begin: Callable[[], None]):
-        super().__init__(decode, say)
-        self._stop, self._begin, self._begun = stop, begin, False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self._stop.is_set():
-            raise Stopped
-        if not self._begun:
-            self._begun = True
-            self._begin()
-        super().put(value)
-
-    def end(self) -> None:
-        super().end()
-        self._begun = False
-
-
-def _newest(told: queue.SimpleQueue) -> object:
-    """What is told next; of words that come within a moment the last, which hold all others."""
-    item, end = told.get(), time.monotonic() + MOMENT
-    while isinstance(item, Said):
-        try:
-            item = told.get(timeout=max(end - time.monotonic(), 0))
-        except queue.Empty:
-            break
-    return item
 
 
 def _check_size(path: str) -> None:
@@ -312,8 +253,3 @@ def _told(found: Answer, painted: bool) -> str:
         f"Steered to {where}, {int(region.mask.sum())} of {int(region.image.sum())} image tokens: "
         f"{found.config.name}; {found.steps}"
     )
-
-
-def _told_closer(found: Closer) -> str:
-    told = "Looked closer" if found.zoomed else "Not looked closer"
-    return f"{told}: {found.decision.reason}"

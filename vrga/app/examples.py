@@ -10,7 +10,7 @@ from PIL import Image
 
 from vrga.demo.data import PROMPTS, TEST_SEEDS, make_samples, split_options
 from vrga.demo.fine.data import FINE_SPLITS, make_fine_samples
-from vrga.report import encoded
+from vrga.report.page import encoded
 
 # (split of `vrga.demo.data`, which sample, prompt). With its own configuration the small model
 # answers the third with the right colour and the fourth with a wrong one, without VRGA the other

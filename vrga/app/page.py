@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import gradio as gr
@@ -17,6 +18,7 @@ from vrga.config import PRESETS
 from vrga.report.page import render
 
 HERE = Path(__file__).parent
+SCRIPTS = ("viewer", "brush", "words", "hear")  # in this order
 WAITING = 16  # questions in the queue
 LONGEST = 4000  # characters of a question
 LARGEST_GAIN = 10
@@ -54,7 +56,7 @@ def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
         gr.HTML(_head(asker), elem_id="vrga-head", padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                files = gr.File(
+                dropped = gr.File(
                     label=f"Pictures (up to {MOST_PICTURES})", file_count="multiple",
                     file_types=["image"], elem_id="vrga-drop", height=130,
                 )  # fmt: skip
@@ -70,7 +72,7 @@ def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
             with gr.Column(scale=5, min_width=300):
                 viewer = gr.HTML(
                     "", html_template="", css_template=(HERE / "viewer.css").read_text("utf-8"),
-                    js_on_load=(HERE / "viewer.js").read_text("utf-8"), elem_id="vrga-viewer",
+                    js_on_load=_scripts(), elem_id="vrga-viewer",
                     apply_default_css=False,
                 )  # fmt: skip
                 report = gr.DownloadButton(
@@ -80,13 +82,13 @@ def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
 
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
         free = quiet | {"concurrency_limit": None}  # do not wait for answers
-        files.change(events.shown, files, [viewer, report], **free)
+        dropped.change(events.shown, dropped, [viewer, report], **free)
         preset.change(events.gain, preset, gain, **free)
         if chosen is not None:
-            chosen.click(events.example, None, [files, question], **free)
+            chosen.click(events.example, None, [dropped, question], **free)
         gr.on(
             [go.click, question.submit], events.ask,
-            [files, question, preset, gain, closer, painted], [viewer, report, go, stop],
+            [dropped, question, preset, gain, closer, painted], [viewer, report, go, stop],
             js=SEND_PAINTED, concurrency_limit=1, trigger_mode="once",
             **quiet | {"show_progress": "minimal", "show_progress_on": viewer},
         )  # fmt: skip
@@ -113,6 +115,13 @@ def _settings(asker: Asker) -> tuple[gr.Dropdown, gr.Slider, gr.Checkbox]:
     return preset, gain, closer
 
 
+def _scripts() -> str:
+    """The viewer's scripts as one, the report's part first."""
+    drawing = files("vrga.report").joinpath("drawing.js").read_text("utf-8")
+    own = [(HERE / f"{name}.js").read_text("utf-8") for name in SCRIPTS]
+    return "\n".join(['"use strict";', drawing, *own])
+
+
 def _head(asker: Asker) -> str:
     where = f"<b>{asker.name}</b>"
     if asker.name is None:
@@ -122,8 +131,8 @@ def _head(asker: Asker) -> str:
         )
     elif asker.name == "fine":
         where = (
-            "The <b>small model &ldquo;fine&rdquo; inside the package</b> answers: it reads letters "
-            "on coloured cards like the examples, if it looks closer, and nothing else."
+            "The <b>small model &ldquo;fine&rdquo; inside the package</b> answers. It reads "
+            "letters on coloured cards like the examples, if it looks closer; nothing else."
         )
     return f"<h1>vrga: see where it looks</h1><p>{where}</p>"
 

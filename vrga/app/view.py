@@ -10,6 +10,10 @@ from vrga.app.asker import Answered, Said
 from vrga.report.page import as_json, encoded, shown
 
 MEGABYTES = 12.0  # of maps, for both answers
+KEPT = (  # of what a report shows
+    "tokens", "steps", "channels", "series", "shares", "maps", "grids", "sizes", "images",
+    "region", "relocated", "relevance",
+)  # fmt: skip
 
 
 def pictures(images: Sequence[Image.Image]) -> str:
@@ -29,21 +33,19 @@ def told(kind: str, text: str) -> str:
 
 def answered(found: Answered) -> str:
     """Both answers, their maps, and what became of them."""
-    notes = [found.told, f"{found.seconds:.1f} s"]
-    base, steered = found.traces
-    whole = [trace for trace in found.traces if trace.image is not None]
-    if len(whole) < len(found.traces):
-        # An answer of one token has no step at which it could be seen where it looks.
+    page, notes = None, [found.told, f"{found.seconds:.1f} s"]
+    if all(trace.image is not None for trace in found.traces):
+        page = shown(found.traces, megabytes=MEGABYTES, layers=True)
+        page["runs"] = [{name: run[name] for name in KEPT} for run in page["runs"]]
+    else:
         notes.append("an answer of a single token has no step to show")
-        return as_json(
-            {"kind": "answered", "texts": found.texts, "notes": notes, "warning": found.warning,
-             "page": None}
-        )  # fmt: skip
-    page = shown([base, steered], megabytes=MEGABYTES, layers=True)
-    keep = ("tokens", "steps", "back", "channels", "series", "shares", "maps", "grids", "sizes",
-            "images", "region", "relocated", "relevance", "left_out")  # fmt: skip
-    page["runs"] = [{name: run[name] for name in keep} for run in page["runs"]]
     return as_json(
-        {"kind": "answered", "texts": found.texts, "notes": notes, "warning": found.warning,
-         "page": page}
-    )  # fmt: skip
+        {
+            "kind": "answered",
+            "texts": found.texts,
+            "notes": notes,
+            "warning": found.warning,
+            "painted": found.painted,
+            "page": page,
+        }
+    )
