@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from browser import PHONE, WIDE, chromium
 from PIL import Image
 from traces import filled_trace
 from typer.testing import CliRunner
@@ -333,36 +333,19 @@ def test_a_folder_without_a_trace_is_one_line_and_status_2(tmp_path, monkeypatch
 
 # --- in a browser ---
 
-WIDE, PHONE = (1200, 900), (390, 844)
-
 
 @pytest.fixture(scope="module")
 def open_page(tmp_path_factory):
     """Open the page of some traces in headless Chromium, at a window's size in CSS pixels."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    driver = shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
     opened = []
 
     def open_(traces, size=WIDE):
         from selenium.webdriver.support.ui import WebDriverWait
 
+        found = chromium(size)
+        opened.append(found)
         paths = [trace.save(tmp_path_factory.mktemp("trace") / "t") for trace in traces]
         page = write_report(paths, tmp_path_factory.mktemp("page") / "report.html")
-        options = webdriver.ChromeOptions()
-        options.binary_location = browser
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-            options.add_argument(argument)
-        options.add_argument(f"--window-size={size[0]},{size[1]}")
-        if size == PHONE:
-            metrics = {"width": size[0], "height": size[1], "pixelRatio": 2, "touch": True}
-            options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        opened.append(found)
         found.get(page.as_uri())
         ready = "return document.body.dataset.ready"
         WebDriverWait(found, 30).until(lambda d: d.execute_script(ready))

@@ -65,7 +65,7 @@ class Answered:
     Args:
         texts: without and with VRGA; traces: of both.
         told: what was done, in words; warning: what to know of it, or "".
-        painted: whether the region is the painted one.
+        painted: whether the region is the painted one; closer: whether it was looked closer.
         seconds: it took.
     """
 
@@ -74,6 +74,7 @@ class Answered:
     told: str
     warning: str
     painted: bool
+    closer: bool
     seconds: float
 
 
@@ -184,13 +185,13 @@ class Asker:
         images = self.pictures(question.paths)
         words = Words(self.processor.tokenizer.decode, stop, say)
         both = self._closer if question.closer else self._steered
-        texts, traces, told = both(question, images, words)
+        texts, traces, told, zoomed = both(question, images, words)
         seconds = time.perf_counter() - started
         warning = foreign(self.model, images) or ""
-        return Answered(texts, traces, told, warning, question.is_painted, seconds)
+        return Answered(texts, traces, told, warning, question.is_painted, zoomed, seconds)
 
     def _steered(self, question: Question, images: list[Image.Image], words: Words) -> tuple:
-        """Without and with VRGA: texts, traces, and what was done."""
+        """Without and with VRGA: texts, traces, what was done, and whether it was looked closer."""
         config = self.config(question.preset, question.gain)
         with patch(self.model, config, tokenizer=self.processor.tokenizer) as steered:
             if question.is_painted:
@@ -201,7 +202,7 @@ class Asker:
                 streamers={run: words.of(run) for run in ("base", "steered")},
             )  # fmt: skip
         told = _told(found, question.is_painted)
-        return (found.base, found.text), (found.base_trace, found.trace), told
+        return (found.base, found.text), (found.base_trace, found.trace), told, False
 
     def _closer(self, question: Question, images: list[Image.Image], words: Words) -> tuple:
         """Without VRGA and with a closer look, likewise."""
@@ -222,7 +223,7 @@ class Asker:
         )  # fmt: skip
         told = "Looked closer" if found.zoomed else "Not looked closer"
         told = f"{told}: {found.decision.reason}"
-        return (base.text, found.text), (base.trace, found.trace), told
+        return (base.text, found.text), (base.trace, found.trace), told, found.zoomed
 
     def _maps(self, images: list[Image.Image], text: str) -> str:
         """Heads whose maps are kept: all where there is room for them, else the visual ones."""

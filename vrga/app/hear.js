@@ -24,6 +24,7 @@ function forgetAnswer() {
   Object.assign(state, {page: null, token: [null, null], pinned: [null, null], texts: [null, null]});
   $("channel").disabled = true;
   $("foot").textContent = "";
+  ["without VRGA", "with VRGA"].forEach((title, number) => { $("title-" + number).textContent = title; });
 }
 
 function note(kind, text) {
@@ -57,7 +58,7 @@ const HEARD = {
     state.texts = texts;
     [0, 1].forEach(makeWords);
   },
-  async answered({page, texts, notes, warning, painted}) {
+  async answered({page, texts, titles, notes, warning, painted}) {
     state.speaking = false;
     state.paintedAsked = painted;
     state.texts = texts;
@@ -68,6 +69,7 @@ const HEARD = {
       fillChannels();
     }
     notes.unshift(texts[0] === texts[1] ? "Both answers are the same" : "The answers differ");
+    titles.forEach((title, number) => { $("title-" + number).textContent = title; });
     $("foot").textContent = notes.join(" \u00b7 ");
     [0, 1].forEach(makeWords);
     if (state.page) state.page.runs.forEach(underline);

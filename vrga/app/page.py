@@ -109,7 +109,8 @@ def _settings(asker: Asker) -> tuple[gr.Dropdown, gr.Slider, gr.Checkbox]:
             1, LARGEST_GAIN, value=own.gain, step=0.1, label="Gain (1 is off)", elem_id="vrga-gain"
         )
         closer = gr.Checkbox(
-            label="Look closer", elem_id="vrga-closer", interactive=not why,
+            value=asker.name == "fine", label="Look closer", elem_id="vrga-closer",
+            interactive=not why,
             info=why or "crop the original where the question looks, and ask again there",
         )  # fmt: skip
     return preset, gain, closer

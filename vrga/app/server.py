@@ -47,9 +47,8 @@ def served(
         ImportError: Gradio is missing.
         OSError: no such checkpoint, or a port that is taken; ValueError: as of `vrga.load`.
     """
-    with tempfile.TemporaryDirectory(prefix="vrga-app-") as made:
-        os.environ["GRADIO_TEMP_DIR"] = made  # read when it is imported, and later
-        check_gradio()
+    check_gradio()
+    with _folder() as made:
         import gradio as gr
 
         from vrga.app.asker import Asker
@@ -71,6 +70,21 @@ def served(
             yield address
         finally:
             page.close(verbose=False)
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """The folder in which Gradio keeps what is uploaded, deleted at the end."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="vrga-app-") as made:
+        os.environ["GRADIO_TEMP_DIR"] = made
+        try:
+            yield made
+        finally:
+            if before is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = before
 
 
 def serve(model: str | None, say: Callable[[str], object], **options: object) -> None:

@@ -43,6 +43,7 @@ def answered(found: Answered) -> str:
         {
             "kind": "answered",
             "texts": found.texts,
+            "titles": ["without VRGA", f"with VRGA{', looked closer' if found.closer else ''}"],
             "notes": notes,
             "warning": found.warning,
             "painted": found.painted,

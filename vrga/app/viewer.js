@@ -23,7 +23,7 @@ element.innerHTML = `
   <div class="panels">
     ${["without VRGA", "with VRGA"].map((title, run) => `
     <section class="panel" aria-label="${title}">
-      <h3>${title}</h3>
+      <h3 id="vrga-title-${run}">${title}</h3>
       <div class="pictures" id="vrga-pictures-${run}"></div>
       <p class="shares" id="vrga-shares-${run}"></p>
       <div class="words" id="vrga-words-${run}" role="listbox" tabindex="0"
