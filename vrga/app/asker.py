@@ -181,8 +181,8 @@ class Asker:
         started = time.perf_counter()
         if stop.is_set():
             raise Stopped
-        check_question(question.text)
         images = self.pictures(question.paths)
+        check_question(question.text)
         words = Words(self.processor.tokenizer.decode, stop, say)
         both = self._closer if question.closer else self._steered
         texts, traces, told, zoomed = both(question, images, words)

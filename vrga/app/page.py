@@ -10,10 +10,11 @@ from pathlib import Path
 import gradio as gr
 
 from vrga.app import view
-from vrga.app.asker import DEFAULT, MOST_PICTURES, Answered, Asker, Question, Said, Stopped
+from vrga.app.asker import DEFAULT, MOST_PICTURES, Answered, Asker, Question
 from vrga.app.examples import Example
 from vrga.app.painted import read_painted
 from vrga.app.visits import Visits
+from vrga.app.words import Stopped
 from vrga.config import PRESETS
 from vrga.report.page import render
 
@@ -91,7 +92,7 @@ def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
             [dropped, question, preset, gain, closer, painted], [viewer, report, go, stop],
             js=SEND_PAINTED, concurrency_limit=1, trigger_mode="once",
             **quiet | {"show_progress": "minimal", "show_progress_on": viewer},
-        )  # fmt: skip
+        ).then(events.settle, None, [report, go, stop], **free)  # fmt: skip
         stop.click(events.stop, queue=False, **quiet)
         page.unload(events.leave)
     return page.queue(max_size=WAITING)
@@ -155,6 +156,7 @@ class Events:
 
     def __init__(self, asker: Asker, visits: Visits, examples: list[Example]):
         self.asker, self.visits, self.examples = asker, visits, examples
+        self.found: dict[str, Answered] = {}  # by session, until its report is written
 
     def shown(self, files: list[str] | None, request: gr.Request) -> tuple:
         """Pictures were dropped, chosen or taken away."""
@@ -189,19 +191,26 @@ class Events:
             masks = tuple(read_painted(painted, len(paths)))
             asked = Question(paths, question or "", preset, gain, masks, closer)
             for found in self.asker.ask(asked, stop):
-                if isinstance(found, Said):
+                if isinstance(found, Answered):
+                    self.found[session] = found
+                    yield view.answered(found), NO_REPORT, *BUSY
+                else:
                     yield view.speaking(found), NO_REPORT, *BUSY
-                    continue
-                yield view.answered(found), NO_REPORT, *IDLE
-                yield gr.skip(), _report(found, self.visits.folder_of(session)), *IDLE
         except Stopped:
-            yield view.told("stopped", "Stopped."), NO_REPORT, *IDLE
+            yield view.told("stopped", "Stopped."), NO_REPORT, *BUSY
         except (ValueError, OSError) as error:
-            yield view.told("error", str(error)), NO_REPORT, *IDLE
+            yield view.told("error", str(error)), NO_REPORT, *BUSY
         except Exception as error:  # whatever a model raises: said on the page, not lost
             logging.getLogger(__name__).exception("the model failed")
             told = f"the model failed: {type(error).__name__}: {error}"
-            yield view.told("error", told), NO_REPORT, *IDLE
+            yield view.told("error", told), NO_REPORT, *BUSY
+
+    def settle(self, request: gr.Request) -> tuple:
+        """A question was answered, or not: its report, and the next one may be asked."""
+        found = self.found.pop(request.session_hash, None)
+        if found is None:
+            return NO_REPORT, *IDLE
+        return _report(found, self.visits.folder_of(request.session_hash)), *IDLE
 
     def stop(self, request: gr.Request) -> None:
         """The answer is not wanted any more."""
@@ -210,6 +219,7 @@ class Events:
     def leave(self, request: gr.Request) -> None:
         """The tab was closed."""
         self.visits.leave(request.session_hash)
+        self.found.pop(request.session_hash, None)
 
 
 def _report(found: Answered, folder: Path) -> dict:

@@ -17,6 +17,7 @@ LARGEST_FILE = "20mb"
 def check_gradio() -> None:
     """Raise ImportError, with what to install, where Gradio is missing."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)  # nor count for itself
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import gradio  # noqa: F401

@@ -44,7 +44,7 @@ class Words:
 
     def of(self, run: str) -> Streamed:
         """What `generate` takes as the streamer of one answer."""
-        return _Stoppable(
+        return Stoppable(
             self._decode, partial(self._add, run), self._stop, partial(self._begin, run)
         )
 
@@ -57,7 +57,7 @@ class Words:
         self._say(Said(**self._texts))
 
 
-class _Stoppable(Streamed):
+class Stoppable(Streamed):
     """A streamer that raises where the answer is not wanted any more, and tells of its beginning.
 
     A closer look begins twice: what its first look said is forgotten then.
