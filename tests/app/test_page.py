@@ -356,7 +356,7 @@ def test_one_question_at_a_time_and_the_button_stops_it(open_tab, gate, paths):
     second.drop(paths[1])
     second.write("what color is the K?")
     second.find("ask").click()
-    second.wait("return document.querySelector('#vrga-viewer').innerText.includes('queue')")
+    second.wait("return document.querySelector('#vrga-note').innerText.includes('in the queue')")
     assert len(gate.through) == 3 and second.heard == "pictures"
     first.driver.switch_to.window(handle)
     first.wait("return !document.getElementById('vrga-stop').disabled")
@@ -367,6 +367,7 @@ def test_one_question_at_a_time_and_the_button_stops_it(open_tab, gate, paths):
     assert first.find("words-0").text.startswith("<think")
     first.driver.switch_to.window(next(x for x in first.driver.window_handles if x != handle))
     second.until("answered")
+    assert second.find("note").text == ""
     first.driver.close()
     first.driver.switch_to.window(handle)
 

@@ -6,7 +6,7 @@ function drawPainted(draw, mask, width, height) {
   small.width = mask.w;
   small.height = mask.h;
   const dots = small.getContext("2d"), pixels = dots.createImageData(mask.w, mask.h);
-  mask.cells.forEach((on, i) => on && pixels.data.set([0, 158, 255, 150], 4 * i));
+  mask.cells.forEach((on, i) => on && pixels.data.set([0, 158, 255, state.page ? 90 : 150], 4 * i));
   dots.putImageData(pixels, 0, 0);
   draw.imageSmoothingEnabled = true;
   draw.drawImage(small, 0, 0, width, height);
@@ -53,9 +53,13 @@ function clearPainted() {
   draw();
 }
 
-// What the page sends with a question: for each picture its painted raster, or null.
-window.vrgaPainted = () => JSON.stringify(state.pictures.map((_, i) => {
-  const mask = state.painted[i];
+function sent(mask) {
   if (!mask || !mask.cells.some(Boolean)) return null;
   return {w: mask.w, h: mask.h, bits: btoa(String.fromCharCode(...mask.cells))};
-}));
+}
+
+// A question is asked: what the page sends with it, for each picture its painted raster, or null.
+window.vrgaAsked = () => {
+  waitForTurn();
+  return JSON.stringify(state.pictures.map((_, i) => sent(state.painted[i])));
+};

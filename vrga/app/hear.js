@@ -34,6 +34,13 @@ function note(kind, text) {
   box.textContent = text;
 }
 
+let turn = null;  // until something is heard of the question
+
+function waitForTurn() {
+  clearTimeout(turn);
+  turn = setTimeout(() => note("", "One question at a time: yours is in the queue."), 600);
+}
+
 const HEARD = {
   async pictures({images}) {
     forgetAnswer();
@@ -92,6 +99,7 @@ let hearing = Promise.resolve();
 watch("value", () => {
   const told = props.value && JSON.parse(props.value);
   if (!told) return;
+  clearTimeout(turn);
   hearing = hearing.then(() => HEARD[told.kind](told)).then(() => {
     element.dataset.heard = told.kind;
   });

@@ -38,11 +38,11 @@ CHOOSE = """element.addEventListener('click', (event) => {
   const button = event.target.closest('button');
   if (button) trigger('click', {place: Number(button.dataset.place)});
 });"""
-# The brush lives in the browser: its strokes go with the question.
 NO_REPORT = gr.update(value=None, interactive=False)
 BUSY = gr.update(interactive=False), gr.update(interactive=True)  # to ask, to stop
 IDLE = gr.update(interactive=True), gr.update(interactive=False)
-SEND_PAINTED = "(...given) => [...given.slice(0, -1), window.vrgaPainted()]"
+# The brush lives in the browser: its strokes go with the question, in the place of the last input.
+ASKED = "(...given) => [...given.slice(0, -1), window.vrgaAsked()]"
 
 
 def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
@@ -82,18 +82,19 @@ def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
         painted = gr.Textbox(visible=False)
 
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        free = quiet | {"concurrency_limit": None}  # do not wait for answers
+        free = quiet | {"queue": False}  # do not wait for answers
         dropped.change(events.shown, dropped, [viewer, report], **free)
         preset.change(events.gain, preset, gain, **free)
         if chosen is not None:
             chosen.click(events.example, None, [dropped, question], **free)
-        gr.on(
+        asked = gr.on(
             [go.click, question.submit], events.ask,
             [dropped, question, preset, gain, closer, painted], [viewer, report, go, stop],
-            js=SEND_PAINTED, concurrency_limit=1, trigger_mode="once",
-            **quiet | {"show_progress": "minimal", "show_progress_on": viewer},
-        ).then(events.settle, None, [report, go, stop], **free)  # fmt: skip
-        stop.click(events.stop, queue=False, **quiet)
+            js=ASKED, concurrency_limit=1, trigger_mode="once", **quiet,
+        )  # fmt: skip
+        asked.then(events.settle, None, [report, go, stop], **free)
+        asked.failure(events.refuse, None, viewer, **free)
+        stop.click(events.stop, **free)
         page.unload(events.leave)
     return page.queue(max_size=WAITING)
 
@@ -107,8 +108,9 @@ def _settings(asker: Asker) -> tuple[gr.Dropdown, gr.Slider, gr.Checkbox]:
             value=DEFAULT, label="Preset", elem_id="vrga-preset",
         )  # fmt: skip
         gain = gr.Slider(
-            1, LARGEST_GAIN, value=own.gain, step=0.1, label="Gain (1 is off)", elem_id="vrga-gain"
-        )
+            min(1, own.gain), max(LARGEST_GAIN, own.gain), value=own.gain, step=0.1,
+            label="Gain (1 is off)", elem_id="vrga-gain", interactive=own.boosts,
+        )  # fmt: skip
         closer = gr.Checkbox(
             value=asker.name == "fine", label="Look closer", elem_id="vrga-closer",
             interactive=not why,
@@ -165,7 +167,7 @@ class Events:
         try:
             told = view.pictures(self.asker.pictures(paths) if paths else [])
         except (ValueError, OSError) as error:
-            told = view.told("error", str(error))
+            told = view.failed(str(error))
         return told, NO_REPORT
 
     def gain(self, preset: str) -> dict:
@@ -197,13 +199,13 @@ class Events:
                 else:
                     yield view.speaking(found), NO_REPORT, *BUSY
         except Stopped:
-            yield view.told("stopped", "Stopped."), NO_REPORT, *BUSY
+            yield view.stopped(), NO_REPORT, *BUSY
         except (ValueError, OSError) as error:
-            yield view.told("error", str(error)), NO_REPORT, *BUSY
+            yield view.failed(str(error)), NO_REPORT, *BUSY
         except Exception as error:  # whatever a model raises: said on the page, not lost
             logging.getLogger(__name__).exception("the model failed")
             told = f"the model failed: {type(error).__name__}: {error}"
-            yield view.told("error", told), NO_REPORT, *BUSY
+            yield view.failed(told), NO_REPORT, *BUSY
 
     def settle(self, request: gr.Request) -> tuple:
         """A question was answered, or not: its report, and the next one may be asked."""
@@ -211,6 +213,13 @@ class Events:
         if found is None:
             return NO_REPORT, *IDLE
         return _report(found, self.visits.folder_of(request.session_hash)), *IDLE
+
+    def refuse(self) -> str:
+        """A question did not come so far as to be asked."""
+        return view.failed(
+            f"the question was not taken: {WAITING} others wait, or a setting is out of its range "
+            f"(a gain from 1 to {LARGEST_GAIN}). Ask again"
+        )
 
     def stop(self, request: gr.Request) -> None:
         """The answer is not wanted any more."""

@@ -50,8 +50,6 @@ def served(
     """
     check_gradio()
     with _folder() as made:
-        import gradio as gr
-
         from vrga.app.asker import Asker
         from vrga.app.examples import write_examples
         from vrga.app.page import CSS, build
@@ -60,17 +58,29 @@ def served(
         asker, folder = Asker(model, **options), Path(made)
         examples = write_examples(folder / "examples", model) if asker.is_small else []
         page = build(asker, Visits(folder), examples)
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         _, address, _ = page.launch(
             server_name=host, server_port=port, share=False, inbrowser=False, quiet=True,
             prevent_thread_lock=True, show_error=False, max_file_size=LARGEST_FILE,
             enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
-            footer_links=[], css=CSS, theme=gr.themes.Default(primary_hue="blue", **fonts),
+            footer_links=[], css=CSS, theme=_theme(),
         )  # fmt: skip
         try:
             yield address
         finally:
             page.close(verbose=False)
+
+
+def _theme():
+    """Gradio's own look, in fonts that are there, blue as the maps, with words dark enough."""
+    import gradio as gr
+
+    theme = gr.themes.Default(
+        primary_hue="blue",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    soft = {name: "*neutral_600" for name in ("body_text_color_subdued", "block_info_text_color")}
+    return theme.set(**soft, **{f"{name}_dark": "*neutral_300" for name in soft})
 
 
 @contextmanager

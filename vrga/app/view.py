@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from PIL import Image
 
-from vrga.app.asker import Answered, Said
+from vrga.app.asker import Answered
+from vrga.app.words import Said
 from vrga.report.page import as_json, encoded, shown
 
 MEGABYTES = 12.0  # of maps, for both answers
@@ -14,21 +16,27 @@ KEPT = (  # of what a report shows
     "tokens", "steps", "channels", "series", "shares", "maps", "grids", "sizes", "images",
     "region", "relocated", "relevance",
 )  # fmt: skip
+_NUMBER = itertools.count()  # the browser hears only what differs from what it heard last
 
 
 def pictures(images: Sequence[Image.Image]) -> str:
     """Pictures that are not asked about yet."""
-    return as_json({"kind": "pictures", "images": [encoded(image) for image in images]})
+    return _told("pictures", images=[encoded(image) for image in images])
 
 
 def speaking(said: Said) -> str:
     """How far both answers have come."""
-    return as_json({"kind": "speaking", "texts": [said.base, said.steered]})
+    return _told("speaking", texts=[said.base, said.steered])
 
 
-def told(kind: str, text: str) -> str:
-    """Words for the user, where there is no answer: "error" or "stopped"."""
-    return as_json({"kind": kind, "told": text})
+def stopped() -> str:
+    """The answer was not wanted any more."""
+    return _told("stopped", told="Stopped.")
+
+
+def failed(why: str) -> str:
+    """Why there is no answer."""
+    return _told("error", told=why)
 
 
 def answered(found: Answered) -> str:
@@ -39,14 +47,16 @@ def answered(found: Answered) -> str:
         page["runs"] = [{name: run[name] for name in KEPT} for run in page["runs"]]
     else:
         notes.append("an answer of a single token has no step to show")
-    return as_json(
-        {
-            "kind": "answered",
-            "texts": found.texts,
-            "titles": ["without VRGA", f"with VRGA{', looked closer' if found.closer else ''}"],
-            "notes": notes,
-            "warning": found.warning,
-            "painted": found.painted,
-            "page": page,
-        }
+    return _told(
+        "answered",
+        texts=found.texts,
+        titles=["without VRGA", f"with VRGA{', looked closer' if found.closer else ''}"],
+        notes=notes,
+        warning=found.warning,
+        painted=found.painted,
+        page=page,
     )
+
+
+def _told(kind: str, **what: object) -> str:
+    return as_json({"kind": kind, "number": next(_NUMBER), **what})
