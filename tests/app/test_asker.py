@@ -1,6 +1,7 @@
 """What stands behind the page: one question at a time, words as they come, files that go."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from vrga.app.words import Said, Stopped
 from vrga.demo.data import PROMPTS, TEST_SEEDS, make_samples
 from vrga.demo.fine.data import FINE_SPLITS, make_fine_samples
 from vrga.method.prompt import Grid
+from vrga.report import render
 from vrga.steering.patching import patch_of
 
 SAMPLES = make_samples(2, seed=TEST_SEEDS.start, noise=140.0)
@@ -91,6 +93,7 @@ def test_a_closer_look_answers_what_one_look_cannot(tmp_path):
     page = json.loads(view.answered(found))
     assert page["titles"] == ["without VRGA", "with VRGA, looked closer"]
     assert [len(one["images"]) for one in page["page"]["runs"]] == [1, 2]
+    assert sample.question in render(found.traces)  # the report of both
     with pytest.raises(ValueError, match="a closer look finds its own place"):
         whole = (np.ones((4, 4), bool),)
         list(fine.ask(Question(question.paths, "?", painted=whole, closer=True), threading.Event()))
@@ -242,7 +245,7 @@ def test_files_go_with_the_last_tab_that_has_them(tmp_path):
     assert stop.is_set() and not folder.exists() and shared.exists()
     visits.leave("b")
     assert not shared.exists() and example.exists() and outside.exists() and len(visits) == 0
-    assert visits.begin("a").is_set()  # it waited in the queue while its tab was closed
+    assert not visits.begin("a").is_set()  # it came back, as after a sleep
     outside.unlink()
 
 
@@ -255,6 +258,10 @@ def test_the_command_is_refused_before_anything_is_loaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ImportError, match=r'pip install "vrga\[app\]"'):
         raise run("app").exception
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1, port {port} .*--port"):
+            raise run("app", "--port", port).exception
 
 
 def test_help_imports_nothing_heavy():

@@ -116,6 +116,9 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
         "vrga/steering/patching.py",
         "vrga/py.typed",
         "vrga/report/report.html.jinja",
+        "vrga/report/drawing.js",
+        "vrga/app/viewer.js",
+        "vrga/app/viewer.css",
     ):
         assert name in shipped and name in installed
     assert not [name for name in installed if name.startswith("kernels/")]

@@ -35,9 +35,8 @@ def app(
 ) -> None:
     """Open a local page: ask about pictures with and without VRGA, and see where it looks."""
     check_model(model)
-    from vrga.app.server import check_gradio, serve
+    from vrga.app.server import serve
 
-    check_gradio()
     console = Console()
     serve(
         model,

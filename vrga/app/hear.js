@@ -65,9 +65,9 @@ const HEARD = {
     state.texts = texts;
     [0, 1].forEach(makeWords);
   },
-  async answered({page, texts, titles, notes, warning, painted}) {
+  async answered({page, texts, titles, notes, warning, painted, closer}) {
     state.speaking = false;
-    state.paintedAsked = painted;
+    Object.assign(state, {paintedAsked: painted, closer});
     state.texts = texts;
     note(warning ? "warning" : "", warning);
     if (page) {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +50,9 @@ def served(
         ImportError: Gradio is missing.
         OSError: no such checkpoint, or a port that is taken; ValueError: as of `vrga.load`.
     """
-    check_gradio()
+    _check_address(host, port)
     with _folder() as made:
+        check_gradio()
         from vrga.app.asker import Asker
         from vrga.app.examples import write_examples
         from vrga.app.page import CSS, build
@@ -83,6 +86,18 @@ def _theme():
     return theme.set(**soft, **{f"{name}_dark": "*neutral_300" for name in soft})
 
 
+def _check_address(host: str, port: int | None) -> None:
+    """Raise OSError, before anything is loaded, for an address that cannot be listened on."""
+    try:
+        with socket.create_server((host, port or 0)):
+            return
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}{f', port {port}' if port else ''} "
+            f"({str(error.strerror or error).partition(' (')[0]}): give another --host or --port"
+        ) from error
+
+
 @contextmanager
 def _folder() -> Iterator[str]:
     """The folder in which Gradio keeps what is uploaded, deleted at the end."""
@@ -108,6 +123,6 @@ def serve(model: str | None, say: Callable[[str], object], **options: object) ->
     with served(model, **options) as address:
         say(address)
         try:
-            signal.pause()
+            threading.Event().wait()
         except KeyboardInterrupt:
             return

@@ -54,6 +54,7 @@ def answered(found: Answered) -> str:
         notes=notes,
         warning=found.warning,
         painted=found.painted,
+        closer=found.closer,
         page=page,
     )
 

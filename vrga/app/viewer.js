@@ -4,7 +4,7 @@ const RASTER = 96;   // cells of the painted raster on an image's longer side
 const BRUSH = 0.05;  // its radius, of that side
 const HINTS = ["Drop a picture, or choose an example.", "Then ask: both answers come side by side."];
 const state = {page: null, images: [], pictures: [], texts: [null, null], token: [null, null],
-               pinned: [null, null], channel: "", brush: "", painted: [], paintedAsked: false, speaking: false};
+               pinned: [null, null], channel: "", brush: "", painted: [], paintedAsked: false, closer: false, speaking: false};
 const $ = (name) => element.querySelector("#vrga-" + name);
 
 element.innerHTML = `
@@ -81,11 +81,12 @@ function makePictures(number) {
     const figure = make(box, "figure"), canvas = make(figure, "canvas", {role: "img"});
     canvas.width = Math.round(wide * scale);
     canvas.height = Math.round(high * scale);
-    const crop = index >= state.pictures.length && state.pictures.length > 0;
-    const name = crop ? `closer look ${index - state.pictures.length + 1}` : `picture ${index + 1}`;
+    // A closer look has its crops behind the pictures; else there may be tiles of them.
+    const crop = index >= state.pictures.length, tiles = run && !state.closer && run.grids.length !== state.pictures.length;
+    const name = tiles ? `tile ${index + 1}` : crop ? `closer look ${index - state.pictures.length + 1}` : `picture ${index + 1}`;
     if (places.length > 1) make(figure, "figcaption", {}, name);
     canvas.setAttribute("aria-label", `${name}, ${["without", "with"][number]} VRGA`);
-    const own = !crop && (!run || run.grids.length >= state.pictures.length) && image;
+    const own = !crop && !tiles && image;
     if (own) canvas.dataset.picture = index;
     canvas.addEventListener("pointerdown", (event) => brush(event, canvas));
     canvas.addEventListener("pointermove", (event) => event.buttons && brush(event, canvas));

@@ -35,7 +35,6 @@ class Visits:
     def __init__(self, folder: Path):
         self.folder = folder.resolve()
         self._open: dict[str, Visit] = {}
-        self._left: set[str] = set()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -44,12 +43,9 @@ class Visits:
     def begin(self, session: str) -> threading.Event:
         """A question is asked: the event that says when its answer is not wanted any more."""
         with self._lock:
-            stop = threading.Event()
-            if session in self._left:  # it waited in the queue while its tab was closed
-                stop.set()
-                return stop
-            self._of(session).stop = stop
-            return stop
+            visit = self._of(session)
+            visit.stop = threading.Event()
+            return visit.stop
 
     def stop(self, session: str) -> None:
         """The answer to the session's last question is not wanted any more."""
@@ -75,7 +71,6 @@ class Visits:
     def leave(self, session: str) -> None:
         """The tab was closed: stop its answer and delete its files."""
         with self._lock:
-            self._left.add(session)
             visit = self._open.pop(session, None)
             if visit is None:
                 return
