@@ -167,6 +167,7 @@ class Asker:
                 item = newest(told)
                 if isinstance(item, BaseException):
                     raise item
+                assert isinstance(item, Said | Answered)
                 yield item
                 if isinstance(item, Answered):
                     return

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from vrga.evaluation.command import DTYPES
 from vrga.hf.files import check_model
 
-Dtype = enum.Enum("Dtype", {name: name for name in DTYPES}, type=str)
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def app(
@@ -28,7 +26,7 @@ def app(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     dtype: Annotated[
         Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
-    ] = Dtype.auto,
+    ] = "auto",
     device_map: Annotated[
         str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
     ] = None,
@@ -41,6 +39,6 @@ def app(
     serve(
         model,
         lambda address: console.print(f"open {address} (Ctrl-C ends it)", soft_wrap=True),
-        host=host, port=port, max_new_tokens=max_new_tokens, dtype=dtype.value,
+        host=host, port=port, max_new_tokens=max_new_tokens, dtype=dtype,
         device_map=device_map,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -81,7 +82,7 @@ def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
                 )  # fmt: skip
         painted = gr.Textbox(visible=False)
 
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         free = quiet | {"queue": False}  # do not wait for answers
         dropped.change(events.shown, dropped, [viewer, report], **free)
         preset.change(events.gain, preset, gain, **free)
@@ -163,7 +164,7 @@ class Events:
     def shown(self, files: list[str] | None, request: gr.Request) -> tuple:
         """Pictures were dropped, chosen or taken away."""
         paths = tuple(files or ())
-        self.visits.keep(request.session_hash, paths)
+        self.visits.keep(_session(request), paths)
         try:
             told = view.pictures(self.asker.pictures(paths) if paths else [])
         except (ValueError, OSError) as error:
@@ -187,7 +188,7 @@ class Events:
         closer: bool, painted: str, request: gr.Request,
     ) -> Iterator[tuple]:  # fmt: skip
         """A question was asked: words as they come, then both answers."""
-        session, paths = request.session_hash, tuple(files or ())
+        session, paths = _session(request), tuple(files or ())
         stop = self.visits.begin(session)
         try:
             masks = tuple(read_painted(painted, len(paths)))
@@ -209,10 +210,10 @@ class Events:
 
     def settle(self, request: gr.Request) -> tuple:
         """A question was answered, or not: its report, and the next one may be asked."""
-        found = self.found.pop(request.session_hash, None)
+        found = self.found.pop(_session(request), None)
         if found is None:
             return NO_REPORT, *IDLE
-        return _report(found, self.visits.folder_of(request.session_hash)), *IDLE
+        return _report(found, self.visits.folder_of(_session(request))), *IDLE
 
     def refuse(self) -> str:
         """A question did not come so far as to be asked."""
@@ -223,12 +224,18 @@ class Events:
 
     def stop(self, request: gr.Request) -> None:
         """The answer is not wanted any more."""
-        self.visits.stop(request.session_hash)
+        self.visits.stop(_session(request))
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed."""
-        self.visits.leave(request.session_hash)
-        self.found.pop(request.session_hash, None)
+        self.visits.leave(_session(request))
+        self.found.pop(_session(request), None)
+
+
+def _session(request: gr.Request) -> str:
+    """The tab that asks; every request of the page has one."""
+    assert request.session_hash is not None
+    return request.session_hash
 
 
 def _report(found: Answered, folder: Path) -> dict:

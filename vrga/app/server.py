@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 LOOPBACK = "127.0.0.1"
 LARGEST_FILE = "20mb"
@@ -33,7 +34,7 @@ def served(
     *,
     host: str = LOOPBACK,
     port: int | None = None,
-    **options: object,
+    **options: Any,
 ) -> Iterator[str]:
     """Serve the page inside the block.
 
@@ -113,7 +114,7 @@ def _folder() -> Iterator[str]:
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def serve(model: str | None, say: Callable[[str], object], **options: object) -> None:
+def serve(model: str | None, say: Callable[[str], object], **options: Any) -> None:
     """Serve the page until the process is told to end; see `served`.
 
     Args:

@@ -53,7 +53,7 @@ class Words:
         self._say(Said(**self._texts))
 
     def _add(self, run: str, piece: str) -> None:
-        self._texts[run] += piece
+        self._texts[run] = (self._texts[run] or "") + piece
         self._say(Said(**self._texts))
 
 
