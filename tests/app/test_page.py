@@ -217,11 +217,16 @@ def test_a_word_shows_where_it_looked(open_tab, paths):
     word = tab.pixels()
     assert word[1] != question[1] and "% on the image" in tab.find("shares-1").text
     tab.move_to(tab.find("word-1-3"))
-    assert tab.pixels()[1] not in (word[1], question[1])
+    visual = tab.pixels()
+    assert visual[1] not in (word[1], question[1])
+    tab.run("arguments[0].click()", tab.find("word-1-3"))  # stays when the mouse leaves
     tab.pick("channel", "layer 2")
-    assert tab.pixels()[1] != word[1]
+    layer = tab.pixels()
+    assert layer[1] != visual[1]
     tab.pick("channel", next(name for name in tab.find("channel").text.split("\n")
                              if name.strip().startswith("layer 3, head")).strip())  # fmt: skip
+    assert tab.pixels()[1] not in (layer[1], visual[1])
+    tab.run("arguments[0].click()", tab.find("word-1-3"))
     tab.move_to(tab.find("ask"))
     assert tab.pixels() == question  # the question's map is that of its visual heads
     tab.set("opacity", 20)
