@@ -21,16 +21,18 @@ from vrga.hf.host import ForwardInputs, GenerateOptions, Host, warn_if_untested
 from vrga.hf.pipelines import parts_of
 from vrga.hf.prompt_reader import Announcement, PromptReader
 from vrga.hf.question import Query
+from vrga.kernels.api import check_implementation
 from vrga.method.prompt import GridCells, Prompt
 from vrga.method.region import Region
+from vrga.method.timeline import Episode
 from vrga.recording.choices import Heads
 from vrga.recording.recorder import Recorder
 from vrga.recording.trace import Trace
-from vrga.steering.decode import Steering, check_implementation
+from vrga.steering.decode_step import DecodeStep
 from vrga.steering.generate_call import GenerateCall
 from vrga.steering.passes import Pass, SteeringError, what_is
 from vrga.steering.probe import Probe
-from vrga.steering.run import Episode, ForwardPass, Options, Recording, Run
+from vrga.steering.run import ForwardPass, Options, Recording, Run
 from vrga.steering.steps import Steps
 
 if TYPE_CHECKING:
@@ -265,7 +267,7 @@ class Patch:
         return None if self._run is None else self._run.regions
 
     @property
-    def _step(self) -> Probe | Steering | None:
+    def _step(self) -> Probe | DecodeStep | None:
         return None if self._run is None else self._run.step
 
     @property
@@ -298,7 +300,7 @@ class Patch:
     @property
     def episodes(self) -> list[Episode]:
         """With `relocate="back"`: each <back> of the last generation, and where it looked."""
-        return [] if self._run is None else list(self._run.episodes)
+        return [] if self._run is None else self._run.episodes
 
     @contextmanager
     def record(
@@ -339,14 +341,13 @@ class Patch:
         recording = self._recording = Recording(recorder, watch, threading.current_thread())
         try:
             yield trace
-            if recording.run is not None and isinstance(recording.run.step, Steering):
-                recording.run.step.settle()
+            if recording.run is not None:
+                recording.run.settle()
         finally:
             self._recording = None
             run = recording.run
-            if run is not None and isinstance(run.step, Steering):
-                run.step.release()
-                run.step = run.step if run.step.applied else None
+            if run is not None:
+                run.stop_measuring()
         recorder.off = not self.enabled
         trace.fill(recorder)
         trace.describe(recorder, self.config, self._host.model, self._reader.known_tokenizer)
@@ -519,8 +520,8 @@ class Patch:
         if run.ran is not None:
             run.ran.add_(1)
         step = run.step
-        if isinstance(step, Steering):
-            step.begin(None, inputs.ids)
+        if isinstance(step, DecodeStep):
+            step.begin_compiled(inputs.ids)
             if step.config.relocate == "back":
                 raise RuntimeError(
                     "relocate='back' finds a region amid decoding, which cannot be "

@@ -17,14 +17,20 @@ from vrga.hf.cache import KeyCache
 from vrga.hf.host import VERSION, ForwardInputs, Host
 from vrga.hf.prompt_reader import Announcement, PromptReader, on_cpu
 from vrga.hf.question import Query
+from vrga.kernels.api import Kernels
+from vrga.kernels.reference import GROUP
 from vrga.method.back_spans import Phase, tag_table
 from vrga.method.call import AttentionCall
+from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import GridCells, Prompt, cells_mask, check_query, visible_keys
 from vrga.method.region import Region, empty_region, find_region
 from vrga.method.released import released_region
+from vrga.method.steered_keys import SteeredKeys
+from vrga.method.timeline import Episode, Timeline
+from vrga.recording.meter import Meter
 from vrga.recording.recorder import Recorder
-from vrga.recording.waiting import CHUNK
-from vrga.steering.decode import Steering
+from vrga.recording.waiting import CHUNK, Bank
+from vrga.steering.decode_step import DecodeStep, known_gate
 from vrga.steering.passes import Pass, Progress, SteeringError
 from vrga.steering.probe import Probe
 from vrga.steering.steps import (
@@ -62,21 +68,6 @@ class Options:
     ends: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Episode:
-    """One <back> at which the region was found anew.
-
-    Args:
-        row: of the batch; position: of the token that opened the span, in the padded row.
-        region: what it looks at, steered to from here on; before: what was steered to before.
-    """
-
-    row: int
-    position: int
-    region: Region
-    before: Region
-
-
 @dataclass
 class Recording:
     """A block of `Patch.record`: its recorder, the cells it watches, the thread that opened it,
@@ -111,10 +102,9 @@ class Run:
 
     Attributes:
         prompt: what its tokens are; None before the first pass. query: int64 [B].
-        regions: one per row; None before the prompt is through.
+        timeline: of the rows' regions; None before the prompt is through.
         step: what attention layers do in the current pass: a `Probe` while the prompt is read, a
-            `Steering` behind it, None where they do what the unpatched model does.
-        episodes: each <back> at which a region was found anew.
+            `DecodeStep` behind it, None where they do what the unpatched model does.
         reached: keys that the cache holds after the current pass; end: when the prompt is through.
         ledger: notes of the answer's steps; None before the prompt is through.
         said: ids of the answer, int64 [B, T], where generate() returned them.
@@ -132,9 +122,9 @@ class Run:
         self._opens_answer = False  # whether the prompt ends where an answer begins
         self.prompt: Prompt | None = None
         self.query: Tensor | None = None
-        self.regions: list[Region] | None = None
-        self.step: Probe | Steering | None = None
-        self.episodes: list[Episode] = []
+        self.timeline: Timeline | None = None
+        self._kernels = Kernels(options.impl)
+        self.step: Probe | DecodeStep | None = None
         self.reached = self.end = 0
         self.ledger: Ledger | None = None
         self.said: Tensor | None = None
@@ -150,6 +140,11 @@ class Run:
     def config(self) -> VRGAConfig:
         """The configuration in force for this prompt."""
         return self.options.config
+
+    @property
+    def regions(self) -> list[Region] | None:
+        """What the rows are steered to; None before the prompt is through."""
+        return None if self.timeline is None else self.timeline.now
 
     @property
     def progress(self) -> Progress:
@@ -219,7 +214,7 @@ class Run:
         if rows:
             grids = self.prompt.grids
             probed = [place if row else -1 for place, row in zip(probed, grids, strict=True)]
-            self.step = Probe(probed, self.prompt.visible, self.options.impl)
+            self.step = Probe(probed, self.prompt.visible, self._kernels)
             self.step.begin(past)
 
     def end_with(self, end: int, past: int, width: int) -> None:
@@ -292,7 +287,7 @@ class Run:
                 raise ValueError("patch.given is not read by method='ablation': set it to None")
             masks = self._cells(self.options.given, "given")
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
-        self.regions = regions
+        self.timeline = Timeline(regions, self.reached)
         self.ledger = Ledger(len(regions), self.reached)
         self._opens_answer = call is None and self.reader.opens_answer(self.prompt)
         self.ran, self.off = torch.zeros(2, 1, dtype=torch.int64, device=self._device).unbind()
@@ -319,33 +314,56 @@ class Run:
 
     def _steering(
         self, probe: Probe, recording: Recording | None, question: Tensor, in_call: bool
-    ) -> Steering | None:
+    ) -> DecodeStep | None:
         """What the decode steps do; None where they do what the unpatched model does."""
-        ablated, config = self._ablated_heads(), self.config
+        ablated, config, regions = self._ablated_heads(), self.config, self.regions
         if not config.steers and recording is None:
             return None
-        watch = recorder = None
-        asked = None
-        if recording is not None:
-            recorder = recording.recorder
-            if recording.watch is not None:
-                watch = self._cells(recording.watch, "watch")
-            elif config.boosts:
-                asked, recorder.question = question, True
-            recorder.aim(self.regions, self.reached)
-        cache, beams = self.cache, self._reordered is not None
-        steering = Steering(
-            self.regions, config, self.options.impl, applied=config.steers, watch=watch,
-            recorder=recorder, waits=in_call and not beams and cache is not None
-            and cache.only_grows, capacity=probe.capacity, phase=self._phase(recorder),
-            question=asked, ablated=ablated,
+        groups = KeyGroups.of(config) if recording is None else self._measured(recording, question)
+        keys = SteeredKeys(
+            regions, groups, known_gate(regions, config, ablated), capacity=probe.capacity,
+            devices=probe.devices,
         )  # fmt: skip
-        steering.place(probe.devices)
-        static = cache is not None and cache.static and cache.only_grows
-        if recorder is not None and static and not beams:
-            steps = CHUNK if in_call else probe.capacity - self.reached
-            steering.expect_compiled(probe.layers, steps, cache, self.prompt.visible)
-        return steering
+        recorder = None if recording is None else recording.recorder
+        if recorder is not None:
+            recorder.aim(self.timeline, groups if config.steers else groups.unweighted())
+        phase = self._phase(recorder)
+        meter = None if recorder is None else self._meter(probe, recorder, keys, phase, in_call)
+        return DecodeStep(
+            config, self._kernels, keys, meter=meter, applied=config.steers, phase=phase,
+            ablated=ablated,
+        )  # fmt: skip
+
+    def _measured(self, recording: Recording, question: Tensor) -> KeyGroups:
+        """The groups of keys whose attention is recorded."""
+        if recording.watch is not None:
+            return KeyGroups.of(self.config, watch=self._cells(recording.watch, "watch"))
+        return KeyGroups.of(self.config, question=question if self.config.boosts else None)
+
+    def _meter(
+        self,
+        probe: Probe,
+        recorder: Recorder,
+        keys: SteeredKeys,
+        phase: Phase | None,
+        in_call: bool,
+    ) -> Meter:
+        """What measures the steps; they wait, and may be compiled, where the cache lets them."""
+        cache, config, bank = self.cache, self.config, None
+        stays = self._reordered is None and cache is not None and cache.only_grows
+        if stays and cache.static:
+            bank = Bank(
+                {i: probe.layers[i] for i in recorder.layers},
+                steps=CHUNK if in_call else probe.capacity - self.reached,
+                columns=GROUP + recorder.groups.count if config.steers else 0,
+                queries=not config.steers or any(map(recorder.maps_of, recorder.layers)),
+                cache=cache,
+                visible=self.prompt.visible,
+                follows=phase is not None,
+            )
+        return Meter(
+            recorder, config, self._kernels, keys, waits=in_call and stays, bank=bank
+        )  # fmt: skip
 
     def _phase(self, recorder: Recorder | None) -> Phase | None:
         """What follows the rows' <back> spans, where something needs them."""
@@ -421,14 +439,10 @@ class Run:
                 "fill a cache with these rows, or switch the patch off (patch.enabled = False)"
             )
         step, single = self.step, self.config.reproduces and rows > 1
-        if not isinstance(step, Steering):
+        if not isinstance(step, DecodeStep):
             self.ledger.note(past, rows, GAIN)
             return
-        before = len(self.episodes)
-        while self.episodes and self.episodes[-1].position >= past:  # of rejected drafts
-            episode = self.episodes.pop()
-            self.regions[episode.row] = episode.before
-        if len(self.episodes) != before:
+        if self.timeline.forget_from(past):  # of rejected drafts
             step.steer_to(self.regions)
         step.begin(past, ids, rows)
         if not step.applied:
@@ -445,10 +459,10 @@ class Run:
         self.reached = past + rows
         if self.ledger is not None:
             self.ledger.note(past, rows, OFF)
-        if isinstance(self.step, Steering) and self.step.phase is not None and ids is not None:
+        if isinstance(self.step, DecodeStep) and self.step.phase is not None and ids is not None:
             self.step.phase.advance(ids, past)
 
-    def _look_again(self, step: Steering, past: int) -> None:
+    def _look_again(self, step: DecodeStep, past: int) -> None:
         """Probe rows that open a <back> span in this pass."""
         told = step.phase.on_host(past)
         opened = step.phase.opened.cpu() if told is None else told[1]
@@ -462,14 +476,14 @@ class Run:
         place = torch.where(opened, places, -1).amax(1)
         later = past + opened.shape[1] - self.prompt.visible.shape[1]
         visible = torch.nn.functional.pad(self.prompt.visible, (0, later), value=True)
-        step.probe = Probe(place.tolist(), visible, self.options.impl)
+        step.probe = Probe(place.tolist(), visible, self._kernels)
         step.probe.begin(past)
 
     @on_cpu
     def relocate(self) -> None:
         """Steer rows that have just opened a <back> span to what that token looks at."""
         step = self.step
-        if not isinstance(step, Steering) or step.probe is None:
+        if not isinstance(step, DecodeStep) or step.probe is None:
             return
         probe, step.probe = step.probe, None
         length = self.prompt.image.shape[1]
@@ -479,9 +493,19 @@ class Run:
             found = self._find(probe, row, place)
             # Generated tokens are no image; the other rows' masks end with the prompt.
             found = replace(found, mask=found.mask[:length], image=found.image[:length])
-            self.episodes.append(Episode(row, place, found, self.regions[row]))
-            self.regions[row] = found
+            self.timeline.turn(row, found, opened=place, position=self.reached)
         step.steer_to(self.regions)
+
+    def settle(self) -> None:
+        """Compute what waits to be measured."""
+        if isinstance(self.step, DecodeStep) and self.step.meter is not None:
+            self.step.meter.settle()
+
+    def stop_measuring(self) -> None:
+        """The recording is over: let go of what it held, the cache among it."""
+        if isinstance(self.step, DecodeStep):
+            self.step.meter = None
+            self.step = self.step if self.step.applied else None
 
     # --- beams ---
 
@@ -495,15 +519,13 @@ class Run:
 
     def _reorder(self, beams: Tensor) -> None:
         step = self.step
-        if not isinstance(step, Steering) or step.phase is None:
+        if not isinstance(step, DecodeStep) or step.phase is None:
             return
         step.phase.reorder(beams)
-        if not self.episodes:
+        if not self.timeline.relocated:
             return  # all beams of a row still look at one region
-        regions = [self.regions[beam] for beam in beams.tolist()]
-        if any(new is not old for new, old in zip(regions, self.regions, strict=True)):
-            self.regions = regions
-            step.steer_to(regions)
+        if self.timeline.reorder(beams.tolist(), self.reached):
+            step.steer_to(self.regions)
 
     def forget_beams(self) -> None:
         """The search is over."""
@@ -512,6 +534,11 @@ class Run:
             self._reordered = None
 
     # --- accounting ---
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """Each <back> at which a region was found anew."""
+        return [] if self.timeline is None else self.timeline.episodes
 
     def looks_for_bias(self, call: AttentionCall) -> bool:
         """Whether to look for finite biases in a mask, which may wait for the device."""
@@ -525,7 +552,7 @@ class Run:
         if not ran + off:
             return
         left = {OFF: torch.full((self.ledger.rows,), off)}
-        if isinstance(self.step, Steering) and self.step.applied:
+        if isinstance(self.step, DecodeStep) and self.step.applied:
             left |= self.step.left_compiled
         else:
             left |= {GAIN: torch.full((self.ledger.rows,), ran)}
@@ -545,7 +572,7 @@ class Run:
             # A region found anew may be empty where the first was not, and the other way round.
             if not region.grids:
                 found[row] = found[row].all_left_alone(IMAGELESS)
-            elif self.config.boosts and not self.episodes and not region.mask.any():
+            elif self.config.boosts and not self.timeline.relocated and not region.mask.any():
                 found[row] = found[row].all_left_alone(EMPTY)
             elif self._ablates_nothing:
                 found[row] = found[row].all_left_alone(SHALLOW)
