@@ -17,8 +17,8 @@ from vrga.method.key_views import PassViews, View
 from vrga.method.region import Region
 from vrga.method.steered_keys import SteeredKeys
 from vrga.recording.meter import Meter
+from vrga.steering.chosen_rows import ChosenRows
 from vrga.steering.probe import Probe
-from vrga.steering.steps import CHOICE, OPENS, OUTSIDE
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class DecodeStep:
     ):
         self.config, self.applied = config, applied
         self.meter, self.phase = meter, phase
+        self._choice = ChosenRows(config, phase)
         self.probe: Probe | None = None
         self._kernels, self._keys, self._ablated_heads = kernels, keys, ablated
         self._random = torch.Generator("cpu").manual_seed(config.seed)
@@ -102,8 +103,8 @@ class DecodeStep:
         views = PassViews(self._keys)
         if self.meter is not None:
             self.meter.begin(past, rows)
-        asked = chosen = self._chosen(ids, past)
-        told = None if asked is None else self._told(asked, past)
+        asked = chosen = self._asked(ids, past)
+        told = None if asked is None else self._choice.on_host(asked, past)
         if told is not None and bool(told.all()):
             chosen = None  # one attention is enough where all rows are treated alike
         idle = told is not None and not bool(told.any())
@@ -117,7 +118,7 @@ class DecodeStep:
         """
         if self.meter is not None:
             self.meter.begin_compiled()
-        asked = self._chosen(ids, None)
+        asked = self._asked(ids, None)
         if asked is not None:
             self._left.add_((~asked[:, -1]).to(self._left.device))
         self._pass = StepPass(PassViews(self._keys), 0, asked, asked)
@@ -128,64 +129,20 @@ class DecodeStep:
         chosen, bool [B, Q]; which of the others open a <back> span. None: all are steered."""
         if self._pass.asked is None:
             return None, None, None
-        opened = self.phase.opened if self.config.relocate == "back" else None
-        return self._reason, self._pass.asked, opened
-
-    @property
-    def _reason(self) -> str:
-        if callable(self.config.when):
-            return CHOICE
-        return OUTSIDE if self.config.when == "back" else OPENS
+        return self._choice.reason, self._pass.asked, self._choice.opened
 
     @property
     def left_compiled(self) -> dict[str, Tensor]:
         """Compiled steps of each row that were left alone, int64 [B], by reason."""
-        return {self._reason: self._left}
+        return {self._choice.reason: self._left}
 
-    def _chosen(self, ids: Tensor | None, past: int | None) -> Tensor | None:
-        """Which of the new tokens are steered, bool [B, Q]; None for all."""
-        config = self.config
-        if config.when == "always" and self.phase is None:
+    def _asked(self, ids: Tensor | None, past: int | None) -> Tensor | None:
+        """Which of the new tokens are to be steered, bool [B, Q]; None for all."""
+        if not self._choice.follow(ids, past):
             return None
-        if ids is None:
-            if config.when == "always" and config.relocate == "question":
-                return None  # spans are followed for the trace alone, which goes without
-            raise ValueError(
-                f"when={config.when!r} with relocate={config.relocate!r} follows the "
-                "tokens: give the model input_ids, not inputs_embeds, in decode steps"
-            )
-        if self.phase is not None:
-            self.phase.advance(ids, past)
-            if self.meter is not None:
-                self.meter.note(self.phase.inside)
-        if config.when in ("always", "back"):
-            return self._by_phase(self.phase.inside, self.phase.opened)
-        if past is None:
-            raise RuntimeError(
-                "a callable `when` needs decoding that is not compiled: call generate with "
-                "disable_compile=True"
-            )
-        chosen = config.when(ids, past)
-        if not isinstance(chosen, Tensor) or chosen.shape != ids.shape:
-            found = list(chosen.shape) if isinstance(chosen, Tensor) else repr(chosen)
-            raise ValueError(f"when(...) gave {found}; wanted: bool {list(ids.shape)}")
-        chosen = chosen.to(ids.device, torch.bool)
-        return chosen & ~self.phase.opened if config.relocate == "back" else chosen
-
-    def _by_phase(self, inside: Tensor, opened: Tensor) -> Tensor | None:
-        """What <back> spans leave of the new tokens, bool [B, Q]; None for all."""
-        chosen = inside if self.config.when == "back" else None
-        if self.config.relocate == "back":
-            # The row that opens a span is the one that is looked at, as at the prompt's question.
-            chosen = ~opened if chosen is None else chosen & ~opened
-        return chosen
-
-    def _told(self, asked: Tensor, past: int) -> Tensor | None:
-        """`asked` on the CPU, bool [B, Q]; None where the device would have to be waited for."""
-        if callable(self.config.when):
-            return asked if asked.device.type == "cpu" else None
-        told = self.phase.on_host(past)
-        return None if told is None else self._by_phase(*told)
+        if self.phase is not None and self.meter is not None:
+            self.meter.note(self.phase.inside)
+        return self._choice.among(ids, past)
 
     # --- its layers ---
 

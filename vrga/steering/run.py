@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,7 +18,6 @@ from vrga.hf.question import Query
 from vrga.kernels.api import Kernels
 from vrga.kernels.reference import GROUP
 from vrga.method.back_spans import Phase, tag_table
-from vrga.method.call import AttentionCall
 from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import GridCells, Prompt, cells_mask, check_query, visible_keys
 from vrga.method.region import Region, empty_region, find_region
@@ -31,7 +28,7 @@ from vrga.recording.meter import Meter
 from vrga.recording.recorder import Recorder
 from vrga.recording.waiting import CHUNK, Bank
 from vrga.steering.decode_step import DecodeStep, known_gate
-from vrga.steering.passes import Pass, Progress, SteeringError
+from vrga.steering.passes import Progress, SteeringError
 from vrga.steering.probe import Probe
 from vrga.steering.steps import (
     EMPTY,
@@ -47,9 +44,6 @@ from vrga.steering.steps import (
 
 if TYPE_CHECKING:
     from vrga.steering.generate_call import GenerateCall
-
-LONGER = 16  # tokens by which a prompt that is computed again has grown at most
-BIASED_PASSES = 2  # of a run whose masks are looked at for biases where that waits for the device
 
 
 @dataclass(frozen=True)
@@ -110,6 +104,7 @@ class Run:
         said: ids of the answer, int64 [B, T], where generate() returned them.
         cached: whether there is a cache.
         in_call: whether it is of a call of generate(); thread: that it began in.
+        looked_for_bias: passes whose masks were looked at for finite biases.
         ran, off: compiled steps that have run, counted by themselves, and those of them that ran
             while the patch was switched off; int64 [1] on the device.
     """
@@ -133,7 +128,7 @@ class Run:
         self.off: Tensor | None = None
         self._cache: Callable[[], object] = lambda: None
         self._reordered: KeyCache | None = None
-        self._looked_for_bias = 0
+        self.looked_for_bias = 0
         self._device: torch.device | None = None
 
     @property
@@ -394,47 +389,15 @@ class Run:
             )
         return heads.cpu().expand(wanted)
 
-    def check_is_new(self, before: deque[Prompt]) -> None:
-        """A prompt must not be an earlier one and a token more: then a loop by hand computes all
-        of it again for every token.
-
-        Args:
-            before: prompts whose cache was not used since.
-
-        Raises:
-            SteeringError: it is.
-        """
-        ids = self.prompt.ids
-        for held in before:
-            if ids is None or held.ids is None or not any(held.grids):
-                continue
-            more = ids.shape[1] - held.ids.shape[1]
-            if len(ids) != len(held.ids) or not 0 < more <= LONGER:
-                continue
-            if not torch.equal(ids[:, : held.ids.shape[1]], held.ids):
-                continue
-            told = (
-                "so there is no decode step to steer: hand the cache of the output on "
-                f"({self.host.cache_name}=...), or switch the patch off (patch.enabled = False)"
-            )
-            if more == 1:
-                raise SteeringError(
-                    f"the whole prompt is computed again for each token, without its cache, {told}"
-                )
-            warnings.warn(
-                f"a prompt is computed again with {more} tokens more, without its cache, {told}",
-                stacklevel=2,
-            )
-
     # --- the answer ---
 
     def next_step(self, past: int, ids: Tensor | None, rows: int) -> None:
         """Begin a decode pass of `rows` tokens `ids` behind `past` keys."""
         self.reached = past + rows
         given = None if ids is None else len(ids)
-        if given not in (None, len(self.regions)):
+        if given not in (None, self.ledger.rows):
             raise SteeringError(
-                f"the cache's prompt has {len(self.regions)} rows, and this pass has {given}: rows "
+                f"the cache's prompt has {self.ledger.rows} rows, and this pass has {given}: rows "
                 "of the cache were chosen or repeated, so it is not known which region is whose; "
                 "fill a cache with these rows, or switch the patch off (patch.enabled = False)"
             )
@@ -540,12 +503,6 @@ class Run:
         """Each <back> at which a region was found anew."""
         return [] if self.timeline is None else self.timeline.episodes
 
-    def looks_for_bias(self, call: AttentionCall) -> bool:
-        """Whether to look for finite biases in a mask, which may wait for the device."""
-        if call.mask is None or not call.mask.is_floating_point():
-            return False
-        return call.mask.device.type == "cpu" or self._looked_for_bias <= BIASED_PASSES
-
     def count_compiled(self) -> None:
         """Note the steps that compiled code ran, by its own count; waits for the device."""
         ran, off = int(self.ran), int(self.off)
@@ -608,101 +565,3 @@ class Run:
             "before vrga.patch(model) (torch.compile, model.compile()), or cut the cache: compile "
             "after patching, generate without your own compilation, or run `vrga doctor`"
         )
-
-
-class ForwardPass:
-    """One forward pass, as its attention layers see it.
-
-    Args:
-        run: whose prompt it is of; what: it is; inputs: of the multimodal model.
-
-    Attributes:
-        rows: tokens of each row; static: whether the cache has its full length from the start.
-        wants_cache: whether the pass was told to keep one.
-        layers: that have called attention.
-        head: output of the prompt that stood before drafts, or None.
-    """
-
-    def __init__(self, run: Run, what: Pass, inputs: ForwardInputs):
-        self.run, self.what, self.rows = run, what, inputs.width
-        # Kept, for layers that are computed again in a backward pass, when the run has gone on.
-        self._step = None if what.kind == "rest" else run.step
-        self._cache = inputs.cache
-        self.injected = False
-        self.static = inputs.cache is not None and inputs.cache.static
-        self.wants_cache = inputs.named.get("use_cache") is True
-        self.layers = 0
-        self.head: object | None = None
-        self._biased: dict[int, tuple[Tensor, bool]] = {}
-
-    def looks_for_bias(self, call: AttentionCall) -> bool:
-        """See `Run.looks_for_bias`; once for each mask of the pass."""
-        return self._step is not None and self.run.looks_for_bias(call)
-
-    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        """Attention of one layer."""
-        self.layers += 1
-        self._check_keys(call)
-        if self._step is None:
-            return call.output()
-        return self._step.attend(call)
-
-    def is_of(self, cache: KeyCache | None) -> bool:
-        """Whether the text model's pass with this cache is the one that began, and not a later
-        one behind a pass that failed."""
-        mine = None if self._cache is None else self._cache.raw
-        return not self.injected and mine is (None if cache is None else cache.raw)
-
-    def _check_keys(self, call: AttentionCall) -> None:
-        """The number of keys must agree with our book-keeping.
-
-        Raises:
-            SteeringError: it does not.
-        """
-        seen = self.what.past + self.rows
-        if self.static:
-            agrees = call.keys >= seen if call.window is None else call.keys >= self.rows
-        elif call.window is None:
-            agrees = call.keys == seen
-        else:  # a sliding window's cache keeps the last keys alone; some versions one more
-            least = min(self.what.past, call.window - 1) + self.rows
-            agrees = least <= call.keys <= seen
-        if agrees:
-            return
-        kind = "a fresh prompt" if not self.what.past else f"a pass behind {self.what.past} keys"
-        raise SteeringError(
-            f"layer {call.layer} attends to {call.keys} keys in what is by its inputs {kind} of "
-            f"{self.rows} tokens (transformers {VERSION}): keys come from a "
-            "cache that the patch cannot see, or were evicted or put in by something else, so "
-            "that it is not known where the image's tokens stand: hand the cache to the model as "
-            f"{self.run.host.cache_name}=..., use a cache that keeps all keys, or switch the patch "
-            "off (patch.enabled = False)"
-        )
-
-    def check_cache(self, cache: KeyCache | None) -> None:
-        """A cache that was asked for must have been kept.
-
-        Raises:
-            SteeringError: it was not.
-        """
-        if self.wants_cache and cache is None:
-            raise SteeringError(
-                "use_cache=True was asked for, and the model returned no cache, so that the next "
-                "token cannot be a step: gradient checkpointing in train mode drops it; call "
-                "model.eval(), or model.gradient_checkpointing_disable()"
-            )
-
-    def check_layers(self) -> None:
-        """All layers must have called attention with what the pass brought.
-
-        Raises:
-            SteeringError: some have not.
-        """
-        wanted = self.run.host.shape[0]
-        if self.layers != wanted:
-            raise SteeringError(
-                f"only {self.layers} of the model's {wanted} layers called the attention function "
-                f"with vrga's keyword argument (transformers {VERSION}): the others would not be "
-                "steered. Code compiled before the patch, or a layer replaced by "
-                "another library, does that: undo it, or vrga.unpatch(model)"
-            )
