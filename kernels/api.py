@@ -1,12 +1,10 @@
 """The kernels as a patch uses them: here alone it is decided which implementation computes.
 
-| impl     | on CUDA                                         | on another device               |
-| -------- | ----------------------------------------------- | ------------------------------- |
-| "auto"   | kernels/decode.py and probe.py; for a gradient, | kernels/biased.py, where no sum |
-|          | or where a backend has scores of its own,       | is needed, else                 |
-|          | kernels/reference.py                            | kernels/reference.py            |
-| "torch"  | kernels/reference.py                            | kernels/reference.py            |
-| "triton" | kernels/decode.py and probe.py, or an error     | an error, or the interpreter    |
+"auto":   on CUDA kernels/decode.py and probe.py; on a CPU, for one query row of which no sum is
+          needed, kernels/biased.py; else, where a gradient is asked for, and where a backend has
+          scores of its own, kernels/reference.py.
+"torch":  kernels/reference.py.
+"triton": kernels/decode.py and probe.py, or an error.
 
 Launchers and their references do not know of each other, and triton is imported where it computes.
 """
@@ -89,8 +87,8 @@ class Kernels:
             return "torch"
         if query.is_cuda:
             return "triton"
-        # With one query row, a bias on the keys is attention as the backend would compute it.
-        return "torch" if sums or query.shape[2] > 1 else "biased"
+        alone = query.device.type == "cpu" and query.shape[2] == 1
+        return "biased" if alone and not sums else "torch"
 
     def decode_attention(
         self,

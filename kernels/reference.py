@@ -146,9 +146,9 @@ def decode_attention_reference(
     # Query row i of head h stands at index [h, i]; the heads of a KV head share its keys.
     packed = q.reshape(batch, kv_heads, -1, size)
     scores = (packed @ k.transpose(2, 3)).view(batch, heads, rows, keys).to(accurate).mul_(scale)
-    tail = sets.hidden[..., sets.open :]
     if sets.open < keys:
         # The least finite number, whose share is 0, and 0 times its logarithm is 0.
+        tail = sets.hidden[..., sets.open :]
         scores[..., sets.open :].masked_fill_(tail, torch.finfo(accurate).min)
     logarithm = scores.log_softmax(-1)
     share = logarithm.exp()  # a
@@ -264,7 +264,7 @@ def _is_open(
     if gate is not None:
         return gate.bool()[:, :, None].expand(mass.shape)
     ratio = mass * (visible / images[:, None])[:, None]
-    return (ratio > focus) & (ratio > entropy * mass_entropy)
+    return ratio > (entropy * mass_entropy).clamp_min(focus)
 
 
 def _without_weightless(scores: Tensor, weight: Tensor, hidden: Tensor) -> Tensor:
