@@ -23,12 +23,13 @@ from benchmarks.shapes import image_prompt, random_model
 from benchmarks.timing import environment, summary
 from vrga import VRGAConfig
 from vrga.steering import patching
-from vrga.steering.run import ForwardPass, Run
+from vrga.steering.forward_pass import ForwardPass
+from vrga.steering.run import Run
 from vrga.steering.steps import Ledger
 
 ACCOUNTING = {
     Ledger: ("note", "forget_from"),
-    ForwardPass: ("_check_keys", "check_layers", "check_cache", "looks_for_bias"),
+    ForwardPass: ("_check_keys", "check_layers", "check_cache", "biased"),
     Run: ("_bind",),
     patching: ("what_is", "_held"),
 }

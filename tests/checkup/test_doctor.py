@@ -20,7 +20,8 @@ from vrga.checkup.result import WIDTH, Check, Checkup
 from vrga.checkup.run import doctor, versions
 from vrga.checkup.trial import run
 from vrga.hf.checkpoints import embedded
-from vrga.method.key_groups import key_groups
+from vrga.method.key_groups import KeyGroups
+from vrga.steering.decode_step import DecodeStep
 
 CPU = torch.device("cpu")
 UNPATCHED = "unpatched model agrees with the loops"
@@ -173,7 +174,7 @@ def test_flash_attention_is_examined_on_a_rounded_copy(subject):
 def test_steering_that_is_silently_off_fails_the_command(monkeypatch):
     """As when every decode step was taken for a fresh prompt."""
 
-    monkeypatch.setattr("vrga.steering.decode.Steering.attend", lambda self, call: call.output())
+    monkeypatch.setattr(DecodeStep, "attend", lambda self, call: call.output())
     done = command("doctor", "--device", "cpu")
     assert done.exit_code == 1 and "To report this" in done.output
     assert max(map(len, done.output.splitlines())) <= WIDTH
@@ -243,12 +244,12 @@ def test_other_visual_heads_are_seen(subject, broken):
 
 
 def test_steering_to_other_tokens_than_are_told_is_seen(subject, monkeypatch):
-    own = key_groups
+    own = KeyGroups.flags
 
-    def others(regions, *rest):
-        return own([replace(r, mask=r.image & ~r.mask) for r in regions], *rest)
+    def others(groups, regions, *rest):
+        return own(groups, [replace(r, mask=r.image & ~r.mask) for r in regions], *rest)
 
-    monkeypatch.setattr("vrga.steering.decode.key_groups", others)
+    monkeypatch.setattr(KeyGroups, "flags", others)
     assert red(subject) == STEERED
 
 

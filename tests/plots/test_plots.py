@@ -14,6 +14,7 @@ from traces import filled_trace
 import vrga
 from vrga import Trace, VRGAConfig
 from vrga.intervals import pearson
+from vrga.method.timeline import Relocation
 from vrga.plots import (
     atlas_figure,
     compare_figure,
@@ -23,7 +24,6 @@ from vrga.plots import (
     token_figure,
     trend_figure,
 )
-from vrga.recording.recorder import Relocation
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from vrga.hf.files import INDEX, check_index
 from vrga.images import read_image
 from vrga.method.prompt import Grid
 from vrga.method.region import find_region
-from vrga.recording.recorder import Relocation
+from vrga.method.timeline import Relocation
 from vrga.report import render
 
 TOTAL, KINDS = int(os.environ.get("VRGA_FUZZ", "0")), 5

@@ -18,8 +18,11 @@ from traces import Letters, filled_trace
 import vrga
 from vrga import Trace, VRGAConfig
 from vrga.kernels.reference import attention_statistics, decode_attention_reference, key_sets
+from vrga.method.key_groups import KeyGroups
+from vrga.method.timeline import Relocation, Timeline
 from vrga.plots import save, trend_figure
-from vrga.recording.recorder import Recorder, Relocation
+from vrga.recording.meter import Meter
+from vrga.recording.recorder import Recorder
 from vrga.recording.token_texts import back_spans, token_texts
 from vrga.recording.trace import MEASURES, fitted
 
@@ -227,15 +230,13 @@ def test_chosen_layers_and_steps_are_those_of_the_whole(model):
 
 def test_layers_left_out_run_the_models_own_attention(model, monkeypatch):
     batch, seen = QWEN.batch([1]), []
-    from vrga.steering.decode import Steering
-
-    own = Steering._statistics
+    own = Meter.statistics
 
     def statistics(self, layer, query, *args):
         seen.append((layer, query.shape[2]))
         return own(self, layer, query, *args)
 
-    monkeypatch.setattr(Steering, "_statistics", statistics)
+    monkeypatch.setattr(Meter, "statistics", statistics)
     with vrga.patch(model, VRGAConfig.published(gain=1.0)) as patch:
         with patch.record(layers=[1], steps={0, 2}):
             generate(model, batch.inputs, 5)
@@ -312,19 +313,27 @@ def test_a_recording_in_a_recording_is_refused(model):
 def test_positions_that_come_again_are_of_other_drafts():
     """Regions that rejected drafts brought go with them."""
     one, two, other = (SimpleNamespace(grids=[]) for _ in range(3))
-    recorder = Recorder((1, 1))
-    recorder.aim([one, two], 10)
-    for past, rows in ((10, 1), (11, 3)):
-        recorder.begin(past, rows, [one, two])
+    timeline, recorder = Timeline([one, two], 10), Recorder((1, 1))
+    recorder.aim(timeline, KeyGroups.of(VRGAConfig()))
+
+    def come(past, rows):
+        timeline.forget_from(past)
+        recorder.begin(past, rows)
         recorder.count(0)
+
+    come(10, 1)
+    come(11, 3)
     assert recorder.steps == [0, 1, 2, 3] and recorder.relocated == []
-    recorder.begin(14, 1, [one, other])
-    recorder.count(0)
+    timeline.turn(1, other, opened=12, position=14)
+    assert recorder.relocated == [] and timeline.now == [one, other]  # no step has come since
+    come(14, 1)
     assert recorder.relocated == [Relocation(1, 4, other)]
-    recorder.begin(13, 1, [one, other])  # the span was opened before
-    assert recorder.relocated == [Relocation(1, 3, other)] and recorder.steps == [0, 1, 2]
-    recorder.begin(12, 1, [one, two])
-    assert recorder.relocated == [] and recorder.steps == [0, 1]
+    come(13, 1)  # the span was opened before
+    assert recorder.relocated == [Relocation(1, 3, other)] and recorder.steps == [0, 1, 2, 3]
+    assert timeline.at(1, 12) is two and timeline.at(1, 13) is other
+    come(12, 1)
+    assert recorder.relocated == [] and timeline.now == [one, two]
+    assert recorder.steps == [0, 1, 2]
 
 
 def test_no_step_needs_a_copy_to_the_host(model, monkeypatch):

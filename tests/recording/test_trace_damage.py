@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from traces import filled_trace
 
 from vrga import Trace
+from vrga.method.timeline import Relocation
 from vrga.recording import trace_folder as folder
-from vrga.recording.recorder import Relocation
 
 WORDS, TENSORS = "trace.json", "trace.safetensors"
 

@@ -13,8 +13,8 @@ from transformers import DynamicCache, StaticCache
 import vrga
 from vrga import VRGAConfig
 from vrga.hf.cache import KeyCache
+from vrga.recording.meter import Meter
 from vrga.recording.waiting import CHUNK
-from vrga.steering.decode import Steering
 
 QWEN = FAMILIES["qwen2_5_vl"]
 STATIC = dict(cache_implementation="static", disable_compile=True)
@@ -37,13 +37,13 @@ def at_once(monkeypatch):
 @pytest.fixture
 def rows_measured(monkeypatch):
     """How many steps each computation of statistics is of."""
-    rows, own = [], Steering._statistics
+    rows, own = [], Meter.statistics
 
     def statistics(self, layer, query, *rest):
         rows.append(query.shape[2])
         return own(self, layer, query, *rest)
 
-    monkeypatch.setattr(Steering, "_statistics", statistics)
+    monkeypatch.setattr(Meter, "statistics", statistics)
     return rows
 
 
@@ -187,8 +187,7 @@ def test_a_recording_lets_go_of_the_cache(model):
     with vrga.patch(model, VRGAConfig.published(gain=3.0)) as patch:
         with patch.record():
             generate(model, QWEN.batch([1]).inputs, 4, **STATIC)
-        assert patch._step.recorder is None and patch._step._bank is None
-        assert not patch._step._waiting
+        assert patch._step.meter is None
 
 
 def by_hand(model, step, cache, tokens=3):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from vrga import Trace, VRGAConfig
 from vrga.cli import app, main
 from vrga.demo.data import TEST_SEEDS, make_samples
-from vrga.recording.recorder import Relocation
+from vrga.method.timeline import Relocation
 from vrga.recording.trace import MEASURES
 from vrga.report import render, write_report
 

@@ -17,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vrga.hf.backends import register_backend
-from vrga.method.call import AttentionCall, has_bias
+from vrga.method.call import AttentionCall
 
 KEYWORD = "vrga"
 # Backends that are a plain softmax over the keys which their mask shows.
@@ -62,8 +62,8 @@ def register(delegate: str) -> str:
             module.layer_idx, query, key, value, attention_mask, kwargs["scaling"],
             kwargs.get("sliding_window"), attention, _is_plain(delegate, own), kwargs,
         )  # fmt: skip
-        if not torch.compiler.is_compiling() and step.looks_for_bias(call):
-            call.plain = call.plain and not has_bias(attention_mask)
+        if call.plain and not torch.compiler.is_compiling():
+            call.plain = not step.biased(call)
         return step.attend(call)
 
     register_backend(name, attend, masks_of=delegate)

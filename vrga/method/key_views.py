@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from vrga.kernels.reference import KeySets, key_sets
 from vrga.method.prompt import visible_keys
+from vrga.method.steered_keys import SteeredKeys
 
 
 class View:
@@ -19,16 +22,17 @@ class View:
 
     def __init__(self, flags: Tensor, images: Tensor, extent: Tensor | None):
         self.flags, self.images, self.extent = flags, images, extent
-        self._sets: dict[torch.dtype, KeySets] = {}
+        self._sets: dict[tuple, KeySets] = {}
 
     def key_sets(self, query: Tensor, keys: int, opened: tuple, closed: tuple) -> KeySets:
         """The reference's key sets."""
         dtype = torch.promote_types(query.dtype, torch.float32)
-        if dtype not in self._sets:
-            self._sets[dtype] = key_sets(
+        place = dtype, opened, closed
+        if place not in self._sets:
+            self._sets[place] = key_sets(
                 self.flags, self.extent, keys, query.shape[2], opened, closed, dtype
             )
-        return self._sets[dtype]
+        return self._sets[place]
 
 
 def masked(flags: Tensor, visible: Tensor, keys: int) -> tuple[Tensor, Tensor]:
@@ -47,35 +51,87 @@ def masked(flags: Tensor, visible: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     return torch.where(visible, padded, -1), extent.to(torch.int32)
 
 
-def view_of(
-    flags: Tensor,
-    images: Tensor,
-    mask: Tensor | None,
-    *,
-    keys: int,
-    first: int,
-    last: int,
-    window: int | None,
-) -> View:
-    """What a layer sees.
+class PassViews:
+    """What the layers of one forward pass see of the keys; computed once for each mask.
 
     Args:
-        flags: of the prompt's tokens, int32 [B, F]; images: image tokens of each row, int32 [B].
-        mask: as the attention backend is given it, or None.
-        keys: that the layer is given, from position `first` on.
-        last: position of the first query row.
-        window: keys that the layer sees at most, or None; then there is one query row.
+        keys: that are steered.
     """
-    flags = flags[:, first : first + keys]
-    visible = None if mask is None else visible_keys(mask, keys)
-    if window is not None and keys > window:
-        # Some backends are told of the window instead of being given a mask of it.
-        place = torch.arange(first, first + keys, device=flags.device)
-        near = (place > last - window) & (place <= last)
-        visible = near[None] if visible is None else visible & near
-    extent = None
-    if visible is not None:
-        flags, extent = masked(flags, visible, keys)
-    if window is not None:
-        images = ((flags >= 0) & (flags & 1 > 0)).sum(1).to(torch.int32)
-    return View(flags, images, extent)
+
+    def __init__(self, keys: SteeredKeys):
+        self.keys = keys
+        self._kept: dict[tuple, tuple[Tensor | None, object]] = {}
+
+    def view(
+        self, mask: Tensor | None, query: Tensor, keys: int, past: int, window: int | None
+    ) -> View:
+        """Flags, image keys and extent for sums over groups.
+
+        Args:
+            mask, keys, window: of the layer's call.
+            query: [B, H, Q, d]; past: position of its first row.
+        """
+        return self._once(self._view, mask, query, keys, past, window)
+
+    def bias(
+        self,
+        layer: int,
+        mask: Tensor | None,
+        query: Tensor,
+        keys: int,
+        past: int,
+        window: int | None,
+    ) -> Tensor:
+        """What is added to the scores of one query row, [B, H, S]; arguments likewise."""
+        visible = self._once(self._visible, mask, query, keys, past, window)
+        bias = self.keys.bias(layer, query, keys, _first(query, keys, past))
+        if visible is None:
+            return bias
+        return torch.where(visible[:, None], bias, torch.finfo(bias.dtype).min)
+
+    def _once(self, make: Callable, mask: Tensor | None, query: Tensor, *numbers: object) -> object:
+        if torch.compiler.is_compiling():  # which does not like id()
+            return make(mask, query, *numbers)
+        place = make.__name__, id(mask), *numbers, query.shape[2], query.device
+        if place not in self._kept:
+            # Holding the mask keeps its id its own.
+            self._kept[place] = mask, make(mask, query, *numbers)
+        return self._kept[place][1]
+
+    def _view(
+        self, mask: Tensor | None, query: Tensor, keys: int, past: int, window: int | None
+    ) -> View:
+        placed, first = self.keys.on(query.device), _first(query, keys, past)
+        flags, images = placed.flags[:, first : first + keys], placed.images
+        visible = self._once(self._visible, mask, query, keys, past, window)
+        extent = None
+        if visible is not None:
+            flags, extent = masked(flags, visible, keys)
+        if window is not None:
+            images = ((flags >= 0) & (flags & 1 > 0)).sum(1).to(torch.int32)
+        return View(flags, images, extent)
+
+    def _visible(
+        self, mask: Tensor | None, query: Tensor, keys: int, past: int, window: int | None
+    ) -> Tensor | None:
+        """Keys that the last query row sees, bool [B or 1, S]; None for all.
+
+        With a window there is one query row.
+        """
+        visible = None if mask is None else visible_keys(mask, keys)
+        if window is not None and keys > window:
+            # Some backends are told of the window instead of being given a mask of it.
+            first = _first(query, keys, past)
+            place = torch.arange(first, first + keys, device=query.device)
+            near = ((place > past - window) & (place <= past))[None]
+            visible = near if visible is None else visible & near
+        return visible
+
+
+def _first(query: Tensor, keys: int, past: int) -> int:
+    """Position of the first key that a layer is given.
+
+    A sliding window's cache drops the first keys. A cache may also have been cut below the prompt
+    (assisted decoding does).
+    """
+    return max(past + query.shape[2] - keys, 0)

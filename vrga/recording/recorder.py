@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vrga.kernels.reference import GATE, GROUP, KeySets
+from vrga.method.key_groups import KeyGroups
 from vrga.method.maps import image_attention
 from vrga.method.region import Region
+from vrga.method.timeline import Relocation, Timeline
 from vrga.recording.choices import Heads, check_steps, chosen_heads, chosen_layers
 from vrga.recording.waiting import CHUNK
 
 if TYPE_CHECKING:
     from vrga.hf.host import ForwardInputs
-
-
-@dataclass(frozen=True)
-class Relocation:
-    """From a step on, a row of the batch is steered to another region."""
-
-    row: int
-    step: int
-    region: Region
 
 
 class Recorder:
@@ -40,14 +32,11 @@ class Recorder:
         layer_maps: whether to keep the mean over all heads of each measured layer likewise.
 
     Attributes:
-        opened, closed: weight of each group of keys under an open and a shut gate, for reading
-            the statistics, which are those of attention before steering.
-        question: whether groups 2 and 3 are the prompt's text, of the question and other.
+        groups: of the keys, by which the statistics are read; None before the prompt is through.
         inside: rows inside a <back> span at each query row taken, bool [B], where spans are
             followed.
         off: whether the patch was switched off.
         rows: query rows taken so far, rejected drafts and steps that were not asked for included.
-        regions: one per row, as steered to at first; relocated: those that came later.
         prompt, padding, said: token ids of the call of generate(), its attention mask, and the
             ids of the answer, int64 [B, S] each, or None; with beams, which the rows of a trace do
             not follow, none of the answer.
@@ -71,18 +60,16 @@ class Recorder:
         self.layers = chosen_layers(layers, shape[0])
         self._maps = maps
         self.mapped = chosen_heads(maps, shape, self.layers)
-        self.opened = self.closed = (1.0, 1.0)
-        self.question = False
+        self.groups: KeyGroups | None = None
         self.inside: list[Tensor] = []
         self.off = False
         self.rows = 0
-        self.regions: list[Region] = []
-        self.relocated: list[Relocation] = []
+        self._timeline = Timeline([])
+        self._answer: int | None = None  # steps that the answer has, once it is known
         self.prompt: Tensor | None = None
         self.padding: Tensor | None = None
         self.said: Tensor | None = None
         self.ends: set[int] = set()
-        self._start = 0  # position of the first generated token
         self._numbers = range(0)  # steps whose queries the current forward pass has
         self._inside: Tensor | None = None  # of these queries, bool [B, Q]
         self._taken: dict[int, int] = {}  # step -> which of the query rows taken; ascending
@@ -92,9 +79,10 @@ class Recorder:
         self._index = torch.zeros(0, 0, dtype=torch.int64)  # [B, n], -1 where a row has fewer
         self._placed: dict[torch.device, Tensor] = {}
 
-    def aim(self, regions: list[Region], start: int) -> None:
-        """The prompt is through: these are its regions, one per row; `start` keys are cached."""
-        self.regions, self._start, self._numbers = list(regions), start, range(0)
+    def aim(self, timeline: Timeline, groups: KeyGroups) -> None:
+        """The prompt is through: its rows are steered to this timeline's regions."""
+        self._timeline, self.groups, self._numbers = timeline, groups, range(0)
+        regions = timeline.first
         index = [torch.cat([g.index for g in r.grids]) for r in regions if r.grids]
         self._index = torch.full((len(regions), max(map(len, index), default=0)), -1)
         rows = [row for row, region in enumerate(regions) if region.grids]
@@ -115,7 +103,19 @@ class Recorder:
                 self.padding = mask.cpu().repeat_interleave(times, 0)
         self.said, self.ends = said.cpu(), ends
         # Drafts may have gone on behind the answer; its last token is never a query.
-        self._forget_from(self.said.shape[1] - 1)
+        self._answer = self.said.shape[1] - 1
+        self._forget_from(self._answer)
+
+    @property
+    def regions(self) -> list[Region]:
+        """What is steered to at first, one per row."""
+        return self._timeline.first
+
+    @property
+    def relocated(self) -> list[Relocation]:
+        """The regions that came later, in the order of steps; of steps that came."""
+        end = self.passed if self._answer is None else self._answer
+        return [found for found in self._timeline.relocated if found.step < end]
 
     @property
     def steps(self) -> list[int]:
@@ -143,30 +143,21 @@ class Recorder:
             return f"steps={self._wanted!r} names none of those that came, 0 to {self.passed - 1}"
         return "its config steers passes of a single token alone, and every pass brought drafts"
 
-    def begin(self, past: int, rows: int, regions: list[Region]) -> None:
+    def begin(self, past: int, rows: int) -> None:
         """A forward pass after the prefill begins.
 
         What was taken at the positions of its queries was of drafts that were rejected.
 
         Args:
-            past: keys before it; rows: its queries; regions: that it is steered to.
+            past: keys before it; rows: its queries.
         """
-        first = past - self._start
+        first = past - self._timeline.start
         self._numbers, self._inside = range(first, first + rows), None
         self._forget_from(first)
-        before = list(self.regions)
-        for found in self.relocated:
-            before[found.row] = found.region
-        self.relocated += [
-            Relocation(row, first, region)
-            for row, region in enumerate(regions)
-            if region is not before[row]
-        ]
 
     def _forget_from(self, step: int) -> None:
         while self._taken and next(reversed(self._taken)) >= step:
             self._taken.popitem()
-        self.relocated = [found for found in self.relocated if found.step < step]
 
     def wants(self, layer: int) -> bool:
         """Whether this layer of this forward pass is to be measured."""
@@ -203,7 +194,7 @@ class Recorder:
     def take(self, layer: int, query: Tensor) -> Tensor:
         """A buffer for one layer of the current pass, float32 [B, H, Q, 3 + groups]."""
         batch, heads, rows, _ = query.shape
-        shape = (batch, heads, rows, GROUP + len(self.opened))
+        shape = (batch, heads, rows, GROUP + self.groups.count)
         room = self._room.setdefault((layer, shape), [])
         if not room:
             empty = torch.empty(CHUNK, *shape, dtype=torch.float32, device=query.device)

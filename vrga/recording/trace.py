@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from vrga.config import VRGAConfig
-from vrga.kernels.reference import ENTROPY, GATE, GROUP, MASS
+from vrga.kernels.reference import ENTROPY, GATE, MASS
 from vrga.method.region import Region
-from vrga.recording.recorder import Recorder, Relocation
+from vrga.method.timeline import Relocation, Timeline
+from vrga.recording.recorder import Recorder
 from vrga.recording.token_texts import back_spans, prompt_ids, token_texts, until_end
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Trace:
 
     def fill(self, recorder: Recorder) -> None:
         """Read what a recorder took; nothing when no step was steered or measured."""
-        self.regions, self.relocated = recorder.regions, recorder.relocated
+        self.regions, self.relocated = list(recorder.regions), recorder.relocated
         self._missing = recorder.missing
         if not recorder.steps:
             return
@@ -149,28 +150,9 @@ class Trace:
         mass = stats[..., MASS]
         seen = mass > torch.finfo(mass.dtype).tiny
         self.spread = torch.where(seen, self.entropy / mass + mass.log(), torch.nan)
-        opened, closed = torch.tensor(recorder.opened), torch.tensor(recorder.closed)
-        weight = torch.where(self.gate[..., None] > 0, opened, closed)
-        before = stats[..., GROUP:]
-        # Group 0 holds the keys off the image and, for the boost, the image outside T.
-        rest = (stats[..., MASS] - before[..., 1:].sum(-1)).clamp_min(0) * weight[..., 0]
-        after = before * weight
-        total = after.sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
-        after, rest = after / total[..., None], rest / total
         self.inside = recorder.stacked_inside()
-        if recorder.question:
-            # Before steering, group 0 is the image outside T and what was generated.
-            outside = (stats[..., MASS] - before[..., 1]).clamp_min(0) * weight[..., 0]
-            outside = outside / total
-            self.region, self.question, self.prompt = after[..., 1:].unbind(-1)
-            self.image = outside + self.region
-            self.generated = (after[..., 0] - outside).clamp_min(0)
-            return
-        if len(recorder.opened) < 4:
-            rest = 0.0  # hard mask and ablations: no image token is in group 0
-        self.image = rest + after[..., 1:].sum(-1)
-        self.region = after[..., 1::2].sum(-1)
-        self.watched = after[..., 2:].sum(-1) if after.shape[-1] == 4 else None
+        for name, share in recorder.groups.shares(stats).items():
+            setattr(self, name, share)
 
     def describe(
         self, recorder: Recorder, config: VRGAConfig, model: object, tokenizer: object | None
@@ -315,8 +297,7 @@ class Trace:
 
     def region_at(self, row: int, step: int) -> Region:
         """What the row was steered to at a step."""
-        later = [x.region for x in self.relocated if x.row == row and x.step <= step]
-        return later[-1] if later else self.regions[row]
+        return Timeline(self.regions, relocated=self.relocated).at(row, step)
 
     def map_of(self, row: int, heads: Tensor | None = None) -> Tensor:
         """Mean attention of some heads on the row's image tokens, float32 [steps, n].

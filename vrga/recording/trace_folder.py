@@ -16,7 +16,7 @@ from vrga.images import read_image, to_rgb
 from vrga.method.heads import HeadStatistics
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
-from vrga.recording.recorder import Relocation
+from vrga.method.timeline import Relocation
 from vrga.recording.trace import MEASURES, Trace
 from vrga.recording.trace_checks import check_trace
 

@@ -73,6 +73,7 @@ class Bank:
         queries: whether steps leave their queries.
         cache: holds the keys by then; a static one.
         visible: False on padding, bool [B, S] of the prompt, which fills the cache so far.
+        follows: whether steps note which rows are inside a <back> span.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class Bank:
         queries: bool,
         cache: KeyCache,
         visible: Tensor,
+        follows: bool = False,
     ):
         self.layers, self._cache, self._visible = dict(layers), cache, visible
+        self.follows = follows
         self._past = visible.shape[1]  # keys before the first step that waits
         first = next(iter(self.layers.values()))
         self.at = torch.zeros(1, dtype=torch.int64, device=first.device)  # steps that wait

@@ -8,7 +8,7 @@ from torch import Tensor
 from vrga.hf.host import VERSION, GenerateOptions
 from vrga.hf.prompt_reader import Announcement
 from vrga.recording.waiting import CHUNK
-from vrga.steering.decode import Steering
+from vrga.steering.decode_step import DecodeStep
 from vrga.steering.passes import SteeringError
 from vrga.steering.run import Recording, Run
 
@@ -56,13 +56,13 @@ class GenerateCall:
         pass need not; and it computes what compiled steps left to be computed.
         """
         step = None if self.run is None else self.run.step
-        if isinstance(step, Steering):
+        if isinstance(step, DecodeStep):
             beams, phase = self.options.beams, step.phase
             if phase is not None and not beams and len(ids) == len(phase.state):
                 phase.look_ahead(ids[:, -1:], ids.shape[1] - 1)
             self._chosen += 1
             if self._chosen % CHUNK == 0 and self._recording is not None:
-                step.settle()
+                self.run.settle()
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     def end(self, output: object) -> None:
@@ -86,8 +86,7 @@ class GenerateCall:
         # Of embeddings, generate() returns the new tokens alone.
         said = sequences if given.ids is None else sequences[:, self._width :]
         if self._recording is not None and self._recording.run is run:
-            if isinstance(run.step, Steering):
-                run.step.settle()
+            run.settle()
             if not self.options.beams:
                 self._recording.recorder.hear(given, said, set(run.options.ends))
         if run.ledger is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
-from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -21,16 +20,20 @@ from vrga.hf.host import ForwardInputs, GenerateOptions, Host, warn_if_untested
 from vrga.hf.pipelines import parts_of
 from vrga.hf.prompt_reader import Announcement, PromptReader
 from vrga.hf.question import Query
-from vrga.method.prompt import GridCells, Prompt
+from vrga.kernels.api import check_implementation
+from vrga.method.prompt import GridCells
 from vrga.method.region import Region
+from vrga.method.timeline import Episode
 from vrga.recording.choices import Heads
 from vrga.recording.recorder import Recorder
 from vrga.recording.trace import Trace
-from vrga.steering.decode import Steering, check_implementation
+from vrga.steering.decode_step import DecodeStep
+from vrga.steering.forward_pass import ForwardPass
 from vrga.steering.generate_call import GenerateCall
 from vrga.steering.passes import Pass, SteeringError, what_is
 from vrga.steering.probe import Probe
-from vrga.steering.run import Episode, ForwardPass, Options, Recording, Run
+from vrga.steering.recent_prompts import RecentPrompts
+from vrga.steering.run import Options, Recording, Run
 from vrga.steering.steps import Steps
 
 if TYPE_CHECKING:
@@ -107,15 +110,16 @@ def _check_names(fields: dict[str, object]) -> None:
 class _Here(threading.local):
     """What one thread is at: each has a call, a pass and a recording of its own."""
 
-    def __init__(self):
+    def __init__(self, cache_name: str):
+        self._cache_name = cache_name
         self.call: GenerateCall | None = None
         self.announced: Announcement | None = None  # a prompt that comes in a loop by hand
         self.passing: ForwardPass | None = None
         self.run: Run | None = None  # of the last prompt
-        self.alone: deque[Prompt] = deque(maxlen=4)  # prompts whose cache was not used since
+        self.recent = RecentPrompts(cache_name)
 
     def __deepcopy__(self, memo: dict) -> _Here:
-        return _Here()
+        return _Here(self._cache_name)
 
 
 class Patch:
@@ -165,7 +169,7 @@ class Patch:
         self.query = query
         self.enabled, self.given, self.ablated = True, None, None
         self._reader = PromptReader(self._host, tokenizer)
-        self._here = _Here()
+        self._here = _Here(self._host.cache_name)
         self._last: Run | None = None  # of the last prompt in any thread
         self._recording: Recording | None = None
         warn_if_untested()
@@ -265,7 +269,7 @@ class Patch:
         return None if self._run is None else self._run.regions
 
     @property
-    def _step(self) -> Probe | Steering | None:
+    def _step(self) -> Probe | DecodeStep | None:
         return None if self._run is None else self._run.step
 
     @property
@@ -298,7 +302,7 @@ class Patch:
     @property
     def episodes(self) -> list[Episode]:
         """With `relocate="back"`: each <back> of the last generation, and where it looked."""
-        return [] if self._run is None else list(self._run.episodes)
+        return [] if self._run is None else self._run.episodes
 
     @contextmanager
     def record(
@@ -339,14 +343,13 @@ class Patch:
         recording = self._recording = Recording(recorder, watch, threading.current_thread())
         try:
             yield trace
-            if recording.run is not None and isinstance(recording.run.step, Steering):
-                recording.run.step.settle()
+            if recording.run is not None:
+                recording.run.settle()
         finally:
             self._recording = None
             run = recording.run
-            if run is not None and isinstance(run.step, Steering):
-                run.step.release()
-                run.step = run.step if run.step.applied else None
+            if run is not None:
+                run.stop_measuring()
         recorder.off = not self.enabled
         trace.fill(recorder)
         trace.describe(recorder, self.config, self._host.model, self._reader.known_tokenizer)
@@ -519,8 +522,8 @@ class Patch:
         if run.ran is not None:
             run.ran.add_(1)
         step = run.step
-        if isinstance(step, Steering):
-            step.begin(None, inputs.ids)
+        if isinstance(step, DecodeStep):
+            step.begin_compiled(inputs.ids)
             if step.config.relocate == "back":
                 raise RuntimeError(
                     "relocate='back' finds a region amid decoding, which cannot be "
@@ -605,14 +608,12 @@ class Patch:
         cache = self._host.cache_of(output)
         passing.check_cache(cache)
         run.pass_is_through(cache, self._recording, call)
-        if run.regions is None:
+        if run.timeline is None:
             return
         if call is None and passing.what.kind == "prompt":
-            run.check_is_new(here.alone)
-            here.alone.append(run.prompt)
+            here.recent.come(run.prompt)
         elif call is None:
-            others = (prompt for prompt in here.alone if prompt is not run.prompt)
-            here.alone = deque(others, maxlen=here.alone.maxlen)
+            here.recent.use(run.prompt)
         if call is None or call.run is run:
             here.run = self._last = run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vrga.kernels.reference import probe_scores_reference
+from vrga.kernels.api import Kernels
 from vrga.method.call import AttentionCall, exactly
 from vrga.recording.waiting import LayerShape
 
@@ -18,16 +18,15 @@ class Probe:
     Args:
         query: query position of each row, counted from the first key; -1 leaves the row out.
         visible: False on padding, bool [B, S] of the whole prompt.
-        impl: "torch", "triton", or "auto", which is Triton on CUDA.
+        kernels: that compute.
     """
 
-    def __init__(self, query: list[int], visible: Tensor, impl: str):
-        self.query, self._visible, self._impl = query, visible, impl
+    def __init__(self, query: list[int], visible: Tensor, kernels: Kernels):
+        self.query, self._visible, self._kernels = query, visible, kernels
         self._scores: dict[int, Tensor] = {}  # layer -> [B, H, S]
         self._windows: dict[int, int | None] = {}  # layer -> keys that it sees at most
         self.layers: dict[int, LayerShape] = {}
         self._placed: dict[tuple, tuple[Tensor, Tensor]] = {}
-        self._workspace = None
         self._offset = 0
         self.capacity = 0  # keys that the cache has room for; more than it holds if it is static
 
@@ -68,15 +67,7 @@ class Probe:
             hidden = torch.stack([~self._sees(row, window) for row in range(len(self.query))])
             self._placed[place] = last.to(query.device), hidden[:, first:].to(query.device)
         arguments = (query, key, *self._placed[place], scores)
-        numbers = dict(offset=self._offset - first, scale=call.scale)
-        if self._impl == "torch" or (self._impl == "auto" and not query.is_cuda):
-            probe_scores_reference(*arguments, **numbers)
-        else:
-            from vrga.kernels.launch import Workspace
-            from vrga.kernels.probe import probe_scores
-
-            self._workspace = self._workspace or Workspace()
-            probe_scores(*arguments, **numbers, workspace=self._workspace)
+        self._kernels.probe_scores(*arguments, offset=self._offset - first, scale=call.scale)
 
     def _read_off(self, call: AttentionCall, scores: Tensor, first: int) -> None:
         """Logarithms of the attention that the model's own backend gives the query rows."""

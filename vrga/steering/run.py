@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,15 +15,20 @@ from vrga.hf.cache import KeyCache
 from vrga.hf.host import VERSION, ForwardInputs, Host
 from vrga.hf.prompt_reader import Announcement, PromptReader, on_cpu
 from vrga.hf.question import Query
+from vrga.kernels.api import Kernels
+from vrga.kernels.reference import GROUP
 from vrga.method.back_spans import Phase, tag_table
-from vrga.method.call import AttentionCall
+from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import GridCells, Prompt, cells_mask, check_query, visible_keys
 from vrga.method.region import Region, empty_region, find_region
 from vrga.method.released import released_region
+from vrga.method.steered_keys import SteeredKeys
+from vrga.method.timeline import Episode, Timeline
+from vrga.recording.meter import Meter
 from vrga.recording.recorder import Recorder
-from vrga.recording.waiting import CHUNK
-from vrga.steering.decode import Steering
-from vrga.steering.passes import Pass, Progress, SteeringError
+from vrga.recording.waiting import CHUNK, Bank
+from vrga.steering.decode_step import DecodeStep, known_gate
+from vrga.steering.passes import Progress, SteeringError
 from vrga.steering.probe import Probe
 from vrga.steering.steps import (
     EMPTY,
@@ -42,9 +45,6 @@ from vrga.steering.steps import (
 if TYPE_CHECKING:
     from vrga.steering.generate_call import GenerateCall
 
-LONGER = 16  # tokens by which a prompt that is computed again has grown at most
-BIASED_PASSES = 2  # of a run whose masks are looked at for biases where that waits for the device
-
 
 @dataclass(frozen=True)
 class Options:
@@ -60,21 +60,6 @@ class Options:
     ablated: Tensor | Callable | None
     impl: str
     ends: frozenset[int]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One <back> at which the region was found anew.
-
-    Args:
-        row: of the batch; position: of the token that opened the span, in the padded row.
-        region: what it looks at, steered to from here on; before: what was steered to before.
-    """
-
-    row: int
-    position: int
-    region: Region
-    before: Region
 
 
 @dataclass
@@ -111,15 +96,15 @@ class Run:
 
     Attributes:
         prompt: what its tokens are; None before the first pass. query: int64 [B].
-        regions: one per row; None before the prompt is through.
+        timeline: of the rows' regions; None before the prompt is through.
         step: what attention layers do in the current pass: a `Probe` while the prompt is read, a
-            `Steering` behind it, None where they do what the unpatched model does.
-        episodes: each <back> at which a region was found anew.
+            `DecodeStep` behind it, None where they do what the unpatched model does.
         reached: keys that the cache holds after the current pass; end: when the prompt is through.
         ledger: notes of the answer's steps; None before the prompt is through.
         said: ids of the answer, int64 [B, T], where generate() returned them.
         cached: whether there is a cache.
         in_call: whether it is of a call of generate(); thread: that it began in.
+        looked_for_bias: passes whose masks were looked at for finite biases.
         ran, off: compiled steps that have run, counted by themselves, and those of them that ran
             while the patch was switched off; int64 [1] on the device.
     """
@@ -132,9 +117,9 @@ class Run:
         self._opens_answer = False  # whether the prompt ends where an answer begins
         self.prompt: Prompt | None = None
         self.query: Tensor | None = None
-        self.regions: list[Region] | None = None
-        self.step: Probe | Steering | None = None
-        self.episodes: list[Episode] = []
+        self.timeline: Timeline | None = None
+        self._kernels = Kernels(options.impl)
+        self.step: Probe | DecodeStep | None = None
         self.reached = self.end = 0
         self.ledger: Ledger | None = None
         self.said: Tensor | None = None
@@ -143,13 +128,18 @@ class Run:
         self.off: Tensor | None = None
         self._cache: Callable[[], object] = lambda: None
         self._reordered: KeyCache | None = None
-        self._looked_for_bias = 0
+        self.looked_for_bias = 0
         self._device: torch.device | None = None
 
     @property
     def config(self) -> VRGAConfig:
         """The configuration in force for this prompt."""
         return self.options.config
+
+    @property
+    def regions(self) -> list[Region] | None:
+        """What the rows are steered to; None before the prompt is through."""
+        return None if self.timeline is None else self.timeline.now
 
     @property
     def progress(self) -> Progress:
@@ -219,7 +209,7 @@ class Run:
         if rows:
             grids = self.prompt.grids
             probed = [place if row else -1 for place, row in zip(probed, grids, strict=True)]
-            self.step = Probe(probed, self.prompt.visible, self.options.impl)
+            self.step = Probe(probed, self.prompt.visible, self._kernels)
             self.step.begin(past)
 
     def end_with(self, end: int, past: int, width: int) -> None:
@@ -292,7 +282,7 @@ class Run:
                 raise ValueError("patch.given is not read by method='ablation': set it to None")
             masks = self._cells(self.options.given, "given")
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
-        self.regions = regions
+        self.timeline = Timeline(regions, self.reached)
         self.ledger = Ledger(len(regions), self.reached)
         self._opens_answer = call is None and self.reader.opens_answer(self.prompt)
         self.ran, self.off = torch.zeros(2, 1, dtype=torch.int64, device=self._device).unbind()
@@ -319,33 +309,56 @@ class Run:
 
     def _steering(
         self, probe: Probe, recording: Recording | None, question: Tensor, in_call: bool
-    ) -> Steering | None:
+    ) -> DecodeStep | None:
         """What the decode steps do; None where they do what the unpatched model does."""
-        ablated, config = self._ablated_heads(), self.config
+        ablated, config, regions = self._ablated_heads(), self.config, self.regions
         if not config.steers and recording is None:
             return None
-        watch = recorder = None
-        asked = None
-        if recording is not None:
-            recorder = recording.recorder
-            if recording.watch is not None:
-                watch = self._cells(recording.watch, "watch")
-            elif config.boosts:
-                asked, recorder.question = question, True
-            recorder.aim(self.regions, self.reached)
-        cache, beams = self.cache, self._reordered is not None
-        steering = Steering(
-            self.regions, config, self.options.impl, applied=config.steers, watch=watch,
-            recorder=recorder, waits=in_call and not beams and cache is not None
-            and cache.only_grows, capacity=probe.capacity, phase=self._phase(recorder),
-            question=asked, ablated=ablated,
+        groups = KeyGroups.of(config) if recording is None else self._measured(recording, question)
+        keys = SteeredKeys(
+            regions, groups, known_gate(regions, config, ablated), capacity=probe.capacity,
+            devices=probe.devices,
         )  # fmt: skip
-        steering.place(probe.devices)
-        static = cache is not None and cache.static and cache.only_grows
-        if recorder is not None and static and not beams:
-            steps = CHUNK if in_call else probe.capacity - self.reached
-            steering.expect_compiled(probe.layers, steps, cache, self.prompt.visible)
-        return steering
+        recorder = None if recording is None else recording.recorder
+        if recorder is not None:
+            recorder.aim(self.timeline, groups if config.steers else groups.unweighted())
+        phase = self._phase(recorder)
+        meter = None if recorder is None else self._meter(probe, recorder, keys, phase, in_call)
+        return DecodeStep(
+            config, self._kernels, keys, meter=meter, applied=config.steers, phase=phase,
+            ablated=ablated,
+        )  # fmt: skip
+
+    def _measured(self, recording: Recording, question: Tensor) -> KeyGroups:
+        """The groups of keys whose attention is recorded."""
+        if recording.watch is not None:
+            return KeyGroups.of(self.config, watch=self._cells(recording.watch, "watch"))
+        return KeyGroups.of(self.config, question=question if self.config.boosts else None)
+
+    def _meter(
+        self,
+        probe: Probe,
+        recorder: Recorder,
+        keys: SteeredKeys,
+        phase: Phase | None,
+        in_call: bool,
+    ) -> Meter:
+        """What measures the steps; they wait, and may be compiled, where the cache lets them."""
+        cache, config, bank = self.cache, self.config, None
+        stays = self._reordered is None and cache is not None and cache.only_grows
+        if stays and cache.static:
+            bank = Bank(
+                {i: probe.layers[i] for i in recorder.layers},
+                steps=CHUNK if in_call else probe.capacity - self.reached,
+                columns=GROUP + recorder.groups.count if config.steers else 0,
+                queries=not config.steers or any(map(recorder.maps_of, recorder.layers)),
+                cache=cache,
+                visible=self.prompt.visible,
+                follows=phase is not None,
+            )
+        return Meter(
+            recorder, config, self._kernels, keys, waits=in_call and stays, bank=bank
+        )  # fmt: skip
 
     def _phase(self, recorder: Recorder | None) -> Phase | None:
         """What follows the rows' <back> spans, where something needs them."""
@@ -376,59 +389,23 @@ class Run:
             )
         return heads.cpu().expand(wanted)
 
-    def check_is_new(self, before: deque[Prompt]) -> None:
-        """A prompt must not be an earlier one and a token more: then a loop by hand computes all
-        of it again for every token.
-
-        Args:
-            before: prompts whose cache was not used since.
-
-        Raises:
-            SteeringError: it is.
-        """
-        ids = self.prompt.ids
-        for held in before:
-            if ids is None or held.ids is None or not any(held.grids):
-                continue
-            more = ids.shape[1] - held.ids.shape[1]
-            if len(ids) != len(held.ids) or not 0 < more <= LONGER:
-                continue
-            if not torch.equal(ids[:, : held.ids.shape[1]], held.ids):
-                continue
-            told = (
-                "so there is no decode step to steer: hand the cache of the output on "
-                f"({self.host.cache_name}=...), or switch the patch off (patch.enabled = False)"
-            )
-            if more == 1:
-                raise SteeringError(
-                    f"the whole prompt is computed again for each token, without its cache, {told}"
-                )
-            warnings.warn(
-                f"a prompt is computed again with {more} tokens more, without its cache, {told}",
-                stacklevel=2,
-            )
-
     # --- the answer ---
 
     def next_step(self, past: int, ids: Tensor | None, rows: int) -> None:
         """Begin a decode pass of `rows` tokens `ids` behind `past` keys."""
         self.reached = past + rows
         given = None if ids is None else len(ids)
-        if given not in (None, len(self.regions)):
+        if given not in (None, self.ledger.rows):
             raise SteeringError(
-                f"the cache's prompt has {len(self.regions)} rows, and this pass has {given}: rows "
+                f"the cache's prompt has {self.ledger.rows} rows, and this pass has {given}: rows "
                 "of the cache were chosen or repeated, so it is not known which region is whose; "
                 "fill a cache with these rows, or switch the patch off (patch.enabled = False)"
             )
         step, single = self.step, self.config.reproduces and rows > 1
-        if not isinstance(step, Steering):
+        if not isinstance(step, DecodeStep):
             self.ledger.note(past, rows, GAIN)
             return
-        before = len(self.episodes)
-        while self.episodes and self.episodes[-1].position >= past:  # of rejected drafts
-            episode = self.episodes.pop()
-            self.regions[episode.row] = episode.before
-        if len(self.episodes) != before:
+        if self.timeline.forget_from(past):  # of rejected drafts
             step.steer_to(self.regions)
         step.begin(past, ids, rows)
         if not step.applied:
@@ -445,10 +422,10 @@ class Run:
         self.reached = past + rows
         if self.ledger is not None:
             self.ledger.note(past, rows, OFF)
-        if isinstance(self.step, Steering) and self.step.phase is not None and ids is not None:
+        if isinstance(self.step, DecodeStep) and self.step.phase is not None and ids is not None:
             self.step.phase.advance(ids, past)
 
-    def _look_again(self, step: Steering, past: int) -> None:
+    def _look_again(self, step: DecodeStep, past: int) -> None:
         """Probe rows that open a <back> span in this pass."""
         told = step.phase.on_host(past)
         opened = step.phase.opened.cpu() if told is None else told[1]
@@ -462,14 +439,14 @@ class Run:
         place = torch.where(opened, places, -1).amax(1)
         later = past + opened.shape[1] - self.prompt.visible.shape[1]
         visible = torch.nn.functional.pad(self.prompt.visible, (0, later), value=True)
-        step.probe = Probe(place.tolist(), visible, self.options.impl)
+        step.probe = Probe(place.tolist(), visible, self._kernels)
         step.probe.begin(past)
 
     @on_cpu
     def relocate(self) -> None:
         """Steer rows that have just opened a <back> span to what that token looks at."""
         step = self.step
-        if not isinstance(step, Steering) or step.probe is None:
+        if not isinstance(step, DecodeStep) or step.probe is None:
             return
         probe, step.probe = step.probe, None
         length = self.prompt.image.shape[1]
@@ -479,9 +456,19 @@ class Run:
             found = self._find(probe, row, place)
             # Generated tokens are no image; the other rows' masks end with the prompt.
             found = replace(found, mask=found.mask[:length], image=found.image[:length])
-            self.episodes.append(Episode(row, place, found, self.regions[row]))
-            self.regions[row] = found
+            self.timeline.turn(row, found, opened=place, position=self.reached)
         step.steer_to(self.regions)
+
+    def settle(self) -> None:
+        """Compute what waits to be measured."""
+        if isinstance(self.step, DecodeStep) and self.step.meter is not None:
+            self.step.meter.settle()
+
+    def stop_measuring(self) -> None:
+        """The recording is over: let go of what it held, the cache among it."""
+        if isinstance(self.step, DecodeStep):
+            self.step.meter = None
+            self.step = self.step if self.step.applied else None
 
     # --- beams ---
 
@@ -495,15 +482,13 @@ class Run:
 
     def _reorder(self, beams: Tensor) -> None:
         step = self.step
-        if not isinstance(step, Steering) or step.phase is None:
+        if not isinstance(step, DecodeStep) or step.phase is None:
             return
         step.phase.reorder(beams)
-        if not self.episodes:
+        if not self.timeline.relocated:
             return  # all beams of a row still look at one region
-        regions = [self.regions[beam] for beam in beams.tolist()]
-        if any(new is not old for new, old in zip(regions, self.regions, strict=True)):
-            self.regions = regions
-            step.steer_to(regions)
+        if self.timeline.reorder(beams.tolist(), self.reached):
+            step.steer_to(self.regions)
 
     def forget_beams(self) -> None:
         """The search is over."""
@@ -513,11 +498,10 @@ class Run:
 
     # --- accounting ---
 
-    def looks_for_bias(self, call: AttentionCall) -> bool:
-        """Whether to look for finite biases in a mask, which may wait for the device."""
-        if call.mask is None or not call.mask.is_floating_point():
-            return False
-        return call.mask.device.type == "cpu" or self._looked_for_bias <= BIASED_PASSES
+    @property
+    def episodes(self) -> list[Episode]:
+        """Each <back> at which a region was found anew."""
+        return [] if self.timeline is None else self.timeline.episodes
 
     def count_compiled(self) -> None:
         """Note the steps that compiled code ran, by its own count; waits for the device."""
@@ -525,7 +509,7 @@ class Run:
         if not ran + off:
             return
         left = {OFF: torch.full((self.ledger.rows,), off)}
-        if isinstance(self.step, Steering) and self.step.applied:
+        if isinstance(self.step, DecodeStep) and self.step.applied:
             left |= self.step.left_compiled
         else:
             left |= {GAIN: torch.full((self.ledger.rows,), ran)}
@@ -545,7 +529,7 @@ class Run:
             # A region found anew may be empty where the first was not, and the other way round.
             if not region.grids:
                 found[row] = found[row].all_left_alone(IMAGELESS)
-            elif self.config.boosts and not self.episodes and not region.mask.any():
+            elif self.config.boosts and not self.timeline.relocated and not region.mask.any():
                 found[row] = found[row].all_left_alone(EMPTY)
             elif self._ablates_nothing:
                 found[row] = found[row].all_left_alone(SHALLOW)
@@ -581,101 +565,3 @@ class Run:
             "before vrga.patch(model) (torch.compile, model.compile()), or cut the cache: compile "
             "after patching, generate without your own compilation, or run `vrga doctor`"
         )
-
-
-class ForwardPass:
-    """One forward pass, as its attention layers see it.
-
-    Args:
-        run: whose prompt it is of; what: it is; inputs: of the multimodal model.
-
-    Attributes:
-        rows: tokens of each row; static: whether the cache has its full length from the start.
-        wants_cache: whether the pass was told to keep one.
-        layers: that have called attention.
-        head: output of the prompt that stood before drafts, or None.
-    """
-
-    def __init__(self, run: Run, what: Pass, inputs: ForwardInputs):
-        self.run, self.what, self.rows = run, what, inputs.width
-        # Kept, for layers that are computed again in a backward pass, when the run has gone on.
-        self._step = None if what.kind == "rest" else run.step
-        self._cache = inputs.cache
-        self.injected = False
-        self.static = inputs.cache is not None and inputs.cache.static
-        self.wants_cache = inputs.named.get("use_cache") is True
-        self.layers = 0
-        self.head: object | None = None
-        self._biased: dict[int, tuple[Tensor, bool]] = {}
-
-    def looks_for_bias(self, call: AttentionCall) -> bool:
-        """See `Run.looks_for_bias`; once for each mask of the pass."""
-        return self._step is not None and self.run.looks_for_bias(call)
-
-    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        """Attention of one layer."""
-        self.layers += 1
-        self._check_keys(call)
-        if self._step is None:
-            return call.output()
-        return self._step.attend(call)
-
-    def is_of(self, cache: KeyCache | None) -> bool:
-        """Whether the text model's pass with this cache is the one that began, and not a later
-        one behind a pass that failed."""
-        mine = None if self._cache is None else self._cache.raw
-        return not self.injected and mine is (None if cache is None else cache.raw)
-
-    def _check_keys(self, call: AttentionCall) -> None:
-        """The number of keys must agree with our book-keeping.
-
-        Raises:
-            SteeringError: it does not.
-        """
-        seen = self.what.past + self.rows
-        if self.static:
-            agrees = call.keys >= seen if call.window is None else call.keys >= self.rows
-        elif call.window is None:
-            agrees = call.keys == seen
-        else:  # a sliding window's cache keeps the last keys alone; some versions one more
-            least = min(self.what.past, call.window - 1) + self.rows
-            agrees = least <= call.keys <= seen
-        if agrees:
-            return
-        kind = "a fresh prompt" if not self.what.past else f"a pass behind {self.what.past} keys"
-        raise SteeringError(
-            f"layer {call.layer} attends to {call.keys} keys in what is by its inputs {kind} of "
-            f"{self.rows} tokens (transformers {VERSION}): keys come from a "
-            "cache that the patch cannot see, or were evicted or put in by something else, so "
-            "that it is not known where the image's tokens stand: hand the cache to the model as "
-            f"{self.run.host.cache_name}=..., use a cache that keeps all keys, or switch the patch "
-            "off (patch.enabled = False)"
-        )
-
-    def check_cache(self, cache: KeyCache | None) -> None:
-        """A cache that was asked for must have been kept.
-
-        Raises:
-            SteeringError: it was not.
-        """
-        if self.wants_cache and cache is None:
-            raise SteeringError(
-                "use_cache=True was asked for, and the model returned no cache, so that the next "
-                "token cannot be a step: gradient checkpointing in train mode drops it; call "
-                "model.eval(), or model.gradient_checkpointing_disable()"
-            )
-
-    def check_layers(self) -> None:
-        """All layers must have called attention with what the pass brought.
-
-        Raises:
-            SteeringError: some have not.
-        """
-        wanted = self.run.host.shape[0]
-        if self.layers != wanted:
-            raise SteeringError(
-                f"only {self.layers} of the model's {wanted} layers called the attention function "
-                f"with vrga's keyword argument (transformers {VERSION}): the others would not be "
-                "steered. Code compiled before the patch, or a layer replaced by "
-                "another library, does that: undo it, or vrga.unpatch(model)"
-            )

@@ -1,0 +1,96 @@
+"""One layer's attention at a step, on a CPU: python -m benchmarks.attention [--json FILE]
+
+Over torch's own attention without steering, in turns, by the time of one thread: the bias of a
+gate that is known beforehand, and the sums that the dynamic gate and a recording need. What the
+layers of a forward pass share is made once, as in a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import ENTROPY, FOCUS, GAIN, Problem, make_problem, sdpa
+from benchmarks.timing import environment, ratio
+from vrga.kernels.biased import biased_attention
+from vrga.kernels.reference import decode_attention_reference, key_sets
+
+# (query heads, key heads, head size, keys)
+SHAPES = [
+    (14, 2, 64, 300),
+    (14, 2, 64, 1069),
+    (14, 2, 64, 4096),
+    (28, 4, 128, 1069),
+    (28, 4, 128, 4096),
+    (8, 8, 64, 1069),
+]
+
+
+def ways(problem: Problem) -> dict[str, Callable[[], Tensor]]:
+    """Plain attention, and what steers."""
+    p, weights = problem, dict(opened=(1.0, GAIN), closed=(1.0, 1.0))
+    numbers = weights | dict(scale=p.scale, focus=FOCUS, entropy=ENTROPY)
+    sets = key_sets(p.flags, None, p.k.shape[2], 1, **weights, dtype=torch.float32)
+    gain = torch.tensor(GAIN).log()
+    bias = torch.where(p.gate[:, :, None] & p.region[:, None], gain, 0.0)
+
+    def sums(gate: Tensor | None) -> Callable[[], Tensor]:
+        tensors = (p.q, p.k, p.v, p.flags, p.images)
+        return lambda: decode_attention_reference(*tensors, **numbers, gate=gate, sets=sets)
+
+    return {
+        "plain": sdpa(p),
+        "static gate": lambda: biased_attention(p.q, p.k, p.v, bias, scale=p.scale),
+        "static gate, with sums": sums(p.gate),
+        "dynamic gate": sums(None),
+    }
+
+
+def measure(shape: tuple[int, int, int, int], rounds: int) -> dict[str, dict[str, float]]:
+    """Each way's time over plain attention's."""
+    heads, kv_heads, size, keys = shape
+    problem = make_problem(1, keys, heads, kv_heads, size, torch.float32, "cpu")
+    calls = ways(problem)
+    exact = calls["static gate, with sums"]()
+    torch.testing.assert_close(calls["static gate"](), exact, rtol=1e-5, atol=1e-5)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(-5, rounds):  # the first are warm-up
+        for name in calls if i % 2 else reversed(calls):
+            start = time.thread_time()
+            calls[name]()
+            spent = time.thread_time() - start
+            if i >= 0:
+                times[name].append(spent)
+    return {name: ratio(times[name], times["plain"]) for name in calls if name != "plain"}
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    found = {}
+    for shape in SHAPES:
+        name = "{}/{} heads of {}, {} keys".format(*shape)
+        found[name] = measure(shape, chosen.rounds)
+        told = (
+            f"{way} {one['median']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+            for way, one in found[name].items()
+        )
+        print(f"{name}: {', '.join(told)}")
+    if chosen.json:
+        figures = {"environment": environment(), "ratios": found}
+        chosen.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The kernels as a patch uses them: here alone it is decided which implementation computes.
+
+"auto":   on CUDA kernels/decode.py and probe.py; on a CPU, for one query row of which no sum is
+          needed, kernels/biased.py; else, where a gradient is asked for, and where a backend has
+          scores of its own, kernels/reference.py.
+"torch":  kernels/reference.py.
+"triton": kernels/decode.py and probe.py, or an error.
+
+Launchers and their references do not know of each other, and triton is imported where it computes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .biased import biased_attention
+from .reference import (
+    KeySets,
+    attention_statistics,
+    decode_attention_reference,
+    probe_scores_reference,
+)
+
+IMPLEMENTATIONS = ("auto", "torch", "triton")
+Way = Literal["biased", "torch", "triton"]
+
+
+def check_implementation(impl: str, device: torch.device) -> None:
+    """Raise ValueError unless `impl` is known and can run on `device`."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+    if impl == "triton" and device.type != "cuda" and not _interpreting():
+        raise ValueError(
+            f"impl='triton' needs a model on a CUDA device, or Triton's interpreter "
+            f"(TRITON_INTERPRET=1) for tests; the model is on {device}: use impl='torch' or 'auto'"
+        )
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Kernels:
+    """The kernels, by one choice of implementation; launches and scratch memory are kept.
+
+    Args:
+        impl: "auto", "torch" or "triton".
+    """
+
+    def __init__(self, impl: str):
+        self.impl = impl
+        self._workspace = None
+
+    def way(
+        self, query: Tensor, *, plain: bool = True, gradients: bool = False, sums: bool = True
+    ) -> Way:
+        """What computes an attention call.
+
+        Args:
+            query: [B, H, Q, d].
+            plain: whether queries and keys are the model's own; probabilities in the place of
+                queries are as long as the cache, which no kernel takes.
+            gradients: whether some argument wants one.
+            sums: whether sums over groups of keys are needed: for the dynamic gate, to record.
+
+        Raises:
+            RuntimeError: impl="triton", which does not fall back, for what no kernel computes.
+        """
+        differentiable = gradients and torch.is_grad_enabled()
+        if self.impl == "triton":
+            if not plain:
+                raise RuntimeError(
+                    "impl='triton' computes a plain softmax over keys, and the model's attention "
+                    "backend adds to the scores: use impl='torch' or 'auto'"
+                )
+            if differentiable:
+                raise RuntimeError(
+                    "impl='triton' has no backward pass: use torch.no_grad(), or impl='torch'"
+                )
+            return "triton"
+        if self.impl == "torch" or not plain or differentiable:
+            return "torch"
+        if query.is_cuda:
+            return "triton"
+        alone = query.device.type == "cpu" and query.shape[2] == 1
+        return "biased" if alone and not sums else "torch"
+
+    def decode_attention(
+        self,
+        way: Way,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        flags: Tensor,
+        images: Tensor,
+        *,
+        sets: Callable[[], KeySets],
+        **numbers: object,
+    ) -> Tensor:
+        """`decode_attention_reference`, computed in a way.
+
+        Args:
+            sets: gives what `key_sets` makes of these arguments, for the reference.
+            numbers: its other arguments.
+        """
+        if way == "torch":
+            return decode_attention_reference(q, k, v, flags, images, sets=sets(), **numbers)
+        from .decode import decode_attention, decode_attention_op
+
+        if torch.compiler.is_compiling():
+            return decode_attention_op(q, k, v, flags, images, **numbers)
+        return decode_attention(q, k, v, flags, images, workspace=self._kept(), **numbers)
+
+    def biased_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, scale: float
+    ) -> Tensor:
+        """See kernels/biased.py."""
+        return biased_attention(q, k, v, bias, scale=scale)
+
+    def attention_statistics(
+        self,
+        way: Way,
+        q: Tensor,
+        k: Tensor,
+        flags: Tensor,
+        images: Tensor,
+        stats: Tensor,
+        *,
+        sets: Callable[[], KeySets],
+        opened: tuple[float, ...],
+        closed: tuple[float, ...],
+        extent: Tensor | None,
+        **numbers: object,
+    ) -> None:
+        """Write the `stats` of `decode_attention`, whose output is not wanted."""
+        if way == "torch":
+            attention_statistics(q, k, images, sets(), stats, **numbers)
+            return
+        from .decode import decode_attention
+
+        decode_attention(  # its output is not read, so that keys do for values
+            q, k, k, flags, images, opened=opened, closed=closed, extent=extent, stats=stats,
+            workspace=self._kept(), **numbers,
+        )  # fmt: skip
+
+    def probe_scores(
+        self,
+        q: Tensor,
+        k: Tensor,
+        last: Tensor,
+        hidden: Tensor,
+        out: Tensor,
+        *,
+        offset: int,
+        scale: float,
+    ) -> None:
+        """`probe_scores_reference`, as `impl` says; no gradient passes through a probe."""
+        numbers = dict(offset=offset, scale=scale)
+        if self.impl == "torch" or (self.impl == "auto" and not q.is_cuda):
+            probe_scores_reference(q, k, last, hidden, out, **numbers)
+            return
+        from .probe import probe_scores
+
+        probe_scores(q, k, last, hidden, out, workspace=self._kept(), **numbers)
+
+    def _kept(self) -> object:
+        from .launch import Workspace
+
+        if self._workspace is None:
+            self._workspace = Workspace()
+        return self._workspace

@@ -1,0 +1,129 @@
+"""The keys of a prompt while its rows are steered to certain regions: groups, gate and bias."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vrga.method.key_groups import KeyGroups
+from vrga.method.region import Region
+
+ROOM = 256  # keys by which a kept bias grows at a time
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The state on one device.
+
+    Args:
+        flags: of the prompt's keys, int32 [B, F]; images: image keys of each row, int32 [B].
+        steered: rows with an image, bool [B].
+        gate: which heads are open, bool [L, B, H]; None where each step decides.
+    """
+
+    flags: Tensor
+    images: Tensor
+    steered: Tensor
+    gate: Tensor | None
+
+    def to(self, device: torch.device) -> Placed:
+        """The same on another device."""
+        found = (None if x is None else x.to(device) for x in vars(self).values())
+        return Placed(*found)
+
+
+class SteeredKeys:
+    """What steps know of their keys; made anew where other regions are steered to.
+
+    Args:
+        regions: one per row.
+        groups: of the keys.
+        gate: which heads are open, bool [L, B, H]; None where each step decides.
+        capacity: keys that the cache has room for, so that prompts of any length share one
+            compiled step.
+        devices: of the layers, where the state lies before a step is compiled.
+
+    Attributes:
+        rows: of the batch; every_row: whether each has an image.
+        knows_gate: whether the gate is known beforehand.
+    """
+
+    def __init__(
+        self,
+        regions: list[Region],
+        groups: KeyGroups,
+        gate: Tensor | None,
+        *,
+        capacity: int = 0,
+        devices: Iterable[torch.device] = (),
+    ):
+        image = torch.stack([region.image for region in regions])
+        steered = image.any(1)
+        self.groups, self._capacity = groups, capacity
+        self.every_row = bool(steered.all())
+        flags = groups.flags(regions, capacity)
+        self.rows, self.knows_gate = len(regions), gate is not None
+        self._own = Placed(flags, image.sum(1).to(torch.int32), steered, gate)
+        self._on = {device: self._own.to(device) for device in devices}
+        self._bias: dict[tuple, Tensor] = {}
+        self._open = None if gate is None else (gate & steered[:, None]).flatten(1).any(1).tolist()
+
+    def aimed(self, regions: list[Region], gate: Tensor | None) -> SteeredKeys:
+        """The same keys, steered to other regions."""
+        return SteeredKeys(
+            regions, self.groups, gate, capacity=self._capacity, devices=list(self._on)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first layers; the CPU's where it is not known yet."""
+        return min(self._on, key=str, default=torch.device("cpu"))
+
+    def on(self, device: torch.device) -> Placed:
+        """The state on `device`, copied there on first use."""
+        if device not in self._on:
+            self._on[device] = self._own.to(device)
+        return self._on[device]
+
+    def gate(self, layer: int, device: torch.device) -> Tensor | None:
+        """Which heads of a layer are open, bool [B, H]; None where each step decides."""
+        gate = self.on(device).gate
+        return None if gate is None else gate[layer]
+
+    def steers(self, layer: int) -> bool:
+        """Whether some head of a layer is steered, as far as is known beforehand."""
+        return self._open is None or self._open[layer]
+
+    def bias(self, layer: int, query: Tensor, keys: int, first: int = 0) -> Tensor:
+        """Logarithms of what a layer's heads weigh `keys` keys with, [B, H, S].
+
+        They are kept, and grow with the cache: what is generated weighs 1.
+
+        Args:
+            query: [B, H, Q, d], in at least whose precision, and float32, they are.
+            first: position of the first of the keys.
+        """
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        if torch.compiler.is_compiling():  # it keeps what it likes
+            made = self._log_weights(layer, query.device, dtype)
+            return _grown(made, first + keys)[:, :, first : first + keys]
+        place = layer, query.device, dtype
+        kept = self._bias.get(place)
+        if kept is None or kept.shape[2] < first + keys:
+            kept = self._log_weights(*place) if kept is None else kept
+            kept = self._bias[place] = _grown(kept, first + keys + ROOM)
+        return kept[:, :, first : first + keys]
+
+    def _log_weights(self, layer: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Of the prompt's keys, [B, H, F]."""
+        placed = self.on(device)
+        opened, closed = self.groups.log_weights(placed.flags, dtype)  # [B, F]
+        return torch.where(placed.gate[layer][:, :, None], opened[:, None], closed[:, None])
+
+
+def _grown(bias: Tensor, keys: int) -> Tensor:
+    """A bias for at least so many keys."""
+    return torch.nn.functional.pad(bias, (0, max(keys - bias.shape[2], 0)))

@@ -1,0 +1,284 @@
+"""The decode step: what every step behind a prompt does with attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vrga.config import VRGAConfig
+from vrga.kernels.api import Kernels, Way
+from vrga.kernels.reference import ENTROPY, GATE, GROUP, MASS
+from vrga.method.back_spans import Phase
+from vrga.method.call import AttentionCall, exactly
+from vrga.method.heads import choose_ablated
+from vrga.method.key_views import PassViews, View
+from vrga.method.region import Region
+from vrga.method.steered_keys import SteeredKeys
+from vrga.recording.meter import Meter
+from vrga.steering.chosen_rows import ChosenRows
+from vrga.steering.probe import Probe
+
+
+@dataclass(frozen=True)
+class StepPass:
+    """One forward pass of steps.
+
+    Args:
+        views: of its keys; past: keys before it, 0 in a compiled step, which must not depend on
+            how many there are.
+        asked: which query rows are steered, bool [B, Q]; None: all. chosen: the same, and None
+            where it is known that they are treated alike.
+        idle: whether it is known that none is steered.
+    """
+
+    views: PassViews
+    past: int = 0
+    asked: Tensor | None = None
+    chosen: Tensor | None = None
+    idle: bool = False
+
+
+class DecodeStep:
+    """The attention of the steps that follow one prompt. Its state is all tensors.
+
+    Args:
+        config: the method's numbers.
+        kernels: that compute.
+        keys: that the steps see, steered to the first regions.
+        meter: measures the steps, or None.
+        applied: False leaves every output as the model's own attention gives it, so that the
+            steps are only measured.
+        phase: follows the rows' <back> spans, where the config asks for them, or None.
+        ablated: heads that lose the image, bool [B, L, H], with ``ablate="given"``.
+
+    Attributes:
+        probe: measures the query rows of this pass as well, or None.
+    """
+
+    def __init__(
+        self,
+        config: VRGAConfig,
+        kernels: Kernels,
+        keys: SteeredKeys,
+        *,
+        meter: Meter | None = None,
+        applied: bool = True,
+        phase: Phase | None = None,
+        ablated: Tensor | None = None,
+    ):
+        self.config, self.applied = config, applied
+        self.meter, self.phase = meter, phase
+        self._choice = ChosenRows(config, phase)
+        self.probe: Probe | None = None
+        self._kernels, self._keys, self._ablated_heads = kernels, keys, ablated
+        self._random = torch.Generator("cpu").manual_seed(config.seed)
+        self._pass = StepPass(PassViews(keys))
+        # Compiled steps that were left alone, of each row.
+        self._left = torch.zeros(keys.rows, dtype=torch.int64, device=keys.device)
+        torch._dynamo.mark_static_address(self._left)
+
+    def steer_to(self, regions: list[Region]) -> None:
+        """Make these the regions, one per row of the batch."""
+        self._keys = self._keys.aimed(
+            regions, known_gate(regions, self.config, self._ablated_heads)
+        )
+        if self.meter is not None:
+            self.meter.aim(self._keys)
+
+    # --- a pass ---
+
+    def begin(self, past: int, ids: Tensor | None = None, rows: int = 1) -> None:
+        """Start a forward pass.
+
+        Args:
+            past: cached keys before it.
+            ids: its tokens, int64 [B, Q]; None where they are not known.
+            rows: Q.
+
+        Raises:
+            ValueError: no ids where the config's `when` or `relocate` needs them.
+        """
+        views = PassViews(self._keys)
+        if self.meter is not None:
+            self.meter.begin(past, rows)
+        asked = chosen = self._asked(ids, past)
+        told = None if asked is None else self._choice.on_host(asked, past)
+        if told is not None and bool(told.all()):
+            chosen = None  # one attention is enough where all rows are treated alike
+        idle = told is not None and not bool(told.any())
+        self._pass = StepPass(views, past, asked, chosen, idle)
+
+    def begin_compiled(self, ids: Tensor | None = None) -> None:
+        """Start a compiled step; its tokens, int64 [B, 1].
+
+        Raises:
+            ValueError, RuntimeError: as `begin`; or a `when` that cannot be compiled.
+        """
+        if self.meter is not None:
+            self.meter.begin_compiled()
+        asked = self._asked(ids, None)
+        if asked is not None:
+            self._left.add_((~asked[:, -1]).to(self._left.device))
+        self._pass = StepPass(PassViews(self._keys), 0, asked, asked)
+
+    @property
+    def chosen_rows(self) -> tuple[str | None, Tensor | None, Tensor | None]:
+        """Of the current pass: why rows are left alone that are not chosen; which tokens are
+        chosen, bool [B, Q]; which of the others open a <back> span. None: all are steered."""
+        if self._pass.asked is None:
+            return None, None, None
+        return self._choice.reason, self._pass.asked, self._choice.opened
+
+    @property
+    def left_compiled(self) -> dict[str, Tensor]:
+        """Compiled steps of each row that were left alone, int64 [B], by reason."""
+        return {self._choice.reason: self._left}
+
+    def _asked(self, ids: Tensor | None, past: int | None) -> Tensor | None:
+        """Which of the new tokens are to be steered, bool [B, Q]; None for all."""
+        if not self._choice.follow(ids, past):
+            return None
+        if self.phase is not None and self.meter is not None:
+            self.meter.note(self.phase.inside)
+        return self._choice.among(ids, past)
+
+    # --- its layers ---
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        """Steered attention; [B, Q, H, d] and None, as every attention backend returns."""
+        if call.rows > 1 and self.config.reproduces:
+            # The released code steers forward passes of exactly one query token.
+            return call.output()
+        call.check()
+        call.check_dropout()
+        if self.probe is not None:
+            self.probe.collect(call)
+        now = self._pass
+        measured = self.meter is not None and self.meter.wants(call.layer)
+        if not self.applied or (now.idle and not measured):
+            output = call.output()
+            if measured:
+                self.meter.watch(call, now.past, now.views)
+            return output
+        way = self._way(call, measured)
+        if way == "biased" and not self._steers(call.layer):
+            return call.output()
+        with exactly(call.query.device):
+            steered = self._steer(call, way, measured)
+        if self._keys.every_row and now.chosen is None:
+            return steered, None
+        output, weights = call.output()
+        # Rows that are not steered keep the model's own attention, bit for bit.
+        chosen = self._keys.on(call.query.device).steered[:, None]
+        if now.chosen is not None:
+            chosen = chosen & now.chosen.to(chosen.device)
+        return torch.where(chosen[:, :, None, None], steered, output), weights
+
+    def _way(self, call: AttentionCall, measured: bool) -> Way:
+        """What computes a call."""
+        gradients = any(x.requires_grad for x in (call.query, call.key, call.value))
+        sums = measured or not self._keys.knows_gate
+        return self._kernels.way(call.query, plain=call.plain, gradients=gradients, sums=sums)
+
+    def _steers(self, layer: int) -> bool:
+        """Whether a layer steers; a compiled step must not depend on it: it serves all prompts."""
+        return torch.compiler.is_compiling() or self._keys.steers(layer)
+
+    def _steer(self, call: AttentionCall, way: Way, measured: bool) -> Tensor:
+        if call.window is not None and torch.compiler.is_compiling():
+            raise RuntimeError(
+                "sliding-window layers are steered in eager decoding alone: call generate with "
+                "disable_compile=True"
+            )
+        now = self._pass
+        stats = self.meter.room(call) if measured else None
+        if call.window is None or call.rows == 1:
+            out = self._rows(call, way, now.past, stats)
+        else:
+            parts = []
+            for i, part in call.each_row():
+                one = None if stats is None else torch.empty_like(stats[:, :, :1])
+                parts.append(self._rows(part, way, now.past + i, one))
+                if stats is not None:
+                    stats[:, :, i : i + 1] = one
+            out = torch.cat(parts, 1)
+        if stats is None:
+            return out
+        if now.chosen is not None:  # what is not steered is shut
+            stats[..., GATE] *= now.chosen.to(stats.device)[:, None]
+        self.meter.take(call, stats, now.past, now.views)
+        return out
+
+    def _rows(self, call: AttentionCall, way: Way, past: int, stats: Tensor | None) -> Tensor:
+        """Steered attention of query rows that see the same window of the keys."""
+        dtype, call = call.value.dtype, call.as_softmax()
+        layer, query = call.layer, call.query
+        sight = call.mask, query, call.keys, past, call.window
+        if way == "biased":
+            bias = self._pass.views.bias(layer, *sight)
+            return self._kernels.biased_attention(
+                query, call.key, call.value, bias, scale=call.scale
+            )
+        groups, view = self._keys.groups, self._pass.views.view(*sight)
+        gate = self._keys.gate(layer, query.device)
+        if self.config.method == "ablation" and gate is None:
+            gate = self._ablated(call, way, view)
+        out = self._sums(call, way, view, groups.opened, groups.closed, gate, stats)
+        if call.total is not None:  # of attention that keeps some weight from all keys
+            out = out * call.total.transpose(1, 2)[..., None]
+        return out.to(dtype)
+
+    def _sums(
+        self,
+        call: AttentionCall,
+        way: Way,
+        view: View,
+        opened: tuple[float, ...],
+        closed: tuple[float, ...],
+        gate: Tensor | None,
+        stats: Tensor | None,
+    ) -> Tensor:
+        """Attention with the sums over groups of keys that it takes."""
+        return self._kernels.decode_attention(
+            way,
+            call.query,
+            call.key,
+            call.value,
+            view.flags,
+            view.images,
+            sets=lambda: view.key_sets(call.query, call.keys, opened, closed),
+            opened=opened,
+            closed=closed,
+            gate=gate,
+            stats=stats,
+            scale=call.scale,
+            focus=self.config.gate_focus,
+            entropy=self.config.gate_entropy,
+            extent=view.extent,
+        )
+
+    def _ablated(self, call: AttentionCall, way: Way, view: View) -> Tensor:
+        """The heads of this layer and step that lose their image attention, bool [B, H]."""
+        query, closed = call.query, self._keys.groups.closed
+        if call.layer < self.config.first_layer:
+            return torch.zeros(query.shape[:2], dtype=torch.bool, device=query.device)
+        shape = (*query.shape[:3], GROUP + len(closed))
+        stats = torch.empty(shape, dtype=torch.float32, device=query.device)
+        self._sums(call, way, view, closed, closed, None, stats)
+        mass, mass_entropy = stats[:, :, 0, MASS], stats[:, :, 0, ENTROPY]
+        visible = call.keys if view.extent is None else view.extent[:, 2:]
+        focus = mass * visible / view.images[:, None]
+        return choose_ablated(self.config, focus, mass, mass_entropy, self._random)
+
+
+def known_gate(regions: list[Region], config: VRGAConfig, ablated: Tensor | None) -> Tensor | None:
+    """Which heads are open at every step, bool [L, B, H]; None where each step decides.
+
+    Args:
+        ablated: heads that lose the image, bool [B, L, H], or None.
+    """
+    if config.method == "vrga" and config.gate == "static":
+        return torch.stack([region.visual for region in regions], 1)
+    return None if ablated is None else ablated.transpose(0, 1)
