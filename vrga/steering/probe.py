@@ -19,7 +19,7 @@ class Probe:
 
     Where a layer's keys are in the cache as attention saw them, the query row alone is kept, to be
     scored when the pass is through; else the row's scores are. The prefill may come in several
-    forward passes: `begin` opens each of them, and `rows` ends it.
+    forward passes: `begin` opens each of them, `rows` asks about it, and `close` lets go of it.
 
     Args:
         query: query position of each row, counted from the first key; -1 leaves the row out.
@@ -152,16 +152,18 @@ class Probe:
         return torch.stack([self._sees(row, self._windows[i]) for i in sorted(self._windows)])
 
     def rows(self, samples: list[int], layers: int) -> ProbedRows:
-        """Attention rows of some samples, whose query is in the pass that ends here, from every
-        layer; the caller alone holds what they are made of.
+        """Attention rows of some samples, whose query is in the current pass, from every layer.
 
         Raises:
             RuntimeError: the model did not hand its keyword arguments to its attention layers.
         """
-        scored, self._scored, self._holds = self._scored, {}, None
-        if len(scored) != layers:
+        if len(self._scored) != layers:
             raise RuntimeError(
-                f"only {len(scored)} of the model's {layers} layers called the attention "
+                f"only {len(self._scored)} of the model's {layers} layers called the attention "
                 "function with vrga's keyword argument; this model cannot be patched"
             )
-        return ProbedRows(scored, samples, tuple(self._visible.shape))
+        return ProbedRows(self._scored, samples, tuple(self._visible.shape))
+
+    def close(self) -> None:
+        """The pass is through: let go of its keys and of its cache."""
+        self._scored, self._holds = {}, None

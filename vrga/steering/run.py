@@ -254,6 +254,7 @@ class Run:
             self.reached = max(self.reached, self.end)  # nothing to go on with
         if isinstance(self.step, Probe):
             self._found |= self._find(self.step, self.query.tolist())
+            self.step.close()
         if self.ledger is None and self.progress.complete:
             if call is not None and call.options.beams:
                 self._follow_beams()
