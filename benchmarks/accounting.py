@@ -20,7 +20,8 @@ import torch
 import vrga
 from benchmarks.shapes import image_prompt, random_model
 from benchmarks.timing import environment, summary
-from vrga import VRGAConfig, patching
+from vrga import VRGAConfig
+from vrga.steering import patching
 from vrga.steering.run import ForwardPass, Run
 from vrga.steering.steps import Ledger
 

@@ -65,17 +65,12 @@ def image_sums(rows: Tensor, image: Tensor, absent: Tensor | None = None) -> Ima
         absent: True where `image` is filled up, because samples have images of several sizes; bool
             of its shape, or None.
     """
-    on_image = image_attention(rows, image)
+    on_image = rows.gather(-1, image.expand(*rows.shape[:-1], -1))
     if absent is not None:
         on_image.masked_fill_(absent, 0)
     mass = on_image.sum(-1)
     share = on_image.div_(mass[..., None] + EPS)
     return ImageSums(rows.sum(-1), mass, -torch.xlogy(share, share).sum(-1))
-
-
-def image_attention(rows: Tensor, image: Tensor) -> Tensor:
-    """Attention on the image, float [..., H, n]; the arguments are those of `image_sums`."""
-    return rows.gather(-1, image.expand(*rows.shape[:-1], -1))
 
 
 def head_statistics(

@@ -170,7 +170,7 @@ def _region(
         dilate(part.view(grid.h, grid.w), config.dilation).flatten()
         for part, grid in zip(focus.split(counts), grids, strict=True)
     ]
-    mask, image = torch.zeros(2, sample.seen.shape[1], dtype=torch.bool)
+    mask, image = torch.zeros(2, sample.seen.shape[1], dtype=torch.bool, device="cpu")
     mask[index] = torch.cat(grown) & ~border
     image[index] = True
     return Region(
@@ -197,7 +197,7 @@ def sink_border(h: int, w: int, fraction: float) -> Tensor:
 
     The first floor(fraction * h * w) cells of `sink_order`.
     """
-    border = torch.zeros(h * w, dtype=torch.bool)
+    border = torch.zeros(h * w, dtype=torch.bool, device="cpu")
     border[sink_order(h, w)[: int(fraction * h * w)]] = True
     return border
 

@@ -60,7 +60,7 @@ def _image(sample: Sample, config: VRGAConfig) -> ImageKeys:
             f"row has {len(grids)} images: use VRGAConfig(), the paper's"
         )
     index = grids[0].index
-    span = torch.arange(int(index[0]) - 1, int(index[-1]) + 1)
+    span = torch.arange(int(index[0]) - 1, int(index[-1]) + 1, device="cpu")
     return ImageKeys(span, len(span))
 
 
@@ -92,7 +92,7 @@ def _region(
         relevance, local = torch.zeros_like(looked), span[:0]
 
     shown = relevance[1:]
-    mask, image = torch.zeros(2, sample.seen.shape[1], dtype=torch.bool)
+    mask, image = torch.zeros(2, sample.seen.shape[1], dtype=torch.bool, device="cpu")
     image[span] = True
     mask[span[_dilate(local, len(span), config.dilation)]] = True
     return Region(
@@ -116,11 +116,11 @@ def _threshold(relevance: Tensor, width: int, config: VRGAConfig) -> Tensor:
     """Local indices of T; the threshold is that of the border's mirror images."""
     count = len(relevance)
     border = sink_order(count // width, width)[: int(config.sink_fraction * count)]
-    kept = torch.ones(count, dtype=torch.bool)
+    kept = torch.ones(count, dtype=torch.bool, device="cpu")
     kept[border] = False
     ratio = relevance / (relevance[kept].sum() / (count - len(border)) + EPS)
     ratio[border] = -1e9
-    mirror = ratio[count - 1 - torch.tensor(border, dtype=torch.int64)]
+    mirror = ratio[count - 1 - torch.tensor(border, dtype=torch.int64, device="cpu")]
     above = ratio > mirror.mean() + config.region_std * mirror.std()
     if above.sum() < config.region_min:
         return ratio.topk(min(config.region_min, count)).indices  # in the released code's order
@@ -129,5 +129,5 @@ def _threshold(relevance: Tensor, width: int, config: VRGAConfig) -> Tensor:
 
 def _dilate(local: Tensor, count: int, steps: int) -> Tensor:
     """T grown by `steps` in one dimension; its first three indices count for nothing."""
-    grown = local[local >= 3, None] + torch.arange(-steps, steps + 1)
+    grown = local[local >= 3, None] + torch.arange(-steps, steps + 1, device="cpu")
     return grown.clamp(0, count - 1).unique()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vrga.method.attention_rows import AttentionRows
-from vrga.method.heads import ImageSums, image_attention, image_sums
+from vrga.method.heads import ImageSums, image_sums
 
 AT_ONCE = 1 << 17  # scores that are made at once: 512 kB in float32
 
@@ -81,14 +81,14 @@ class KeptScores:
 
 @dataclass(frozen=True)
 class Block:
-    """What is made at once: attention of some heads of some layers, for some samples.
+    """What is made at once: scores of some heads of some layers, for some samples.
 
     Args:
-        rows: probabilities, float32 [l, b, h, S].
+        scores: float32 [l, b, h, S], before the softmax.
         layers, samples, heads: which these are.
     """
 
-    rows: Tensor
+    scores: Tensor
     layers: slice
     samples: slice
     heads: slice
@@ -115,23 +115,23 @@ class ProbedRows(AttentionRows):
         self._layers, self._samples = [layers[i] for i in sorted(layers)], list(samples)
         self._batch, self._length = size
         self._heads = self._layers[0].heads[0]
+        self._asked: _Places | None = None
 
     @torch.no_grad()
     def sums(self, images: Sequence[Tensor]) -> list[ImageSums]:
         """See `AttentionRows`."""
-        place = _Places(images, self._samples, self._batch)
+        places = self._places(images)
         found: dict[torch.device, Tensor] = {}
         shape = 3, len(self._layers), self._batch, self._heads
         for block in self._blocks(range(len(self._layers))):
-            device = block.rows.device
+            device = block.scores.device
             if device not in found:
                 found[device] = torch.zeros(shape, device=device)
-            sums = image_sums(block.rows, *place.on(device, block.samples))
-            found[device][:, block.layers, block.samples, block.heads] = torch.stack(
-                [sums.total, sums.mass, sums.entropy]
-            )
+            sums = image_sums(block.scores.softmax(-1), *places.on(device, block.samples))
+            own = found[device][:, block.layers, block.samples, block.heads]
+            torch.stack([sums.total, sums.mass, sums.entropy], out=own)
         # Each layer stands on one device, and is zero on the others.
-        whole = torch.stack([sums.cpu() for sums in found.values()]).sum(0)
+        whole = sum(sums.cpu() for sums in found.values())
         return [ImageSums(*whole[:, :, row].unbind()) for row in self._samples]
 
     @torch.no_grad()
@@ -139,36 +139,45 @@ class ProbedRows(AttentionRows):
         self, heads: Sequence[Sequence[Tensor]], images: Sequence[Tensor]
     ) -> list[list[Tensor]]:
         """See `AttentionRows`."""
-        sets, place = len(heads[0]), _Places(images, self._samples, self._batch)
-        shape = sets, len(self._layers), self._batch, self._heads
+        sets, places = len(heads[0]), self._places(images)
+        shape = sets, self._batch, len(self._layers), self._heads
         chosen = torch.zeros(shape, dtype=torch.bool, device="cpu")
         for row, own in zip(self._samples, heads, strict=True):
-            chosen[:, :, row] = torch.stack(list(own))
-        wanted = chosen.any(0).any(-1).any(-1).nonzero()[:, 0].tolist()
-        totals: dict[torch.device, tuple[Tensor, Tensor]] = {}
+            chosen[:, row] = torch.stack(list(own))
+        wanted = chosen.any(0).any(0).any(-1).nonzero()[:, 0].tolist()
+        found: dict[torch.device, Tensor] = {}
         for block in self._blocks(wanted):
-            device = block.rows.device
-            if device not in totals:
-                total = torch.zeros(sets, self._batch, place.width, device=device)
-                totals[device] = ~chosen.to(device), total
-            others, total = totals[device]
-            index = place.on(device, block.samples)[0]
-            for i in range(sets):
-                if not chosen[i, block.layers, block.samples, block.heads].any():
-                    continue
-                other = others[i, block.layers, block.samples, block.heads, None]
-                attention = image_attention(block.rows, index).masked_fill_(other, 0)
-                total[i, block.samples] += attention.sum((0, 2))
-        counts = chosen.sum((1, 3)).clamp_min(1)  # [sets, B]
-        whole = torch.zeros(sets, self._batch, place.width, device="cpu")
-        for _, total in totals.values():
-            whole += total.cpu()
-        whole /= counts[..., None]
+            own = chosen[:, block.samples, block.layers, block.heads]
+            counts = own.sum((2, 3)).tolist()
+            if not any(map(any, counts)):
+                continue
+            device = block.scores.device
+            if device not in found:
+                found[device] = torch.zeros(*shape[:2], places.width, device=device)
+            _, sample, layer, head = own.nonzero().to(device).unbind(1)  # set by set, and sample
+            rows = block.scores[layer, sample, head].softmax(-1)  # [k, S]
+            index, _ = places.on(device, block.samples)
+            on_image = rows.gather(-1, index[sample, 0])
+            totals, first = found[device][:, block.samples], 0
+            for i, of_samples in enumerate(counts):
+                for j, count in enumerate(of_samples):
+                    if count:
+                        totals[i, j] += on_image[first : first + count].sum(0)
+                    first += count
+        whole = sum(total.cpu() for total in found.values()) if found else None
+        if whole is None:
+            return [[torch.zeros(len(image), device="cpu")] * sets for image in images]
+        whole = whole / chosen.sum((2, 3)).clamp_min(1)[..., None]
         pairs = zip(self._samples, images, strict=True)
         return [list(whole[:, row, : len(image)].unbind()) for row, image in pairs]
 
+    def _places(self, images: Sequence[Tensor]) -> _Places:
+        if self._asked is None or self._asked.images is not images:
+            self._asked = _Places(images, self._samples, self._batch)
+        return self._asked
+
     def _blocks(self, layers: Sequence[int]) -> Iterator[Block]:
-        """Attention of some layers, block by block."""
+        """Scores of some layers, block by block."""
         heads, kv_heads = self._layers[0].heads
         group, layer = heads // kv_heads, self._batch * heads * self._length
         most = max(AT_ONCE, layer // 4)
@@ -187,9 +196,9 @@ class ProbedRows(AttentionRows):
         own = self._layers[layers]
         shape = len(own), samples.stop - samples.start, heads.stop - heads.start, self._length
         scores = torch.zeros(shape, device=own[0].device)  # samples without a query row: all alike
-        for layer, out in zip(own, scores, strict=True):
+        for layer, out in zip(own, scores.unbind(), strict=True):
             layer.write(samples, kv_heads, out)
-        return Block(scores.softmax(-1), layers, samples, heads)
+        return Block(scores, layers, samples, heads)
 
 
 class _Places:
@@ -200,21 +209,25 @@ class _Places:
     """
 
     def __init__(self, images: Sequence[Tensor], samples: Sequence[int], batch: int):
-        self.width = max(len(image) for image in images)
+        self.images, counts = images, [len(image) for image in images]
+        self.width = max(counts)
         self._index = torch.zeros(batch, 1, self.width, dtype=torch.int64, device="cpu")
-        self._absent = torch.ones(batch, 1, self.width, dtype=torch.bool, device="cpu")
-        for row, image in zip(samples, images, strict=True):
-            self._index[row, 0, : len(image)] = image
-            self._absent[row, 0, : len(image)] = False
-        self._filled = bool(self._absent[list(samples)].any())
-        self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        for row, image, count in zip(samples, images, counts, strict=True):
+            self._index[row, 0, :count] = image
+        self._absent = None
+        if min(counts) < self.width:
+            filled = torch.zeros(batch, 1, 1, dtype=torch.int64, device="cpu")
+            filled[list(samples), 0, 0] = torch.tensor(counts, device="cpu")
+            self._absent = torch.arange(self.width, device="cpu") >= filled
+        self._placed: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
 
     def on(self, device: torch.device, samples: slice) -> tuple[Tensor, Tensor | None]:
         """The positions, int64 [b, 1, n], and True where they are filled up, or None."""
         if device not in self._placed:
-            self._placed[device] = self._index.to(device), self._absent.to(device)
+            absent = None if self._absent is None else self._absent.to(device)
+            self._placed[device] = self._index.to(device), absent
         index, absent = self._placed[device]
-        return index[samples], absent[samples] if self._filled else None
+        return index[samples], None if absent is None else absent[samples]
 
 
 def _slices(count: int, most: int) -> Iterator[slice]:

@@ -304,7 +304,6 @@ class Run:
             recording = recording if takes else None
             self.step = self._steering(probe, recording, question, call is not None)
 
-    @on_cpu
     def _find(self, probe: Probe, queries: list[int]) -> dict[int, Region]:
         """Regions of the rows whose query row is in the pass that ends here.
 
