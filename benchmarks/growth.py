@@ -135,7 +135,7 @@ def run(shape: str, lengths: list[int], batch: int, prefills: int, tokens: int) 
             arm.step()
         for keys in lengths:
             # Longer prefills are fewer, and steadier.
-            rounds = max(3, min(prefills, prefills * 2048 // keys))
+            rounds = max(min(3, prefills), min(prefills, prefills * 2048 // keys))
             found.append(measure(arms, keys, batch, rounds, tokens))
             print(told(found[-1]), flush=True)
     return {"environment": environment(), "shape": shape, "batch": batch, "lengths": found}
