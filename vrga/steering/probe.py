@@ -62,17 +62,22 @@ class Probe:
         query = call.query
         self.layers[call.layer] = LayerShape(shape, query.dtype, query.device, call.scale)
         self._windows[call.layer] = call.window
-        if self._holds is None or not self.here:
+        holds = self._holds
+        if holds is None or not self.here:
             return  # computed again in a backward pass, or another piece of the prompt
         with torch.no_grad(), exactly(query.device):
-            self._scored[call.layer] = self._score(call)
+            self._scored[call.layer] = self._score(call, holds)
 
-    def _score(self, call: AttentionCall) -> LateScores | KeptScores:
+    def _score(
+        self, call: AttentionCall, holds: Callable[[int, Tensor], bool]
+    ) -> LateScores | KeptScores:
+        """The query rows of this layer where they can wait, else their scores."""
         query, key = call.query, call.key
         # A sliding window's cache drops the first keys.
         first = max(self._offset + call.rows - call.keys, 0)
         late = self._late(call, first) if call.plain else None
-        if late is not None and not first and call.window is None and self._holds(call.layer, key):
+        whole = not first and call.window is None
+        if late is not None and whole and holds(call.layer, key):
             return late
         shape = *query.shape[:2], self._visible.shape[1]
         scores = torch.full(shape, -torch.inf, device=query.device)

@@ -131,7 +131,7 @@ class ProbedRows(AttentionRows):
             own = found[device][:, block.layers, block.samples, block.heads]
             torch.stack([sums.total, sums.mass, sums.entropy], out=own)
         # Each layer stands on one device, and is zero on the others.
-        whole = sum(sums.cpu() for sums in found.values())
+        whole = torch.stack([sums.cpu() for sums in found.values()]).sum(0)
         return [ImageSums(*whole[:, :, row].unbind()) for row in self._samples]
 
     @torch.no_grad()
@@ -164,10 +164,10 @@ class ProbedRows(AttentionRows):
                     if count:
                         totals[i, j] += on_image[first : first + count].sum(0)
                     first += count
-        whole = sum(total.cpu() for total in found.values()) if found else None
-        if whole is None:
+        if not found:
             return [[torch.zeros(len(image), device="cpu")] * sets for image in images]
-        whole = whole / chosen.sum((2, 3)).clamp_min(1)[..., None]
+        whole = torch.stack([total.cpu() for total in found.values()]).sum(0)
+        whole /= chosen.sum((2, 3)).clamp_min(1)[..., None]
         pairs = zip(self._samples, images, strict=True)
         return [list(whole[:, row, : len(image)].unbind()) for row, image in pairs]
 
