@@ -190,8 +190,11 @@ def growth() -> str:
         for found in run["lengths"]:
             plain, patched = (found["prefill"][arm]["bytes"] for arm in ("unpatched", "patched"))
             first, later = found["ratio_first_token"], found["ratio_per_token"]
+            ratios = " | ".join(  # one pair tells nothing
+                spread(one) if one["n"] > 1 else "not measured" for one in (first, later)
+            )
             lines.append(
-                f"| {found['keys']} | {spread(first)} | {spread(later)} | {plain / 1e6:,.1f} MB | "
+                f"| {found['keys']} | {ratios} | {plain / 1e6:,.1f} MB | "
                 f"{(patched - plain) / 1e3:,.1f} kB | {first['n']}, {later['n']} |"
             )
     return "\n".join(lines)
