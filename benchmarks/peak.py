@@ -34,11 +34,11 @@ def main(arm: str, shape: str, side: str, batch: str, cache: str) -> None:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         generate()
     weights = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
-    peak = sum(weights.values()) + _highest(measured)
+    peak = sum(weights.values()) + highest(measured)
     print(json.dumps({"arm": arm, "bytes": peak}))
 
 
-def _highest(measured: profile) -> int:
+def highest(measured: profile) -> int:
     """The largest total of bytes allocated and not yet freed since the profile began."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"

@@ -34,6 +34,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(2, 128, 8, 2, 256, vocabulary=1000),
+    "small": Shape(4, 256, 8, 2, 1024, vocabulary=1000),
     "0.5b": Shape(24, 896, 14, 2, 4864, tied=True),
     "3b": Shape(36, 2048, 16, 2, 11008, tied=True),
     "7b": Shape(28, 3584, 28, 4, 18944, vocabulary=152064),
@@ -91,20 +92,29 @@ def random_model(name: str, device: str, dtype: torch.dtype) -> nn.Module:
     return model.to(device).eval()
 
 
-def image_prompt(batch: int, side: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Inputs of `batch` equal rows: some text, one image of side x side tokens, a question."""
+def image_prompt(
+    batch: int, side: int, device: str, dtype: torch.dtype, *, images: int = 1, more: int = 0
+) -> dict[str, Tensor]:
+    """Inputs of `batch` equal rows: some text, images of side x side tokens, a question.
+
+    Args:
+        more: words of text beside the 43 tokens that there always are; each image has two tokens
+            around it.
+    """
     g = torch.Generator().manual_seed(0)
 
     def words(n):
         return torch.randint(100, 900, (n,), generator=g).tolist()
 
-    row = [*words(14), VISION_START, *[IMAGE] * side**2, VISION_END, *words(24), END_OF_TURN]
+    row = words(14 + more)
+    row += [VISION_START, *[IMAGE] * side**2, VISION_END] * images
+    row += [*words(24), END_OF_TURN]
     ids = torch.tensor([row + words(4)] * batch)
-    patches = torch.randn(batch * 4 * side**2, 1176, generator=g)
+    patches = torch.randn(batch * images * 4 * side**2, 1176, generator=g)
     return dict(
         input_ids=ids.to(device),
         attention_mask=torch.ones_like(ids).to(device),
         mm_token_type_ids=(ids == IMAGE).int().to(device),
-        image_grid_thw=torch.tensor([[1, 2 * side, 2 * side]] * batch).to(device),
+        image_grid_thw=torch.tensor([[1, 2 * side, 2 * side]] * (batch * images)).to(device),
         pixel_values=patches.to(device, dtype),
     )

@@ -157,6 +157,32 @@ def accounting() -> str:
     )
 
 
+def growth() -> str:
+    """What a prompt's length does to both arms: times as ratios, memory in bytes."""
+    lines = []
+    for path in sorted(RESULTS.glob("growth*.json")):
+        run = json.loads(path.read_text())
+        lines += [
+            *([""] if lines else []),
+            f"{where(run['environment'])}; the {run['shape']} text shape, batch {run['batch']}:",
+            "",
+            "| keys | prefill, patched / unpatched | token, patched / unpatched | prefill's peak "
+            "above the weights, unpatched | patched, more by | pairs of prefills, of tokens |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for found in run["lengths"]:
+            plain, patched = (found["prefill"][arm]["bytes"] for arm in ("unpatched", "patched"))
+            first, later = found["ratio_first_token"], found["ratio_per_token"]
+            ratios = " | ".join(  # one pair tells nothing
+                spread(one) if one["n"] > 1 else "not measured" for one in (first, later)
+            )
+            lines.append(
+                f"| {found['keys']} | {ratios} | {plain / 1e6:,.1f} MB | "
+                f"{(patched - plain) / 1e3:,.1f} kB | {first['n']}, {later['n']} |"
+            )
+    return "\n".join(lines)
+
+
 def demo() -> str:
     """What steering did on the embedded model."""
     run = json.loads((RESULTS / "demo.json").read_text())
@@ -417,6 +443,7 @@ TABLES = {
     "evaluation": evaluation,
     "lookback": lookback,
     "generation": generation,
+    "growth": growth,
     "contenders": contenders,
     "host": host,
     "compiled": compiled,

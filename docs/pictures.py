@@ -1,6 +1,6 @@
 """Make the pictures of README.md and docs/: `python docs/pictures.py`.
 
-Of the embedded models; docs/house.py draws the house.
+Of the embedded models, and of measured results; docs/house.py draws the house.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vrga.plots.pictures import COLORS, mask_of, picture
 from vrga.recording.trace import Trace
 
 HERE = Path(__file__).parent / "pictures"
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "analyze"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def first_figure(sample: Sample, traces: dict[str, Trace]) -> Figure:
@@ -50,6 +50,40 @@ def first_figure(sample: Sample, traces: dict[str, Trace]) -> Figure:
     return figure
 
 
+def growth_figure(run: dict) -> Figure:
+    """Time and memory against the prompt's length, patched and unpatched; times as multiples of the
+    unpatched model's at the shortest."""
+    lengths = run["lengths"]
+    keys = [found["keys"] for found in lengths]
+    arms = {"unpatched": ("-", "black"), "patched": ("--", COLORS[1])}
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    prefill, token, memory = figure.subplots(1, 3)
+    for axis, name in ((prefill, "seconds_to_first_token"), (token, "seconds_per_token")):
+        one = lengths[0][name]["unpatched"]["median"]
+        for arm, (style, color) in arms.items():
+            axis.plot(keys, [found[name][arm]["median"] / one for found in lengths], style,
+                      color=color, label=arm)  # fmt: skip
+        if axis is prefill:
+            linear = [count / keys[0] for count in keys]
+            axis.plot(keys, linear, ":", color="0.5", label="in proportion")
+    for arm, (style, color) in arms.items():
+        bytes_ = [found["prefill"][arm]["bytes"] / 1e6 for found in lengths]
+        memory.plot(keys, bytes_, style, color=color, label=arm)
+    for axis, title, label in (
+        (prefill, "prefill", f"time, {keys[0]} keys unpatched = 1"),
+        (token, "one token", f"time, {keys[0]} keys unpatched = 1"),
+        (memory, "peak of the prefill", "MB above the weights"),
+    ):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(keys, [str(count) for count in keys], rotation=90, fontsize=7)
+        axis.set(xlabel="keys", ylabel=label, title=title)
+        axis.legend(fontsize=8)
+    prefill.set_yscale("log")
+    memory.set_yscale("log")
+    token.set_ylim(0, None)
+    return figure
+
+
 def main(folder: Path = HERE) -> None:
     """Draw them into a folder."""
     folder.mkdir(exist_ok=True)
@@ -65,7 +99,7 @@ def main(folder: Path = HERE) -> None:
             region = patch.region[0]
         traces[name] = trace.attach(images=[[sample.image]])
     dispersion, recovery = (
-        json.loads((RESULTS / f"{name}.json").read_text())
+        json.loads((RESULTS / "analyze" / f"{name}.json").read_text())
         for name in ("dispersion-noise", "recovery-long-seed3")
     )
     figures = {
@@ -75,6 +109,7 @@ def main(folder: Path = HERE) -> None:
         "compare": compare_figure(traces["base"], traces["steered"]),
         "dispersion": dispersion_figure(dispersion["courses"]),
         "recovery": recovery_figure(recovery["configs"]),
+        "growth": growth_figure(json.loads((RESULTS / "growth.json").read_text())),
     }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=80)  # noise in PNG is large

@@ -243,12 +243,13 @@ def probe_scores_reference(
     picked = q[torch.arange(len(q), device=q.device), :, row].to(accurate)  # [B, H, d]
     keys = min(k.shape[2], out.shape[2])
     packed = picked.view(len(q), k.shape[1], -1, q.shape[3])
-    scores = (packed @ k[:, :, :keys].to(accurate).transpose(2, 3)).flatten(1, 2) * scale
+    scores = (packed @ k[:, :, :keys].to(accurate).transpose(2, 3)).flatten(1, 2).mul_(scale)
     place = torch.arange(out.shape[2], device=q.device)
     unseen = (hidden | (place > last[:, None]))[:, None]  # [B, 1, S]
-    scores = torch.nn.functional.pad(scores, (0, out.shape[2] - keys), value=-torch.inf)
-    found = scores.masked_fill(unseen, -torch.inf).to(out.dtype)
-    out.copy_(torch.where(here[:, None, None], found, out))
+    scores.masked_fill_(unseen[..., :keys], -torch.inf)
+    here = here[:, None, None]
+    out[..., :keys] = torch.where(here, scores.to(out.dtype), out[..., :keys])
+    out[..., keys:].masked_fill_(here, -torch.inf)
 
 
 def _is_open(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import table
+from benchmarks import growth, table
 from vrga.evaluation.wording import percent
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +70,29 @@ def test_a_cpu_run_shows_ratios_alone(results):
 def test_times_of_the_interpreter_are_not_shown(results):
     results({"ours": timed(3.0), "sdpa": timed(2.0, gates=False)}, interpreted=True)
     assert table.contenders() == ""
+
+
+def test_growth_is_measured_in_turns_and_shown_as_ratios(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    run = growth.run("tiny", [256], 1, 1, 2)
+    (found,) = run["lengths"]
+    weights = found["prefill"]
+    assert weights["patched"]["operators"] > weights["unpatched"]["operators"] > 0
+    more = weights["patched"]["bytes"] - weights["unpatched"]["bytes"]
+    # The query rows, 2 layers of 128 numbers, and what is known of each key.
+    assert 0 < more < 2 * 128 * 4 + 32 * 256
+    assert found["ratio_first_token"]["n"] == 1 and found["ratio_per_token"]["n"] == 2
+    (tmp_path / "growth.json").write_text(json.dumps(run | {"environment": ENVIRONMENT}))
+    head, _, *_, row = table.growth().splitlines()
+    assert head.startswith("A device, 4 cores") and "the tiny text shape, batch 1" in head
+    assert row.startswith("| 256 | ") and f"| {more / 1e3:,.1f} kB | 1, 2 |" in row
+
+
+def test_prompts_of_a_length_have_exactly_so_many_tokens():
+    for keys in (256, 1500):
+        inputs = growth.prompt(keys, 1)
+        assert inputs["input_ids"].shape == (1, keys)
+        assert 0.4 < (inputs["mm_token_type_ids"] == 1).float().mean() < 0.76
 
 
 def test_recovery_is_pooled_over_training_seeds(tmp_path, monkeypatch):

@@ -73,8 +73,19 @@ class KeyCache:
     def only_grows(self) -> bool:
         """Whether keys stay in it as they were when attention saw them."""
         layers = self._cache.layers
-        plain = bool(layers) and all(type(layer) in (DynamicLayer, StaticLayer) for layer in layers)
+        return bool(layers) and all(self._stays(layer) for layer in layers)
+
+    def _stays(self, layer: object) -> bool:
+        plain = type(layer) in (DynamicLayer, StaticLayer)
         return plain and not getattr(self._cache, "offloading", False)
+
+    def holds(self, layer: int, key: Tensor) -> bool:
+        """Whether keys that a layer's attention is given are the layer's own memory, in which they
+        stay as they are until the next pass: to hold them takes no memory then."""
+        layers = self._cache.layers
+        if layer >= len(layers) or not self._stays(layers[layer]):
+            return False
+        return layers[layer].keys is key
 
     def keys(self, layer: int) -> Tensor:
         """Keys of a layer, [B, H_kv, S, d]."""

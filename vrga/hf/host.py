@@ -278,6 +278,19 @@ class Host:
         raw = cache_in(output)
         return None if raw is None else KeyCache(raw)
 
+    def holds(self, inputs: ForwardInputs) -> Callable[[int, Tensor], bool]:
+        """What tells, of a pass, whether (layer, keys) are those in its cache, see `KeyCache`.
+
+        Of a cache that the model makes itself, within the pass, it cannot be seen: in eval mode it
+        is a plain one.
+        """
+        if inputs.cache is not None:
+            return inputs.cache.holds
+        wanted = inputs.named.get("use_cache")
+        wanted = self.text.config.use_cache if wanted is None else wanted
+        made = bool(wanted) and not self.text.training
+        return lambda layer, key: made
+
     @staticmethod
     def cache_among(kwargs: dict) -> KeyCache | None:
         """The key cache among a pass's inputs, or None."""

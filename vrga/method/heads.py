@@ -30,6 +30,49 @@ class HeadStatistics:
     efr: Tensor
 
 
+@dataclass(frozen=True)
+class ImageSums:
+    """What the attention of query rows adds up to, of every head; float [..., H] each.
+
+    Args:
+        total: attention on all keys, which is 1.
+        mass: attention on the image.
+        entropy: H_img in nats, of the attention renormalised over the image.
+    """
+
+    total: Tensor
+    mass: Tensor
+    entropy: Tensor
+
+    @property
+    def mass_entropy(self) -> Tensor:
+        """H_mass = -sum_I a log a in nats, of the attention that is not renormalised."""
+        # With a = share (mass + EPS), as `image_sums` has it.
+        held = self.mass + EPS
+        return held * self.entropy - self.mass * held.log()
+
+    def cpu(self) -> ImageSums:
+        """The same on the CPU."""
+        return ImageSums(self.total.cpu(), self.mass.cpu(), self.entropy.cpu())
+
+
+def image_sums(rows: Tensor, image: Tensor, absent: Tensor | None = None) -> ImageSums:
+    """What attention rows add up to on the image.
+
+    Args:
+        rows: attention probabilities, float [..., H, S]; zero on keys the query does not see.
+        image: positions of the image tokens, int64 [n] or [..., 1, n].
+        absent: True where `image` is filled up, because samples have images of several sizes; bool
+            of its shape, or None.
+    """
+    on_image = rows.gather(-1, image.expand(*rows.shape[:-1], -1))
+    if absent is not None:
+        on_image.masked_fill_(absent, 0)
+    mass = on_image.sum(-1)
+    share = on_image.div_(mass[..., None] + EPS)
+    return ImageSums(rows.sum(-1), mass, -torch.xlogy(share, share).sum(-1))
+
+
 def head_statistics(
     rows: Tensor, image: Tensor, keys: int | Tensor, images: int | Tensor | None = None
 ) -> HeadStatistics:
@@ -41,13 +84,14 @@ def head_statistics(
         keys: number of keys over which the mean attention is taken; one number, or [L].
         images: number of image keys among them, likewise; 0 makes R 0. None: all n.
     """
-    images = len(image) if images is None else images
-    keys, images = (torch.as_tensor(x, device=rows.device).view(-1, 1) for x in (keys, images))
-    on_image = rows[..., image]  # [L, H, n]
-    mass = on_image.sum(-1)
-    focus = (mass / images.clamp_min(1)) / (rows.sum(-1) / keys + EPS)
-    share = on_image / (mass[..., None] + EPS)
-    entropy = -torch.xlogy(share, share).sum(-1)
+    return statistics_of(image_sums(rows, image), keys, len(image) if images is None else images)
+
+
+def statistics_of(sums: ImageSums, keys: int | Tensor, images: int | Tensor) -> HeadStatistics:
+    """R, H_img and EFR of heads [L, H] from what their rows add up to; see `head_statistics`."""
+    mass, entropy = sums.mass, sums.entropy
+    keys, images = (torch.as_tensor(x, device=mass.device).view(-1, 1) for x in (keys, images))
+    focus = (mass / images.clamp_min(1)) / (sums.total / keys + EPS)
     return HeadStatistics(focus, entropy, entropy / (focus + EPS))
 
 
@@ -77,28 +121,19 @@ def background_heads(stats: HeadStatistics, config: VRGAConfig) -> Tensor:
     return chosen
 
 
-def mean_map(rows: Tensor, heads: Tensor, image: Tensor) -> Tensor:
-    """Mean attention of the chosen heads on the image, normalised to sum 1; zeros for no head.
+def normalised(attention: Tensor) -> Tensor:
+    """Attention on the image as shares of it, which sum to 1; zeros stay zeros. Float [n]."""
+    return attention / (attention.sum() + EPS)
+
+
+def difference_map(visual: Tensor, background: Tensor, weight: float) -> Tensor:
+    """relu(norm(mean over H_v) - weight * norm(mean over H_b)), renormalised; float [n].
 
     Args:
-        rows: float [L, H, S]; heads: bool [L, H]; image: int64 [n].
-
-    Returns:
-        float [n].
+        visual, background: mean attention of H_v and H_b on the image, float [n]; zeros for no
+            head.
     """
-    if not heads.any():
-        return rows.new_zeros(len(image))
-    chosen = rows[heads][:, image].mean(0)
-    return chosen / (chosen.sum() + EPS)
-
-
-def difference_map(
-    rows: Tensor, visual: Tensor, background: Tensor, image: Tensor, weight: float
-) -> Tensor:
-    """relu(norm(mean over H_v) - weight * norm(mean over H_b)), renormalised; float [n]."""
-    looked = mean_map(rows, visual, image)
-    kept = (looked - weight * mean_map(rows, background, image)).relu()
-    return kept / (kept.sum() + EPS)
+    return normalised((normalised(visual) - weight * normalised(background)).relu())
 
 
 def choose_ablated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from vrga.method.attention_rows import AttentionRows, Sample, WholeRows
 from vrga.method.heads import (
     EPS,
     HeadStatistics,
+    ImageSums,
     background_heads,
     difference_map,
-    head_statistics,
+    statistics_of,
     visual_heads,
 )
 from vrga.method.prompt import Grid
@@ -74,27 +77,91 @@ def empty_region(query: int, length: int, shape: tuple[int, int]) -> Region:
     return Region(query, index, nowhere, nowhere, [], [], none, none, heads)
 
 
+@dataclass(frozen=True)
+class ImageKeys:
+    """Which keys count as image.
+
+    Args:
+        index: their positions, int64 [n].
+        images: how many of them the query row sees in each layer; one number, or [L].
+    """
+
+    index: Tensor
+    images: int | Tensor
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one row: what they do, and which were chosen, [L, H] each."""
+
+    statistics: HeadStatistics
+    visual: Tensor
+    background: Tensor
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Phase 1 in three steps, between which attention is asked about.
+
+    Args:
+        image: which keys count as image.
+        choose: H_v and H_b from what every head adds up to.
+        region: the region, from the mean attention of H_v and of H_b on the image, float [n].
+    """
+
+    image: Callable[[Sample, VRGAConfig], ImageKeys]
+    choose: Callable[[HeadStatistics, ImageSums, VRGAConfig], tuple[Tensor, Tensor]]
+    region: Callable[[Sample, ImageKeys, Heads, Sequence[Tensor], VRGAConfig], Region]
+
+
+def find_regions(
+    rows: AttentionRows, samples: Sequence[Sample], config: VRGAConfig, rules: Rules
+) -> list[Region]:
+    """Phase 1 of the method, for some samples at once.
+
+    Args:
+        rows: attention from the samples' query rows.
+    """
+    images = [rules.image(sample, config) for sample in samples]
+    places = [image.index for image in images]
+    heads = []
+    for sample, image, sums in zip(samples, images, rows.sums(places), strict=True):
+        stats = statistics_of(sums, sample.seen.sum(1), image.images)
+        heads.append(Heads(stats, *rules.choose(stats, sums, config)))
+    means = rows.means([(one.visual, one.background) for one in heads], places)
+    found = zip(samples, images, heads, means, strict=True)
+    return [rules.region(*one, config) for one in found]
+
+
 def find_region(
     rows: Tensor, grids: list[Grid], query: int, seen: Tensor, config: VRGAConfig
 ) -> Region:
-    """Phase 1 of the method for one row.
+    """Phase 1 of the method for one row, whose attention is there in full.
 
     Args:
         rows: attention from the query row, float32 [L, H, S], on any device.
-        grids: the row's images, at least one.
-        query: position of the query row.
-        seen: keys that the query row sees in each layer, bool [L, S]; with sliding windows the
-            layers differ.
+        grids, query, seen: see `Sample`.
     """
-    index = torch.cat([grid.index for grid in grids])  # I, in raster order image by image
-    where = index.to(rows.device)
-    stats = head_statistics(rows, where, seen.sum(1), seen[:, index].sum(1))
-    visual, background = visual_heads(stats, config), background_heads(stats, config)
-    relevance = difference_map(rows, visual, background, where, config.background_weight)
-    relevance = relevance.cpu()
+    sample = Sample(grids, query, seen)
+    return find_regions(WholeRows([rows]), [sample], config, PAPER)[0]
 
+
+def _image(sample: Sample, config: VRGAConfig) -> ImageKeys:
+    index = torch.cat([grid.index for grid in sample.grids])  # I, in raster order image by image
+    return ImageKeys(index, sample.seen[:, index].sum(1))
+
+
+def _choose(stats: HeadStatistics, sums: ImageSums, config: VRGAConfig) -> tuple[Tensor, Tensor]:
+    return visual_heads(stats, config), background_heads(stats, config)
+
+
+def _region(
+    sample: Sample, keys: ImageKeys, heads: Heads, means: Sequence[Tensor], config: VRGAConfig
+) -> Region:
+    grids, index = sample.grids, keys.index
+    relevance = difference_map(*means, config.background_weight)
     # Background heads show where attention sinks sit; without any there may be none.
-    sinks = config.sink_border == "always" or bool(background.any())
+    sinks = config.sink_border == "always" or bool(heads.background.any())
     share = config.sink_fraction if sinks else 0.0
     border = torch.cat([sink_border(grid.h, grid.w, share) for grid in grids])
     focus = above_threshold(relevance, ~border, config)
@@ -103,11 +170,11 @@ def find_region(
         dilate(part.view(grid.h, grid.w), config.dilation).flatten()
         for part, grid in zip(focus.split(counts), grids, strict=True)
     ]
-    mask, image = torch.zeros(2, rows.shape[-1], dtype=torch.bool)
+    mask, image = torch.zeros(2, sample.seen.shape[1], dtype=torch.bool, device="cpu")
     mask[index] = torch.cat(grown) & ~border
     image[index] = True
     return Region(
-        query=query,
+        query=sample.query,
         focus=index[focus].sort().values,
         mask=mask,
         image=image,
@@ -116,10 +183,13 @@ def find_region(
             for part, grid in zip(relevance.split(counts), grids, strict=True)
         ],
         grids=grids,
-        visual=visual.cpu(),
-        background=background.cpu(),
-        heads=HeadStatistics(stats.focus.cpu(), stats.entropy.cpu(), stats.efr.cpu()),
+        visual=heads.visual,
+        background=heads.background,
+        heads=heads.statistics,
     )
+
+
+PAPER = Rules(_image, _choose, _region)
 
 
 def sink_border(h: int, w: int, fraction: float) -> Tensor:
@@ -127,7 +197,7 @@ def sink_border(h: int, w: int, fraction: float) -> Tensor:
 
     The first floor(fraction * h * w) cells of `sink_order`.
     """
-    border = torch.zeros(h * w, dtype=torch.bool)
+    border = torch.zeros(h * w, dtype=torch.bool, device="cpu")
     border[sink_order(h, w)[: int(fraction * h * w)]] = True
     return border
 

@@ -6,21 +6,23 @@ by one against the token grid; `VRGAConfig.released()` keeps this and every othe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vrga.method.attention_rows import Sample, WholeRows
 from vrga.method.heads import (
     EPS,
     HeadStatistics,
+    ImageSums,
     difference_map,
-    head_statistics,
-    mean_map,
+    normalised,
     visual_heads,
 )
 from vrga.method.prompt import Grid
-from vrga.method.region import Region, sink_order
+from vrga.method.region import Heads, ImageKeys, Region, Rules, find_regions, sink_order
 
 if TYPE_CHECKING:
     from vrga.config import VRGAConfig
@@ -45,61 +47,80 @@ def released_region(
     Raises:
         ValueError: more than one image in the row, or no token before it.
     """
+    sample = Sample(grids, query, seen)
+    return find_regions(WholeRows([rows]), [sample], config, RELEASED)[0]
+
+
+def _image(sample: Sample, config: VRGAConfig) -> ImageKeys:
+    """From the vision-start token to the image's last."""
+    grids = sample.grids
     if len(grids) != 1 or grids[0].index[0] == 0:
         raise ValueError(
             f"method={config.method!r} knows one image per row, after a vision-start token; the "
             f"row has {len(grids)} images: use VRGAConfig(), the paper's"
         )
-    grid = grids[0]
-    start = int(grid.index[0]) - 1
-    span = torch.arange(start, int(grid.index[-1]) + 1)  # from vision-start to the last token
-    where = span.to(rows.device)
-    stats = head_statistics(rows, where, seen.sum(1))
+    index = grids[0].index
+    span = torch.arange(int(index[0]) - 1, int(index[-1]) + 1, device="cpu")
+    return ImageKeys(span, len(span))
+
+
+def _choose(stats: HeadStatistics, sums: ImageSums, config: VRGAConfig) -> tuple[Tensor, Tensor]:
     visual = background = torch.zeros_like(stats.focus, dtype=torch.bool)
     if config.method == "released":
         visual = visual_heads(stats, config)
         background = stats.focus < config.background_focus
         background.view(-1)[BACKGROUND_HEADS:] = False
-        relevance = difference_map(rows, visual, background, where, config.background_weight)
-        local = _threshold(relevance.cpu(), grid.w, config)
     elif config.method == "released_mask":
-        on_image = rows[..., where]
-        mass_entropy = -torch.xlogy(on_image, on_image).sum(-1)
         visual = (stats.focus > config.gate_focus) & (
-            stats.focus > MASK_FOCUS_ENTROPY * mass_entropy
+            stats.focus > MASK_FOCUS_ENTROPY * sums.mass_entropy
         )
-        relevance = mean_map(rows, visual, where)
-        local = (relevance > MASK_STANDS_OUT * relevance.mean()).nonzero().flatten().cpu()
-    else:
-        relevance, local = rows.new_zeros(len(span)), span[:0]
+    return visual, background
 
-    shown = relevance.cpu()[1:]
-    mask, image = torch.zeros(2, rows.shape[-1], dtype=torch.bool)
+
+def _region(
+    sample: Sample, keys: ImageKeys, heads: Heads, means: Sequence[Tensor], config: VRGAConfig
+) -> Region:
+    grid, span = sample.grids[0], keys.index
+    looked, sinks = means
+    if config.method == "released":
+        relevance = difference_map(looked, sinks, config.background_weight)
+        local = _threshold(relevance, grid.w, config)
+    elif config.method == "released_mask":
+        relevance = normalised(looked)
+        local = (relevance > MASK_STANDS_OUT * relevance.mean()).nonzero().flatten()
+    else:
+        relevance, local = torch.zeros_like(looked), span[:0]
+
+    shown = relevance[1:]
+    mask, image = torch.zeros(2, sample.seen.shape[1], dtype=torch.bool, device="cpu")
     image[span] = True
     mask[span[_dilate(local, len(span), config.dilation)]] = True
     return Region(
-        query=query,
+        query=sample.query,
         focus=span[local],
         mask=mask,
         image=image,
         # Without the vision-start token, which is on no grid.
         map=[(shown / (shown.sum() + EPS)).view(grid.h, grid.w)],
-        grids=grids,
-        visual=visual.cpu(),
-        background=background.cpu(),
-        heads=HeadStatistics(stats.focus.cpu(), stats.entropy.cpu(), stats.efr.cpu()),
+        grids=sample.grids,
+        visual=heads.visual,
+        background=heads.background,
+        heads=heads.statistics,
     )
+
+
+RELEASED = Rules(_image, _choose, _region)
 
 
 def _threshold(relevance: Tensor, width: int, config: VRGAConfig) -> Tensor:
     """Local indices of T; the threshold is that of the border's mirror images."""
     count = len(relevance)
     border = sink_order(count // width, width)[: int(config.sink_fraction * count)]
-    kept = torch.ones(count, dtype=torch.bool)
+    kept = torch.ones(count, dtype=torch.bool, device="cpu")
     kept[border] = False
     ratio = relevance / (relevance[kept].sum() / (count - len(border)) + EPS)
     ratio[border] = -1e9
-    mirror = ratio[count - 1 - torch.tensor(border, dtype=torch.int64)]
+    mirror = ratio[count - 1 - torch.tensor(border, dtype=torch.int64, device="cpu")]
     above = ratio > mirror.mean() + config.region_std * mirror.std()
     if above.sum() < config.region_min:
         return ratio.topk(min(config.region_min, count)).indices  # in the released code's order
@@ -108,5 +129,5 @@ def _threshold(relevance: Tensor, width: int, config: VRGAConfig) -> Tensor:
 
 def _dilate(local: Tensor, count: int, steps: int) -> Tensor:
     """T grown by `steps` in one dimension; its first three indices count for nothing."""
-    grown = local[local >= 3, None] + torch.arange(-steps, steps + 1)
+    grown = local[local >= 3, None] + torch.arange(-steps, steps + 1, device="cpu")
     return grown.clamp(0, count - 1).unique()

@@ -495,13 +495,13 @@ class Patch:
             run.reached = found.past + inputs.width
         elif found.kind == "piece":
             run.reached = found.past + inputs.width
-            run.go_on(found.past)
+            run.go_on(inputs, found.past)
         elif found.kind == "rest":
             end = run.end if answering else announced.end(found.past)
             run.end_with(end, found.past, inputs.width)
         else:
             self._check_config(run, announced)
-            run.next_step(found.past, inputs.ids, inputs.width)
+            run.next_step(found.past, inputs)
         here.passing = ForwardPass(run, found, inputs)
         return run
 

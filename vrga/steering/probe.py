@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from vrga.kernels.api import Kernels
 from vrga.method.call import AttentionCall, exactly
 from vrga.recording.waiting import LayerShape
+from vrga.steering.probed_rows import KeptScores, LateScores, ProbedRows
 
 
 class Probe:
     """Collects, in a prefill, the attention of one query row per sample from every layer.
 
-    The prefill may come in several forward passes; `begin` opens each of them.
+    Where a layer's keys are in the cache as attention saw them, the query row alone is kept, to be
+    scored when the pass is through; else the row's scores are. The prefill may come in several
+    forward passes: `begin` opens each of them, `rows` asks about it, and `close` lets go of it.
 
     Args:
         query: query position of each row, counted from the first key; -1 leaves the row out.
@@ -23,16 +28,23 @@ class Probe:
 
     def __init__(self, query: list[int], visible: Tensor, kernels: Kernels):
         self.query, self._visible, self._kernels = query, visible, kernels
-        self._scores: dict[int, Tensor] = {}  # layer -> [B, H, S]
+        self._scored: dict[int, LateScores | KeptScores] = {}  # layer -> of the current pass
         self._windows: dict[int, int | None] = {}  # layer -> keys that it sees at most
         self.layers: dict[int, LayerShape] = {}
-        self._placed: dict[tuple, tuple[Tensor, Tensor]] = {}
-        self._offset = 0
+        self._placed: dict[tuple, tuple[Tensor, ...]] = {}
+        self._offset = self._width = 0  # of the current pass
+        self._holds: Callable[[int, Tensor], bool] | None = None
         self.capacity = 0  # keys that the cache has room for; more than it holds if it is static
 
-    def begin(self, offset: int) -> None:
-        """Open a forward pass behind `offset` cached keys."""
-        self._offset = offset
+    def begin(self, offset: int, holds: Callable[[int, Tensor], bool]) -> None:
+        """Open a forward pass behind `offset` cached keys.
+
+        Args:
+            holds: tells, of a layer and the keys that its attention is given, whether these are the
+                cache's own.
+        """
+        self._offset, self._width, self._holds = offset, 0, holds
+        self._scored = {}
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """The model's own attention, and the probe rows beside it."""
@@ -41,33 +53,56 @@ class Probe:
         return output
 
     def collect(self, call: AttentionCall) -> None:
-        """Score the query rows of this pass."""
+        """Take what this layer shows of the query rows of this pass."""
         call.check()
-        self.capacity = call.keys
-        with torch.no_grad(), exactly(call.query.device):
-            self._probe(call)
+        self.capacity, self._width = call.keys, call.rows
+        shape = (len(call.query), call.query.shape[1], call.query.shape[3])
+        query = call.query
+        self.layers[call.layer] = LayerShape(shape, query.dtype, query.device, call.scale)
+        self._windows[call.layer] = call.window
+        holds = self._holds
+        if holds is None or not self.here:
+            return  # computed again in a backward pass, or another piece of the prompt
+        with torch.no_grad(), exactly(query.device):
+            self._scored[call.layer] = self._score(call, holds)
 
-    def _probe(self, call: AttentionCall) -> None:
-        layer, query, key, window = call.layer, call.query, call.key, call.window
-        self._windows[layer] = window
-        shape = (len(query), query.shape[1], query.shape[3])
-        self.layers[layer] = LayerShape(shape, query.dtype, query.device, call.scale)
-        if layer not in self._scores:
-            shape = *query.shape[:2], self._visible.shape[1]
-            self._scores[layer] = torch.full(shape, -torch.inf, device=query.device)
+    def _score(
+        self, call: AttentionCall, holds: Callable[[int, Tensor], bool]
+    ) -> LateScores | KeptScores:
+        """The query rows of this layer where they can wait, else their scores."""
+        query, key = call.query, call.key
         # A sliding window's cache drops the first keys.
         first = max(self._offset + call.rows - call.keys, 0)
-        scores = self._scores[layer][:, :, first:]
-        if not call.plain:
-            self._read_off(call, scores, first)
-            return
-        place = query.device, window, first
+        late = self._late(call, first) if call.plain else None
+        whole = not first and call.window is None
+        if late is not None and whole and holds(call.layer, key):
+            return late
+        shape = *query.shape[:2], self._visible.shape[1]
+        scores = torch.full(shape, -torch.inf, device=query.device)
+        if late is None:
+            self._read_off(call, scores[:, :, first:], first)
+        else:
+            late.write(slice(0, len(query)), slice(0, key.shape[1]), scores[:, :, first:])
+        return KeptScores(scores, key.shape[1])
+
+    def _late(self, call: AttentionCall, first: int) -> LateScores:
+        """Query rows and keys of a plain call, of whose keys the first `first` are gone."""
+        query, key, window = call.query, call.key, call.window
+        device, begin = query.device, self._offset - first
+        place = device, window, first, self._offset
         if place not in self._placed:
             last = torch.tensor(self.query, dtype=torch.int32, device="cpu") - first
             hidden = torch.stack([~self._sees(row, window) for row in range(len(self.query))])
-            self._placed[place] = last.to(query.device), hidden[:, first:].to(query.device)
-        arguments = (query, key, *self._placed[place], scores)
-        self._kernels.probe_scores(*arguments, offset=self._offset - first, scale=call.scale)
+            at = (last.long() - begin).clamp(0, call.rows - 1)
+            numbers = torch.arange(len(at), device="cpu")
+            self._placed[place] = tuple(
+                x.to(device) for x in (last, hidden[:, first:], numbers, at)
+            )
+        last, hidden, numbers, at = self._placed[place]
+        rows = query[numbers, :, at]  # a copy: the others are let go
+        return LateScores(
+            rows, key, last, hidden, begin, call.rows, call.scale, self._kernels.probe_scores
+        )
 
     def _read_off(self, call: AttentionCall, scores: Tensor, first: int) -> None:
         """Logarithms of the attention that the model's own backend gives the query rows."""
@@ -98,22 +133,30 @@ class Probe:
     @property
     def devices(self) -> set[torch.device]:
         """The devices of the layers."""
-        return {scores.device for scores in self._scores.values()}
+        return {layer.device for layer in self.layers.values()}
+
+    @property
+    def here(self) -> list[int]:
+        """Rows whose query is in the current pass, as far as its layers have shown."""
+        return [row for row, at in enumerate(self.query) if 0 <= at - self._offset < self._width]
 
     def seen(self, row: int) -> Tensor:
         """Keys that a sample's query sees in every layer, bool [L, S], on the CPU."""
         return torch.stack([self._sees(row, self._windows[i]) for i in sorted(self._windows)])
 
-    def attention_rows(self, row: int, layers: int) -> Tensor:
-        """The probed row of a sample from every layer, softmax(q K), float32 [L, H, S].
+    def rows(self, samples: list[int], layers: int) -> ProbedRows:
+        """Attention rows of some samples, whose query is in the current pass, from every layer.
 
         Raises:
             RuntimeError: the model did not hand its keyword arguments to its attention layers.
         """
-        if len(self._scores) != layers:
+        if len(self._scored) != layers:
             raise RuntimeError(
-                f"only {len(self._scores)} of the model's {layers} layers called the attention "
+                f"only {len(self._scored)} of the model's {layers} layers called the attention "
                 "function with vrga's keyword argument; this model cannot be patched"
             )
-        found = [self._scores[layer][row] for layer in sorted(self._scores)]
-        return torch.stack([scores.to(found[0].device) for scores in found]).softmax(-1)
+        return ProbedRows(self._scored, samples, tuple(self._visible.shape))
+
+    def close(self) -> None:
+        """The pass is through: let go of its keys and of its cache."""
+        self._scored, self._holds = {}, None

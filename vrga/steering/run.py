@@ -17,11 +17,13 @@ from vrga.hf.prompt_reader import Announcement, PromptReader, on_cpu
 from vrga.hf.question import Query
 from vrga.kernels.api import Kernels
 from vrga.kernels.reference import GROUP
+from vrga.method.attention_rows import Sample
 from vrga.method.back_spans import Phase, tag_table
+from vrga.method.call import exactly
 from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import GridCells, Prompt, cells_mask, check_query, visible_keys
-from vrga.method.region import Region, empty_region, find_region
-from vrga.method.released import released_region
+from vrga.method.region import PAPER, Region, empty_region, find_regions
+from vrga.method.released import RELEASED
 from vrga.method.steered_keys import SteeredKeys
 from vrga.method.timeline import Episode, Timeline
 from vrga.recording.meter import Meter
@@ -118,6 +120,7 @@ class Run:
         self.prompt: Prompt | None = None
         self.query: Tensor | None = None
         self.timeline: Timeline | None = None
+        self._found: dict[int, Region] = {}  # of rows whose question has come, amid the prompt
         self._kernels = Kernels(options.impl)
         self.step: Probe | DecodeStep | None = None
         self.reached = self.end = 0
@@ -193,10 +196,10 @@ class Run:
         query = self.reader.positions(prompt, self.options.query, start, ends)
         self.prompt, self.query, self.end = prompt, check_query(query, prompt), end
         self._last_query = int(self.query.max())
-        self._probe(past)
+        self._probe(inputs, past)
 
     @on_cpu
-    def _probe(self, past: int) -> None:
+    def _probe(self, inputs: ForwardInputs, past: int) -> None:
         """Set up the probe; the prompt's first pass stands behind `past` keys."""
         shift = 1 if self.config.reproduces else 0  # it probes the token before the question's last
         rows = [row for row, grids in enumerate(self.prompt.grids) if grids]
@@ -210,7 +213,7 @@ class Run:
             grids = self.prompt.grids
             probed = [place if row else -1 for place, row in zip(probed, grids, strict=True)]
             self.step = Probe(probed, self.prompt.visible, self._kernels)
-            self.step.begin(past)
+            self.step.begin(past, self.host.holds(inputs))
 
     def end_with(self, end: int, past: int, width: int) -> None:
         """The end of the prompt comes, or comes again, behind its question: `width` tokens behind
@@ -219,15 +222,16 @@ class Run:
         if self.ledger is not None:
             self.ledger.begin(end)
 
-    def go_on(self, past: int) -> None:
+    def go_on(self, inputs: ForwardInputs, past: int) -> None:
         """A further piece of the prompt comes, behind `past` keys."""
         if self.step is not None:
-            self.step.begin(past)
+            self.step.begin(past, self.host.holds(inputs))
 
     def pass_is_through(
         self, cache: KeyCache | None, recording: Recording | None, call: GenerateCall | None
     ) -> None:
-        """A pass ended: bind the cache, and after the prompt's last piece find the regions.
+        """A pass ended: bind the cache, find the regions of the questions in it, and after the
+        prompt's last piece set up the steering.
 
         Args:
             recording: of this thread, or None; call: of generate(), that is running in it, or None.
@@ -239,6 +243,9 @@ class Run:
             self._bind(cache)
         elif not self.cached:
             self.reached = max(self.reached, self.end)  # nothing to go on with
+        if isinstance(self.step, Probe):
+            self._found |= self._find(self.step, self.query.tolist())
+            self.step.close()
         if self.ledger is None and self.progress.complete:
             if call is not None and call.options.beams:
                 self._follow_beams()
@@ -259,20 +266,15 @@ class Run:
 
     @on_cpu
     def _locate(self, recording: Recording | None, call: GenerateCall | None) -> None:
-        """Turn probed attention rows into regions and the steering."""
+        """Put the rows' regions together, and set up the steering."""
         probe, self.step = self.step, None
-        if probe is not None and probe.windowed and self.config.reproduces:
-            raise ValueError(
-                f"method={self.config.method!r} reproduces code without sliding windows, which "
-                f"{type(self.host.text).__name__} has: use VRGAConfig.paper()"
-            )
         length = self.prompt.image.shape[1]
         question = self.reader.question(self.prompt, self.query, set(self.options.ends))
         regions = []
         for row, grids in enumerate(self.prompt.grids):
             query = int(self.query[row])
             if grids:
-                regions.append(self._find(probe, row, query))
+                regions.append(self._found.pop(row))
             else:
                 regions.append(empty_region(query, length, self.host.shape))
         words = self.reader.words(self.prompt, question)
@@ -293,14 +295,33 @@ class Run:
             recording = recording if takes else None
             self.step = self._steering(probe, recording, question, call is not None)
 
-    def _find(self, probe: Probe, row: int, query: int) -> Region:
-        """The region of a row from its probed attention."""
-        rows, seen = probe.attention_rows(row, self.host.shape[0]), probe.seen(row)
-        find = find_region
-        if self.config.reproduces:
-            # The released code averages over the whole row, keys after the query included.
-            find, seen = released_region, self.prompt.visible[row].expand_as(seen)
-        return find(rows, self.prompt.grids[row], query, seen, self.config)
+    def _find(self, probe: Probe, queries: list[int]) -> dict[int, Region]:
+        """Regions of the rows whose query row is in the pass that ends here.
+
+        Args:
+            queries: position of each row's last question token.
+
+        Raises:
+            ValueError: a method that reproduces code without sliding windows, where there are some.
+        """
+        config, rows = self.config, probe.here
+        if not rows:
+            return {}
+        if probe.windowed and config.reproduces:
+            raise ValueError(
+                f"method={config.method!r} reproduces code without sliding windows, which "
+                f"{type(self.host.text).__name__} has: use VRGAConfig.paper()"
+            )
+        samples, rules = [], RELEASED if config.reproduces else PAPER
+        for row in rows:
+            seen = probe.seen(row)
+            if config.reproduces:
+                # The released code averages over the whole row, keys after the query included.
+                seen = self.prompt.visible[row].expand_as(seen)
+            samples.append(Sample(self.prompt.grids[row], queries[row], seen))
+        attention = probe.rows(rows, self.host.shape[0])
+        with exactly(self._device):
+            return dict(zip(rows, find_regions(attention, samples, config, rules), strict=True))
 
     def _cells(self, cells: GridCells, name: str) -> Tensor:
         """Cells of the images as keys of the prompt, bool [B, S]."""
@@ -391,8 +412,9 @@ class Run:
 
     # --- the answer ---
 
-    def next_step(self, past: int, ids: Tensor | None, rows: int) -> None:
-        """Begin a decode pass of `rows` tokens `ids` behind `past` keys."""
+    def next_step(self, past: int, inputs: ForwardInputs) -> None:
+        """Begin a decode pass behind `past` keys."""
+        ids, rows = inputs.ids, inputs.width
         self.reached = past + rows
         given = None if ids is None else len(ids)
         if given not in (None, self.ledger.rows):
@@ -415,7 +437,7 @@ class Run:
         else:
             self.ledger.note(past, rows, *step.chosen_rows)
         if self.config.relocate == "back":
-            self._look_again(step, past)
+            self._look_again(step, inputs, past)
 
     def pass_by(self, past: int, ids: Tensor | None, rows: int) -> None:
         """A decode pass goes by while the patch is switched off."""
@@ -425,7 +447,7 @@ class Run:
         if isinstance(self.step, DecodeStep) and self.step.phase is not None and ids is not None:
             self.step.phase.advance(ids, past)
 
-    def _look_again(self, step: DecodeStep, past: int) -> None:
+    def _look_again(self, step: DecodeStep, inputs: ForwardInputs, past: int) -> None:
         """Probe rows that open a <back> span in this pass."""
         told = step.phase.on_host(past)
         opened = step.phase.opened.cpu() if told is None else told[1]
@@ -440,7 +462,7 @@ class Run:
         later = past + opened.shape[1] - self.prompt.visible.shape[1]
         visible = torch.nn.functional.pad(self.prompt.visible, (0, later), value=True)
         step.probe = Probe(place.tolist(), visible, self._kernels)
-        step.probe.begin(past)
+        step.probe.begin(past, self.host.holds(inputs))
 
     @on_cpu
     def relocate(self) -> None:
@@ -450,13 +472,10 @@ class Run:
             return
         probe, step.probe = step.probe, None
         length = self.prompt.image.shape[1]
-        for row, place in enumerate(probe.query):
-            if place < 0:
-                continue
-            found = self._find(probe, row, place)
+        for row, found in self._find(probe, probe.query).items():
             # Generated tokens are no image; the other rows' masks end with the prompt.
             found = replace(found, mask=found.mask[:length], image=found.image[:length])
-            self.timeline.turn(row, found, opened=place, position=self.reached)
+            self.timeline.turn(row, found, opened=probe.query[row], position=self.reached)
         step.steer_to(self.regions)
 
     def settle(self) -> None:
