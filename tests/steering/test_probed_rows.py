@@ -316,17 +316,21 @@ def layers_of(last, kinds, *, heads=6, kv_heads=3, length=50, score=probe_scores
     return layers, torch.stack(exact)
 
 
-@pytest.mark.parametrize("at_once", [1, 110, 400, 2000, 1 << 17])
-@pytest.mark.parametrize("score", ["torch", "triton"])
-def test_blocks_of_any_size_give_what_whole_rows_give(at_once, score, monkeypatch, poisoned):
-    """Images of several sizes, a sample without a query, and layers of both kinds."""
-    if score == "triton" and at_once != 400:
-        pytest.skip("blocks do not depend on what scores them")
+@pytest.mark.parametrize("last", [[49, -1, 40, 30], [49]], ids=["four rows", "one row"])
+@pytest.mark.parametrize(
+    ("at_once", "score"),
+    [(1, "torch"), (110, "torch"), (400, "torch"), (2000, "torch"), (1 << 17, "torch"),
+     (400, "triton")],
+)  # fmt: skip
+def test_blocks_of_any_size_give_what_whole_rows_give(at_once, score, last, monkeypatch, poisoned):
+    """Images of several sizes, a row without a query, and layers of both kinds; of one row alone,
+    KV heads are scored apart."""
     score = probe_scores if score == "triton" else probe_scores_reference
     monkeypatch.setattr(probed_rows, "AT_ONCE", at_once)
-    layers, exact = layers_of([49, -1, 40, 30], [True, True, False, True, True], score=score)
-    samples, images = [0, 2, 3], [torch.arange(5, 25), torch.arange(7, 16), torch.arange(3, 28)]
-    rows = ProbedRows(layers, samples, (4, 50))
+    layers, exact = layers_of(last, [True, True, False, True, True], score=score)
+    samples = [row for row, place in enumerate(last) if place >= 0]
+    images = [torch.arange(5, 25), torch.arange(7, 16), torch.arange(3, 28)][: len(samples)]
+    rows = ProbedRows(layers, samples, (len(last), 50))
     whole = WholeRows([exact[:, row] for row in samples])
     for found, wanted in zip(rows.sums(images), whole.sums(images), strict=True):
         for name in ("total", "mass", "entropy", "mass_entropy"):
@@ -334,7 +338,8 @@ def test_blocks_of_any_size_give_what_whole_rows_give(at_once, score, monkeypatc
             torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-6)
     g = torch.Generator().manual_seed(1)
     heads = [(torch.rand(5, 6, generator=g) < 0.3, torch.zeros(5, 6) > 0) for _ in samples]
-    heads[1][0][3:] = False  # in no sample's last layers but two
+    for chosen, _ in heads:
+        chosen[3] = False  # a layer that is not asked for
     for found, wanted in zip(rows.means(heads, images), whole.means(heads, images), strict=True):
         for mine, theirs in zip(found, wanted, strict=True):
             torch.testing.assert_close(mine.double(), theirs, rtol=2e-5, atol=2e-7)
