@@ -7,9 +7,9 @@ import re
 import pytest
 from rich.console import Console
 
-from vrga.analysis import recovery
+from vrga.analysis import lookback, recovery, tuning
 from vrga.evaluation import compare as comparing
-from vrga.evaluation import lookback, tables, tuning
+from vrga.evaluation import tables
 from vrga.evaluation.compare import compare, flips
 from vrga.evaluation.store import ANSWERED, Store
 from vrga.evaluation.wording import Table, percent

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from vrga.analysis.study import APART, FIRST, Study, verdict
 from vrga.closer.zoom import Zoom
@@ -36,7 +35,7 @@ from vrga.demo.fine.arms import (
 from vrga.demo.fine.data import FineSample, fine_split_options, is_right, make_fine_samples
 from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.evaluation.store import write_json
-from vrga.evaluation.wording import percent
+from vrga.evaluation.wording import Table, percent
 from vrga.hf.checkpoints import load
 from vrga.intervals import paired_difference, wilson
 
@@ -94,8 +93,8 @@ def analyze(
             write_json(path, {"settings": settings | {"model": name}, "found": own[name]})
     settings["models"] = list(models)
     found = {"models": own, "pooled": pooled(list(own.values()), chosen)}
-    study.console.print(table(found["pooled"], study.split))
-    return study.finish(settings, found, closer_figure(found["pooled"], study.split))
+    told = [table(found["pooled"], study.split)]
+    return study.finish(settings, found, told, closer_figure(found["pooled"], study.split))
 
 
 def _known(path: Path, settings: dict) -> dict | None:

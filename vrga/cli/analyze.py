@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vrga.beforehand import (
-    FINE_SPLITS,
-    PROMPTS,
-    SEEDS,
-    SELECTIONS,
-    SPLITS,
-    check_folder,
-    check_known,
-    check_readable,
-    check_split,
-    check_style,
+from vrga.beforehand import FINE_SPLITS, PROMPTS, SEEDS, SELECTIONS, SPLITS, check_known
+from vrga.cli.options import (
+    Batch,
+    Data,
+    Limit,
+    Model,
+    Output,
+    Prompt,
+    Resume,
+    Split,
+    Style,
+    check_questions,
+    console,
+    typed,
 )
 from vrga.config import VRGAConfig
 from vrga.hf.files import check_model
@@ -31,33 +31,11 @@ analyze = typer.Typer(
     no_args_is_help=True,
 )
 
-Data = Annotated[
-    Path | None,
-    typer.Argument(
-        help="Questions as JSON lines (image, question, answer, choices, box); drawn ones if "
-        "absent."
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(help="Checkpoint folder or hub id; the embedded model if absent."),
-]
-Output = Annotated[Path, typer.Option(help="Folder for results.json and the figure.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")]
-Split = Annotated[
-    str, typer.Option(help="Of drawn questions: clean, noise, similar, crowded, large, long, vast.")
-]
-Style = Annotated[
-    str, typer.Option(help="The back prompt: semantic, solution, or a text with {question}.")
-]
-Batch = Annotated[int, typer.Option(min=1, help="Rows per call of generate.")]
 Longest = Annotated[
     int | None,
     typer.Option(min=1, help="Longest answer; 128 tokens of the embedded model, else 2048."),
 ]
-Prompt = Annotated[str, typer.Option(help="direct, cot or back.")]
 Seed = Annotated[int, typer.Option(help="Of drawn questions and of random heads.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run there.")]
 
 
 @analyze.command()
@@ -198,24 +176,6 @@ def recovery(
     analyze(study, prompt=prompt, configs=named(config, model))
 
 
-def check_questions(
-    data: Path | None,
-    split: str,
-    style: str,
-    model: str | None,
-    output: Path,
-    splits: Sequence[str] = SPLITS,
-) -> None:
-    """Refuse what can be known to be wrong of the options that ask questions, before imports."""
-    if data is not None and split != "clean":
-        raise ValueError("--split is for drawn questions: leave it out with a data file")
-    check_split(split, splits)
-    check_style(style)
-    check_readable(data, "questions")
-    check_model(model)
-    check_folder(output, "--output")
-
-
 @analyze.command()
 def closer(
     model: Annotated[
@@ -245,24 +205,15 @@ def closer(
     ] = False,
 ) -> None:
     """What finding a place and zooming wins, beside the true box and one larger picture."""
-    from vrga.analysis.closer import TOLD, analyze
-    from vrga.closer.zoom import zoom_with
-    from vrga.config import VRGAConfig
-    from vrga.demo.fine.settings import CLOSER, FINDING
-
     for one in model or ():
         check_model(one)
     study = _study(
-        output,
-        None,
-        None,
-        limit,
-        split,
-        batch=batch_size,
-        seed=seed,
-        resume=resume,
-        splits=FINE_SPLITS,
+        output, None, None, limit, split, FINE_SPLITS, batch=batch_size, seed=seed, resume=resume
     )
+    from vrga.analysis.closer import TOLD, analyze
+    from vrga.closer.zoom import zoom_with
+    from vrga.demo.fine.settings import CLOSER, FINDING
+
     analyze(
         study, models=model or ["fine"], arms=arm or list(TOLD),
         config=FINDING if preset is None else VRGAConfig.named(preset),
@@ -271,10 +222,10 @@ def closer(
 
 
 def _study(output, data, model, limit, split, splits=SPLITS, **more):
+    """The study that the options mean; refuses what can be known to be wrong of them."""
     if not 0 <= more["seed"] < SEEDS:
         raise ValueError(f"--seed {more['seed']}: 0 to {SEEDS - 1}")
     check_questions(data, split, more.get("style", "semantic"), model, output, splits)
     from vrga.analysis.study import Study
 
-    typed = shlex.join(["vrga", *sys.argv[1:]])
-    return Study(output, data, model, limit, split, command=typed, **more)
+    return Study(output, data, model, limit, split, command=typed(), console=console, **more)

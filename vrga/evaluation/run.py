@@ -19,7 +19,7 @@ from vrga.config import VRGAConfig
 from vrga.demo.data import split_options
 from vrga.evaluation.arms import progress, versions
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
-from vrga.evaluation.tables import markdown, rich_table, summary
+from vrga.evaluation.tables import page, rich_table, summary
 from vrga.evaluation.wording import say_config
 from vrga.hf.checkpoints import load
 
@@ -157,7 +157,7 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
         "failed": sum(one["error"] is not None for one in samples),
     }
     write_json(output / RESULTS, results)
-    (output / TABLE).write_text(markdown(results["tasks"]), "utf-8")
+    (output / TABLE).write_text(page(results["tasks"]), "utf-8")
     console.print(rich_table(results["tasks"]))
     return results
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vrga.config import FILE, PRESETS, VRGAConfig, check_fields, read_file
+from vrga.hf.files import check_model, embedded
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,20 @@ def choose(
     own = read_file(path)
     own = dataclasses.replace(own, **given) if given else own
     return Chosen(own, f"{FILE} of the checkpoint", path, names)
+
+
+def chosen_for(model: str | None, preset: str | None = None, gain: float | None = None) -> Chosen:
+    """How a command steers: by a preset and a gain, else by what the checkpoint brings.
+
+    Args:
+        model: checkpoint folder or hub id, which may be asked; None is the embedded model.
+
+    Raises:
+        OSError, ValueError: as of `check_model` and `choose`.
+    """
+    fields = {} if gain is None else {"gain": gain}
+    where = embedded() if model is None else check_model(model)
+    return choose(preset, fields, where, fetch=True)
 
 
 def checkpoint_of(model: object) -> tuple[str, str | None]:
