@@ -38,6 +38,7 @@ setup(
         "vrga.report": ["*.jinja"],
         "vrga.demo": ["weights/*"],
         "vrga.demo.fine": ["weights/*"],
+        "vrga.evaluation": ["*.jinja"],
         "vrga.evaluation.tasks": ["*.yaml"],
     },
     install_requires=[

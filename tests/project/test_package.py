@@ -115,6 +115,7 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
         "vrga/steering/patching.py",
         "vrga/py.typed",
         "vrga/report/report.html.jinja",
+        "vrga/evaluation/turned.html.jinja",
     ):
         assert name in shipped and name in installed
     assert not [name for name in installed if name.startswith("kernels/")]
