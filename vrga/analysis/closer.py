@@ -8,7 +8,7 @@ one larger picture of as many pixels as picture and crops have together.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from vrga.hf.checkpoints import load
 from vrga.intervals import paired_difference, wilson
 
 DRAWN = 250
+COLUMNS = ("", "right", "less asked once", "visual tokens")
 
 
 def analyze(
@@ -204,21 +205,24 @@ def pooled(own: Sequence[Mapping], arms: Sequence[str]) -> dict:
     return found
 
 
+def rows(found: Mapping) -> Iterator[tuple[str, ...]]:
+    """A row of `COLUMNS` for each arm."""
+    for arm in (arm for arm in TOLD if arm in found["accuracy"]):
+        hits = found["accuracy"][arm]
+        change = "" if arm == ONCE else percent(found["less_once"][arm], "+")
+        yield TOLD[arm], percent(hits), change, f"{found['visual_tokens'][arm]:.0f}"
+
+
 def table(found: Mapping, split: str) -> Table:
     """One line per arm."""
     made = Table(
         title=f"{split}, {found['questions']} questions; brackets: 95 % intervals, differences "
         "paired"
     )
-    for column in ("", "right", "less asked once", "visual tokens"):
+    for column in COLUMNS:
         made.add_column(column)
-    for arm, hits in found["accuracy"].items():
-        made.add_row(
-            TOLD[arm],
-            percent(hits),
-            "" if arm == ONCE else percent(found["less_once"][arm], "+"),
-            f"{found['visual_tokens'][arm]:.0f}",
-        )
+    for cells in rows(found):
+        made.add_row(*cells)
     told = [
         f"map's peak on an asked card: {percent(found['peak'])}",
         f"all asked letters in the crops: {percent(found['held'])}",
