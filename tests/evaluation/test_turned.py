@@ -65,8 +65,9 @@ def page(runs, tmp_path_factory):
 
 
 def cards(text):
-    return dict(re.findall(r"<h4>sample (\d)</h4>", one) + [one] for one in
-                re.findall(r"<article>.*?</article>", text, re.DOTALL))  # fmt: skip
+    """Each sample's part of the page, by its number."""
+    parts = re.findall(r"<article>.*?</article>", text, re.DOTALL)
+    return {re.search(r"<h4>sample (\d)</h4>", one)[1]: one for one in parts}
 
 
 def test_every_sample_that_turned_is_there_with_its_image_question_and_answers(page):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vrga.config import FILE, PRESETS, VRGAConfig, check_fields, read_file
-from vrga.hf.files import check_model, embedded
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,12 @@ def choose(
     return Chosen(own, f"{FILE} of the checkpoint", path, names)
 
 
+def checkpoint_of(model: object) -> tuple[str, str | None]:
+    """Folder or hub id that a model was loaded from, "" for none; and of a hub id the commit."""
+    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
+    return str(getattr(model, "name_or_path", "") or ""), commit
+
+
 def chosen_for(model: str | None, preset: str | None = None, gain: float | None = None) -> Chosen:
     """How a command steers: by a preset and a gain, else by what the checkpoint brings.
 
@@ -86,15 +91,11 @@ def chosen_for(model: str | None, preset: str | None = None, gain: float | None 
     Raises:
         OSError, ValueError: as of `check_model` and `choose`.
     """
+    from vrga.hf.files import check_model, embedded
+
     fields = {} if gain is None else {"gain": gain}
     where = embedded() if model is None else check_model(model)
     return choose(preset, fields, where, fetch=True)
-
-
-def checkpoint_of(model: object) -> tuple[str, str | None]:
-    """Folder or hub id that a model was loaded from, "" for none; and of a hub id the commit."""
-    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
-    return str(getattr(model, "name_or_path", "") or ""), commit
 
 
 def fetch_file(where: str | Path) -> None:
