@@ -14,7 +14,6 @@ import numpy as np
 from benchmarks.timing import RESULTS
 from vrga.analysis import closer as closer_look
 from vrga.analysis.recovery import CONFIGS, FORMER
-from vrga.demo import show
 from vrga.evaluation.wording import markdown, percent, share
 from vrga.intervals import Interval, paired_difference
 
@@ -31,13 +30,19 @@ def read(name: str) -> dict:
 
 def demo() -> str:
     """What steering did on the embedded model."""
-    run = read("demo")
+    run, rows = read("demo"), []
+    for prompt, found in run["prompts"].items():
+        for name, text in (("accuracy", percent), ("rrar", share)):
+            off, on, change = (found[name][arm] for arm in ("off", "on", "difference"))
+            measure = name.replace("rrar", "RRAR")
+            rows.append([prompt, measure, text(off), text(on), text(change, "+")])
     region = run["prompts"]["direct"]["region"]
-    return (
-        f"{show._table(run['prompts'], run['questions']).markdown()}\n\n"
+    told = (
         f"The true cell lies in T in {percent(region['hit'])}, the map peaks on it in "
         f"{percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the image."
     )
+    columns = ("prompt", "measure", "without VRGA", "with VRGA", "difference")
+    return f"{markdown(columns, rows)}\n\n{told}"
 
 
 def lookback() -> str:
