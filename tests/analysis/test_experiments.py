@@ -47,7 +47,7 @@ def test_every_arm_answers_every_question(whole):
         assert one["arm"] not in ("off", "always") or one["steered"] == (one["arm"] == "always")
     assert any(one["steered"] for one in found if one["arm"] == "back")
     for words in ("against off", "looks back", "RRAR", "back+relocate"):
-        assert words in output
+        assert words in output and words in (folder / "table.md").read_text()
 
 
 @pytest.mark.slow
@@ -271,6 +271,8 @@ def test_tuning_reports_the_best_on_the_other_half(tmp_path):
     best = VRGAConfig.published(**json.loads((tmp_path / "best.json").read_text()))
     assert f"gain={best.gain:g}" == found["best"]
     assert (tmp_path / "tuning.png").stat().st_size > 5_000
+    told = (tmp_path / "table.md").read_text()
+    assert told.index("tuning: 12 questions") < told.index("held out: 12 other questions")
     right = [one["score"] for one in samples(tmp_path / "held_out") if one["arm"] == "off"]
     assert found["held_out"]["off"]["accuracy"][0] == pytest.approx(np.mean(right))
     again = run(*arguments, "--resume")

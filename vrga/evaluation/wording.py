@@ -41,9 +41,11 @@ class Table(table.Table):
         super().add_row(*(_Cell(x) if isinstance(x, str) else x for x in cells), **options)
 
     def markdown(self) -> str:
-        """The same table for a page, without title and caption."""
-        rows = zip(*(column.cells for column in self.columns), strict=True)
-        return markdown([str(c.header).replace("\n", "") for c in self.columns], rows)
+        """The same table for a page, without title and caption; <back> is no tag there."""
+        columns = (column.cells for column in self.columns)
+        lines = [[column.header for column in self.columns], *zip(*columns, strict=True)]
+        told = [[str(x).replace("\n", "").replace("<", "\\<") for x in line] for line in lines]
+        return markdown(told[0], told[1:])
 
 
 class _Cell(str):
