@@ -125,7 +125,7 @@ class Study:
 
     def load(self) -> tuple[torch.nn.Module, object]:
         """The model and its processor; the embedded model in float32."""
-        return load(self.model, **({"dtype": torch.float32} if self.model is None else {}))
+        return load(dtype=torch.float32) if self.model is None else load(self.model)
 
     def settings(self, analysis: str, items: Sequence[Item], **own) -> dict:
         """What decides the samples' contents of an analysis; `own` are its options."""
@@ -151,8 +151,9 @@ class Study:
         self, loaded: tuple, items: Sequence[Item], arms: Sequence[Arm], store: Store, **more
     ) -> dict[str, list[dict]]:
         """The samples of each arm by its name; see `run_arms` for `more`."""
+        model, processor = loaded
         return run_arms(
-            *loaded, items, arms, store, batch=self.batch, max_new_tokens=self.longest,
+            model, processor, items, arms, store, batch=self.batch, max_new_tokens=self.longest,
             console=self.console, **more,
         )  # fmt: skip
 

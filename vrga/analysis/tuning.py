@@ -33,13 +33,11 @@ def halves(study: Study) -> tuple[list[Item], list[Item]]:
     Args:
         study: its limit counts questions in both halves together.
     """
-    half = dataclasses.replace(study, limit=study.limit and study.limit // 2)
     if study.data is None:
-        drawn = (
-            half.questions(DRAWN // 2, seeds.start + FIRST)
-            for seeds in (VALIDATION_SEEDS, TEST_SEEDS)
-        )
-        return tuple(drawn)
+        drawn = dataclasses.replace(study, limit=(study.limit or DRAWN) // 2)
+        starts = (seeds.start + FIRST for seeds in (VALIDATION_SEEDS, TEST_SEEDS))
+        tuning, held_out = (drawn.questions(DRAWN // 2, start) for start in starts)
+        return tuning, held_out
     items = dataclasses.replace(study, limit=None).questions(DRAWN, FIRST)
     order = np.random.default_rng(study.seed).permutation(len(items))[: study.limit]
     if len(order) < 4:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -22,7 +22,7 @@ from vrga.cli.status import WRONG
 from vrga.cli.tune import tune
 
 # In the order of the help: a function, or a typer app with commands of its own.
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "demo": demo,
     "generate": generate,
     "report": report,

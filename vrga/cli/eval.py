@@ -87,7 +87,7 @@ def evaluate(
     check_readable(data, "--data", folder=True)
     check_folder(output, "--output")
     _check_prompt(prompt)
-    if None not in (min_pixels, max_pixels) and min_pixels > max_pixels:
+    if min_pixels and max_pixels and min_pixels > max_pixels:
         raise ValueError(f"pixels: at least {min_pixels} and at most {max_pixels}")
     check_model(model)
     steering = _steering(config, preset, gain, model)

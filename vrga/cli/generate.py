@@ -76,7 +76,7 @@ def generate(
         model,
         image,
         question,
-        steering and steering.config,
+        None if steering is None else steering.config,
         max_new_tokens=max_new_tokens,
         trace=trace,
         system=system,

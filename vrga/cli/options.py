@@ -21,9 +21,16 @@ from vrga.hf.files import check_model
 console = Console()
 errors = Console(stderr=True)
 
-Dtype = enum.Enum(
-    "Dtype", {name: name for name in ("auto", "float32", "bfloat16", "float16")}, type=str
-)
+
+class Dtype(str, enum.Enum):
+    """Of the weights; auto is the checkpoint's own."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 Preset = enum.Enum("Preset", {name: name for name in PRESETS}, type=str)
 
 Data = Annotated[

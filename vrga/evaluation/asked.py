@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -39,7 +40,7 @@ class Questions:
     def __init__(self, folder: Path):
         self.folder = Path(folder) / TASKS
         # lmms-eval's task and its rows, or why they cannot be had.
-        self._tasks: dict[str, tuple[object, Sequence[dict]] | str] = {}
+        self._tasks: dict[str, tuple[Any, Sequence[dict]] | str] = {}
 
     def of(self, task: str, number: int) -> Question:
         """The question of a sample; never raises for what is gone, but says so.
@@ -61,7 +62,7 @@ class Questions:
             return Question(text, right, missing=str(error) or type(error).__name__)
         return Question(text, right, images)
 
-    def _loaded(self, task: str) -> tuple[object, Sequence[dict]] | str:
+    def _loaded(self, task: str) -> tuple[Any, Sequence[dict]] | str:
         try:
             quiet()
             found = load_tasks(task, task_index(self.folder, [task]))[task]
