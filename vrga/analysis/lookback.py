@@ -71,11 +71,9 @@ def experiment(
     }
     store = study.store(settings)
     samples = study.ask(study.load(), items, chosen, store)
-    found = {
-        "failed": failures(samples),
-        "arms": {name: _summary(samples, name) for name in samples},
-    }
-    return study.finish(settings, found, _tables(found["arms"], len(items)))
+    told = {name: _summary(samples, name) for name in samples}
+    found = {"failed": failures(samples), "arms": told}
+    return study.finish(settings, found, _tables(told, len(items)))
 
 
 def _summary(found: dict[str, list[dict]], name: str) -> dict:
