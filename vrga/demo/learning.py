@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vrga.demo import build
-from vrga.demo.data import CELL
+from vrga.demo.data import CELL, TRAIN_SEEDS
 from vrga.evaluation.arms import versions
 from vrga.hf.backends import set_backend
 
@@ -26,6 +26,24 @@ LOOKING_WEIGHT = 0.1
 LOOKING_SHARE = 0.5  # of a head's attention; beyond it nothing is taught, and steering has room
 NOISE = 60.0  # each training image gets Gaussian noise of a strength drawn from [0, NOISE]
 RATE = 2e-3  # of the vision tower
+
+
+class DrawnBatches:
+    """Endless training batches, of pictures never drawn before.
+
+    Args:
+        processor: of the model.
+        size: pictures of a batch.
+        seed: of the training.
+    """
+
+    def __init__(self, processor, size: int, seed: int):
+        self.processor, self.size = processor, size
+        self.rng = np.random.default_rng(seed)
+        self.next_seed = TRAIN_SEEDS[seed * 1_000_000]
+        tokens = processor.tokenizer
+        self.ids = {name: tokens.convert_tokens_to_ids(name) for name in build.SPECIAL_TOKENS}
+        (self.mark,) = tokens.encode("?")
 
 
 class Learner:

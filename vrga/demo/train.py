@@ -24,7 +24,6 @@ from vrga.demo.data import (
     LETTERS,
     PROMPTS,
     TEST_SEEDS,
-    TRAIN_SEEDS,
     VALIDATION_SEEDS,
     Sample,
     answer,
@@ -43,16 +42,12 @@ CROWDED = (12, 16)  # the same while the vision tower learns alone: more to lear
 EMPTY = 0.3  # weight of an empty cell in the loss of the vision tower
 
 
-class Batches:
+class Batches(learning.DrawnBatches):
     """Endless training batches, each of images never drawn before."""
 
     def __init__(self, processor, size: int, seed: int) -> None:
-        self.processor, self.size = processor, size
-        self.rng = np.random.default_rng(seed)
-        self.next_seed = TRAIN_SEEDS[seed * 1_000_000]
+        super().__init__(processor, size, seed)
         tokens = processor.tokenizer
-        self.ids = {name: tokens.convert_tokens_to_ids(name) for name in build.SPECIAL_TOKENS}
-        (self.mark,) = tokens.encode("?")
         self.tags = tag_table(tokens, len(tokens))
         self.letters = {letter: tokens.encode(f" {letter}")[0] for letter in LETTERS}
 

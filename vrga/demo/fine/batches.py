@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vrga.closer.zoom import Box, overlap
-from vrga.demo import build
-from vrga.demo.data import CELL, LETTERS, TRAIN_SEEDS
+from vrga.demo.data import CELL, LETTERS
 from vrga.demo.fine.data import (
     CARDS,
     FIELD,
@@ -23,7 +22,7 @@ from vrga.demo.fine.data import (
     overview,
     spoken,
 )
-from vrga.demo.learning import NOISE, patchify
+from vrga.demo.learning import NOISE, DrawnBatches, patchify
 from vrga.hf.inputs import TYPES
 
 LARGER = (7, 8)  # tokens a side of larger pictures that are asked about once
@@ -62,16 +61,12 @@ class View:
         return (y, x) if 0 <= x < columns and 0 <= y < rows else None
 
 
-class FineBatches:
+class FineBatches(DrawnBatches):
     """Endless training batches of pictures never drawn before."""
 
     def __init__(self, processor, size: int, seed: int) -> None:
-        self.processor, self.size = processor, size
-        self.rng = np.random.default_rng(seed)
-        self.next_seed = TRAIN_SEEDS[seed * 1_000_000]
+        super().__init__(processor, size, seed)
         tokens = processor.tokenizer
-        self.ids = {name: tokens.convert_tokens_to_ids(name) for name in build.SPECIAL_TOKENS}
-        (self.mark,) = tokens.encode("?")
         self.colors = {color: tokens.encode(f" {color}")[0] for color in CARDS}
 
     def samples(self) -> list[FineSample]:
