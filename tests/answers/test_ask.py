@@ -201,10 +201,11 @@ def test_words_that_differ_are_marked(first, second, marked):
         ("a b", "a b"),
         ("", "x <y>"),
         ("a  a", "a a a"),
+        ("a a", "a a a"),  # alike at both ends, which overlap
         ("see K red. " * 600, "see K blue. " * 500),  # a model that repeats itself
         ("one " + "so red. " * 900 + "end", "one " + "so blue. " * 900 + "end"),
     ],
-    ids=["same", "empty", "spaces", "repeated", "repeated between"],
+    ids=["same", "empty", "spaces", "overlap", "repeated", "repeated between"],
 )
 def test_marks_leave_both_texts_as_they_are(first, second):
     found = marked_words(first, second)
