@@ -35,7 +35,7 @@ from vrga.demo.fine.arms import (
 from vrga.demo.fine.data import FineSample, fine_split_options, is_right, make_fine_samples
 from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.evaluation.store import write_json
-from vrga.evaluation.wording import Table, percent
+from vrga.evaluation.wording import Table, percent, say_config
 from vrga.hf.checkpoints import load
 from vrga.intervals import paired_difference, wilson
 
@@ -82,6 +82,7 @@ def analyze(
         zoom=zoom.settings(),
         finding=asdict(config),
     )
+    say_config(study.console, config.name)
     own: dict[str, dict] = {}
     for number, name in enumerate(models):
         path = study.output / "models" / f"{number}.json"

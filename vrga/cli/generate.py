@@ -13,6 +13,7 @@ from vrga.beforehand import PICTURES, check_file, check_folder, check_trace_fold
 from vrga.cli.options import Dtype, Gain, Model, Preset, Start, console, errors, said
 from vrga.config import VRGAConfig
 from vrga.evaluation.json_text import whole_characters
+from vrga.evaluation.wording import say_config
 from vrga.hf.files import check_model
 
 
@@ -158,9 +159,11 @@ def _closer(model, paths, question, config, options, map, max_new_tokens, trace)
     """`vrga generate --zoom`: print the answer, the decision and the cost."""
     from vrga.answers.generation import answer_closer
     from vrga.closer.zoom import Zoom, zoom_with
-    from vrga.demo.fine.settings import CLOSER
+    from vrga.demo.fine.settings import CLOSER, FINDING
 
     zoom = zoom_with(CLOSER if model == "fine" else Zoom(), options) if options else None
+    config = config or (FINDING if model == "fine" else VRGAConfig.paper())
+    say_config(errors, config.name)
     found, images, failed = answer_closer(
         model, paths, question, config, zoom, max_new_tokens=max_new_tokens, trace=trace
     )
