@@ -7,21 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vrga.beforehand import FINE_SPLITS, PROMPTS, SEEDS, SELECTIONS, SPLITS, check_known
-from vrga.cli.options import (
-    Batch,
-    Data,
-    Limit,
-    Model,
-    Output,
-    Prompt,
-    Resume,
-    Split,
-    Style,
-    check_questions,
-    console,
-    typed,
-)
+from vrga.beforehand import FINE_SPLITS, PROMPTS, SEEDS, SELECTIONS, check_known
+from vrga.cli import options
 from vrga.config import VRGAConfig
 from vrga.hf.files import check_model
 
@@ -40,12 +27,12 @@ Seed = Annotated[int, typer.Option(help="Of drawn questions and of random heads.
 
 @analyze.command()
 def heads(
-    data: Data = None,
-    model: Model = None,
-    output: Output = Path("out/analyze/heads"),
-    limit: Limit = None,
-    split: Split = "clean",
-    batch_size: Batch = 32,
+    data: options.Data = None,
+    model: options.Model = None,
+    output: options.Output = Path("out/analyze/heads"),
+    limit: options.Limit = None,
+    split: options.Split = "clean",
+    batch_size: options.Batch = 32,
     seed: Seed = 0,
 ) -> None:
     """R against H_img over heads, and how stable the visual heads are; prefill alone."""
@@ -57,10 +44,10 @@ def heads(
 
 @analyze.command()
 def ablate(
-    data: Data = None,
-    model: Model = None,
-    output: Output = Path("out/analyze/ablate"),
-    prompt: Prompt = "cot",
+    data: options.Data = None,
+    model: options.Model = None,
+    output: options.Output = Path("out/analyze/ablate"),
+    prompt: options.Prompt = "cot",
     selection: Annotated[
         str, typer.Option(help="step: anew per layer and step; prefill: H_v of phase 1.")
     ] = "step,prefill",
@@ -70,13 +57,13 @@ def ablate(
     first_layer: Annotated[
         int | None, typer.Option(help="For step; 6, or a quarter of the layers.")
     ] = None,
-    style: Style = "semantic",
+    style: options.Style = "semantic",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 300 drawn ones.")] = None,
-    split: Split = "clean",
-    batch_size: Batch = 32,
+    split: options.Split = "clean",
+    batch_size: options.Batch = 32,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
-    resume: Resume = False,
+    resume: options.Resume = False,
 ) -> None:
     """Accuracy without the image in visual, random and low-focus heads."""
     selections = selection.split(",")
@@ -93,19 +80,19 @@ def ablate(
 
 @analyze.command()
 def rrar(
-    data: Data = None,
-    model: Model = None,
-    output: Output = Path("out/analyze/rrar"),
+    data: options.Data = None,
+    model: options.Model = None,
+    output: options.Output = Path("out/analyze/rrar"),
     prompts: Annotated[
         str, typer.Option(help="Of direct, cot, guided (the prompt names the place), back.")
     ] = "cot,direct,guided,back",
-    style: Style = "semantic",
-    limit: Limit = None,
-    split: Split = "clean",
-    batch_size: Batch = 32,
+    style: options.Style = "semantic",
+    limit: options.Limit = None,
+    split: options.Split = "clean",
+    batch_size: options.Batch = 32,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
-    resume: Resume = False,
+    resume: options.Resume = False,
 ) -> None:
     """Attention on the box over attention on the image, by prompt and by right and wrong."""
     check_known("--prompts", prompts.split(","), (*PROMPTS, "guided"))
@@ -120,19 +107,19 @@ def rrar(
 
 @analyze.command()
 def dispersion(
-    data: Data = None,
-    model: Model = None,
-    output: Output = Path("out/analyze/dispersion"),
-    prompt: Prompt = "cot",
+    data: options.Data = None,
+    model: options.Model = None,
+    output: options.Output = Path("out/analyze/dispersion"),
+    prompt: options.Prompt = "cot",
     gain: Annotated[float, typer.Option(help="Factor on attention to the region.")] = 1.5,
     bins: Annotated[int, typer.Option(help="Equal parts of an answer.")] = 10,
-    style: Style = "semantic",
-    limit: Limit = None,
-    split: Split = "clean",
-    batch_size: Batch = 32,
+    style: options.Style = "semantic",
+    limit: options.Limit = None,
+    split: options.Split = "clean",
+    batch_size: options.Batch = 32,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
-    resume: Resume = False,
+    resume: options.Resume = False,
 ) -> None:
     """Attention on image and box, and its spread, over the answer; without VRGA and with it."""
     VRGAConfig(gain=gain)  # refuses what is none
@@ -148,21 +135,21 @@ def dispersion(
 
 @analyze.command()
 def recovery(
-    data: Data = None,
-    model: Model = None,
-    output: Output = Path("out/analyze/recovery"),
-    prompt: Prompt = "cot",
-    style: Style = "semantic",
+    data: options.Data = None,
+    model: options.Model = None,
+    output: options.Output = Path("out/analyze/recovery"),
+    prompt: options.Prompt = "cot",
+    style: options.Style = "semantic",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 200 drawn ones.")] = None,
-    split: Split = "similar",
+    split: options.Split = "similar",
     config: Annotated[
         list[str] | None,
         typer.Option(help="One of those compared, or default, and again for more; all compared."),
     ] = None,
-    batch_size: Batch = 100,
+    batch_size: options.Batch = 100,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
-    resume: Resume = False,
+    resume: options.Resume = False,
 ) -> None:
     """Accuracy that steering wins, over gates and gains, beside the true region's upper bound."""
     check_known("--prompt", [prompt], PROMPTS)
@@ -182,7 +169,7 @@ def closer(
         list[str] | None,
         typer.Option(help="Checkpoint folder, and again for more; the embedded model if absent."),
     ] = None,
-    output: Output = Path("out/analyze/closer"),
+    output: options.Output = Path("out/analyze/closer"),
     split: Annotated[str, typer.Option(help="fine-easy, fine-hard or fine-photos.")] = "fine-hard",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each model; 250.")] = None,
     arm: Annotated[
@@ -198,7 +185,7 @@ def closer(
     validation: Annotated[
         bool, typer.Option("--validation", help="On the questions that numbers are chosen on.")
     ] = False,
-    batch_size: Batch = 50,
+    batch_size: options.Batch = 50,
     seed: Seed = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the models that were asked already.")
@@ -221,11 +208,8 @@ def closer(
     )  # fmt: skip
 
 
-def _study(output, data, model, limit, split, splits=SPLITS, **more):
-    """The study that the options mean; refuses what can be known to be wrong of them."""
-    if not 0 <= more["seed"] < SEEDS:
-        raise ValueError(f"--seed {more['seed']}: 0 to {SEEDS - 1}")
-    check_questions(data, split, more.get("style", "semantic"), model, output, splits)
-    from vrga.analysis.study import Study
-
-    return Study(output, data, model, limit, split, command=typed(), console=console, **more)
+def _study(*given, seed: int, **more):
+    """As `study_of`, with a seed of drawn questions."""
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"--seed {seed}: 0 to {SEEDS - 1}")
+    return options.study_of(*given, seed=seed, **more)

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from vrga.config import PRESETS
 from vrga.evaluation.wording import say_config
 from vrga.hf.brought import Chosen, chosen_for
 from vrga.hf.files import check_model
+
+if TYPE_CHECKING:
+    from vrga.analysis.study import Study
 
 console = Console()
 errors = Console(stderr=True)
@@ -63,15 +66,22 @@ Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run there.")]
 
 
-def check_questions(
-    data: Path | None,
-    split: str,
-    style: str,
-    model: str | None,
+def study_of(
     output: Path,
+    data: Path | None,
+    model: str | None,
+    limit: int | None,
+    split: str,
     splits: Sequence[str] = SPLITS,
-) -> None:
-    """Refuse what can be known to be wrong of the options that ask questions, before imports."""
+    *,
+    style: str = "semantic",
+    **more,
+) -> Study:
+    """The study that the options mean; refuses what can be known to be wrong before imports.
+
+    Args:
+        splits: those of drawn questions that are known; more: of `Study`.
+    """
     if data is not None and split != "clean":
         raise ValueError("--split is for drawn questions: leave it out with a data file")
     check_split(split, splits)
@@ -79,6 +89,10 @@ def check_questions(
     check_readable(data, "questions")
     check_model(model)
     check_folder(output, "--output")
+    from vrga.analysis.study import Study
+
+    typed = shlex.join(["vrga", *sys.argv[1:]])
+    return Study(output, data, model, limit, split, style, command=typed, console=console, **more)
 
 
 def said(preset: Preset | None, gain: float | None, model: str | None) -> Chosen:
@@ -86,8 +100,3 @@ def said(preset: Preset | None, gain: float | None, model: str | None) -> Chosen
     found = chosen_for(model, preset and preset.value, gain)
     say_config(errors, found)
     return found
-
-
-def typed() -> str:
-    """What the user typed, for results.json."""
-    return shlex.join(["vrga", *sys.argv[1:]])
