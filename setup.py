@@ -40,6 +40,7 @@ setup(
         "vrga.app": ["*.css", "*.js"],
         "vrga.demo": ["weights/*"],
         "vrga.demo.fine": ["weights/*"],
+        "vrga.evaluation": ["*.jinja"],
         "vrga.evaluation.tasks": ["*.yaml"],
     },
     install_requires=[

@@ -6,11 +6,7 @@
 
 import sys
 
-from vrga.evaluation.command import WRONG, main
+from vrga.cli import main
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError, ImportError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        sys.exit(WRONG)
+    main(["eval", *sys.argv[1:]])

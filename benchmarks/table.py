@@ -11,24 +11,15 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from benchmarks import answers
 from benchmarks import versions as record
 from benchmarks.gpu import foreseen, tables
 from benchmarks.timing import RESULTS, ROOT
-from vrga.analysis.recovery import CONFIGS, FORMER
-from vrga.demo.fine.arms import TOLD
-from vrga.evaluation.wording import percent, share
-from vrga.intervals import Interval, paired_difference
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-SPLITS = ("clean", "noise", "similar", "crowded")
-HARDER = ("noise", "similar", "crowded", "large", "long", "vast")  # of the recovery table
-# Of the README's table: configurations of the recovery runs, and what they are called there.
-SUMMARY = (("published", "published numbers"), ("sparing", "sparing numbers"))
 VARIANTS = ("Q1 groups 2", "Q1 groups 2 single", "Q8 groups 2", "Q1 groups 3")
 
 
@@ -183,214 +174,6 @@ def growth() -> str:
     return "\n".join(lines)
 
 
-def demo() -> str:
-    """What steering did on the embedded model."""
-    run = json.loads((RESULTS / "demo.json").read_text())
-    lines = [
-        "| prompt | measure | without VRGA | with VRGA | difference |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for prompt, found in run["prompts"].items():
-        for name, text in (("accuracy", percent), ("rrar", share)):
-            off, on, change = (found[name][arm] for arm in ("off", "on", "difference"))
-            lines.append(
-                f"| {prompt} | {name.replace('rrar', 'RRAR')} | {text(off)} | "
-                f"{text(on)} | {text(change, '+')} |"
-            )
-    region = run["prompts"]["direct"]["region"]
-    lines += [
-        "",
-        f"The true cell lies in T in {percent(region['hit'])}, the map peaks on it in "
-        f"{percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the image.",
-    ]
-    return "\n".join(lines)
-
-
-def lookback() -> str:
-    """Prompts and ways of steering, on each split of the embedded model's questions."""
-    answers = [
-        "| questions | prompt | without VRGA | always | inside `<back>` | and found anew there |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    looks = [
-        "| questions | prompt | writes `<back>` | RRAR | image, inside | image, outside | "
-        "inside, VRGA there | RRAR, found anew |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for split in SPLITS:
-        arms = json.loads((RESULTS / f"lookback-{split}.json").read_text())["arms"]
-        for prompt in ("direct", "cot", "back"):
-            off, *others = (
-                arms[f"{prompt}/{name}"] for name in ("off", "always", "back", "back+relocate")
-            )
-            changes = (percent(one["against_off"]["accuracy"], "+") for one in others)
-            answers.append(
-                f"| {split} | {prompt} | {percent(off['accuracy'])} | {' | '.join(changes)} |"
-            )
-            looks.append(
-                f"| {split} | {prompt} | {100 * off['stats']['trigger_rate']:.1f} % | "
-                f"{share(off['rrar'])} | {share(off['image_inside'])} | "
-                f"{share(off['image_outside'])} | {share(others[1]['image_inside'])} | "
-                f"{share(others[2]['rrar'])} |"
-            )
-    return "\n".join([*answers, "", *looks])
-
-
-def evaluation() -> str:
-    """Both arms of `vrga eval` on the grid task."""
-    lines = [
-        "| questions | samples | without VRGA | with VRGA | difference | p | speed, VRGA / off |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for split in ("noise", "similar"):
-        found = json.loads((RESULTS / f"eval-grid-{split}.json").read_text())["tasks"]["vrga_grid"]
-        base, steered = found["arms"]["base"], found["arms"]["vrga"]
-        change = found["difference"]
-        speed = steered["samples_per_second"] / base["samples_per_second"]
-        lines.append(
-            f"| {split} | {change['pairs']} | {percent(base['score'])} | "
-            f"{percent(steered['score'])} | {percent(change['score'], '+')} | {change['p']:.2g} | "
-            f"{speed:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def analyses() -> str:
-    """The paper's phenomena, on each split of the embedded model's questions."""
-
-    def cells(analysis: str, pick: Callable[[dict], str], splits: Sequence[str] = SPLITS) -> str:
-        runs = {
-            split: json.loads((RESULTS / "analyze" / f"{analysis}-{split}.json").read_text())
-            for split in splits
-        }
-        return " | ".join(pick(runs[split]) if split in runs else "" for split in SPLITS)
-
-    def ordered(expected: str) -> Callable[[dict], str]:
-        return lambda run: share(
-            next(x for x in run["order"] if x["expected"] == expected)["difference"], "+"
-        )
-
-    def trend(figure: str, heads: str, of: str = "slope") -> Callable[[dict], str]:
-        wanted = {"figure": figure, "heads": heads, "arm": "off"}
-        return lambda run: share(
-            next(x for x in run["trends"] if wanted.items() <= x.items())[of], "+"
-        )
-
-    rows = [
-        ("r of R and H_img over heads", "heads", lambda run: share(run["r_over_means"], "+")),
-        ("accuracy without random heads less without visual heads, chosen per step", "ablate",
-         lambda run: percent(run["arms"]["step visual"]["below_random"], "+")),
-        ("the same, H_v of the prefill", "ablate",
-         lambda run: percent(run["arms"]["prefill visual"]["below_random"], "+")),
-        ("RRAR, direct less reasoning", "rrar", ordered("cot < direct")),
-        ("RRAR, guided less direct", "rrar", ordered("direct < guided")),
-        ("RRAR, right less wrong, direct", "rrar",
-         lambda run: share(run["prompts"]["direct"]["right_minus_wrong"], "+")),
-        ("attention on the image, trend over a chain", "dispersion", trend("image", "all")),
-        ("its spread H_img in nats, trend", "dispersion", trend("spread", "all")),
-        ("attention on the box in visual heads, trend", "dispersion", trend("box", "visual")),
-        ("the same, last tenth of the chain less first", "dispersion",
-         trend("box", "visual", "last_less_first")),
-    ]  # fmt: skip
-    lines = [f"| | {' | '.join(SPLITS)} |", "| --- |" + " --- |" * len(SPLITS)]
-    lines += [f"| {name} | {cells(analysis, pick)} |" for name, analysis, pick in rows]
-    return "\n".join(lines)
-
-
-def recovery() -> str:
-    """What steering wins back, to the region found and to the true one, over training seeds."""
-    parts = [
-        text
-        for split in HARDER
-        for prompt in ("cot", "direct")
-        if (text := _recovery(split, prompt, recovery_runs(split, prompt)))
-    ]
-    head = [
-        "questions, training seeds", "config", "VRGA", "by seed", "to the true region", "by seed",
-        "true cell in T", "T covers", "wrong color, letter, none",
-    ]  # fmt: skip
-    return "\n".join([row(head), row(["---"] * len(head)), *parts])
-
-
-def recovery_runs(split: str, prompt: str) -> list[dict]:
-    """The runs of a split and prompt, one for each training seed, in the order of seeds.
-
-    Those of before outcomes were told apart are left out: what pooling needs is not in them.
-    """
-    name = f"recovery-{split}" if prompt == "cot" else f"recovery-{split}-{prompt}"
-    folder = RESULTS / "analyze"
-    paths = [folder / f"{name}.json", *sorted(folder.glob(f"{name}-seed*.json"))]
-    runs = [json.loads(path.read_text()) for path in paths if path.exists()]
-    return [run for run in runs if "outcomes" in run]
-
-
-def _recovery(split: str, prompt: str, runs: Sequence[dict]) -> str:
-    """Rows of one split; figures over all questions of all seeds."""
-    if not runs:
-        return ""
-    off = [run["off"][0] for run in runs]
-    counts = {run["settings"]["questions"] for run in runs}
-    (each,) = counts  # means over seeds are means over questions
-    name = f"{split}, {prompt}: {len(runs)} x {each:,}"
-    base = [f"{percentage(off)} right", span(off), "", "", "", "", _wrong(runs)]
-    lines = [row([name, "without VRGA", *base])]
-    names = {config: FORMER.get(config, config) for config in runs[0]["configs"]}
-    for config in sorted(names, key=lambda config: list(CONFIGS).index(names[config])):
-        own = [run["configs"][config] for run in runs]
-        cells = [name, names[config]]
-        for kind, flips in (("change", "flips"), ("bound", "flips_of_bound")):
-            cells += [percent(pooled([one[flips] for one in own]), "+")]
-            cells += [span([one[kind][0] for one in own], "+")]
-        cells += [percentage([one["hit"][0] for one in own])]
-        cells += [f"{100 * np.mean([one['coverage'] for one in own]):.0f} %", _wrong(own)]
-        lines.append(row(cells))
-    return "\n".join(lines)
-
-
-def pooled(flips: Sequence[dict]) -> Interval:
-    """The paired difference over the questions of several runs, with its bootstrap interval."""
-    gained, lost, of = (sum(one[x] for one in flips) for x in ("gained", "lost", "of"))
-    change = np.zeros(of)
-    change[:gained], change[gained : gained + lost] = 1, -1
-    return paired_difference(change, np.zeros(of))
-
-
-def percentage(values: Sequence[float]) -> str:
-    """A mean of shares."""
-    return f"{100 * np.mean(values):.1f} %"
-
-
-def span(values: Sequence[float], sign: str = "") -> str:
-    """Lowest to highest share."""
-    return f"{100 * min(values):{sign}.1f} to {100 * max(values):{sign}.1f}"
-
-
-def _wrong(found: Sequence[dict]) -> str:
-    """Means over runs of the shares of wrong answers by kind."""
-    kinds = ("color", "letter", "none")
-    shares = [np.mean([one["outcomes"]["wrong"][kind][0] for one in found]) for kind in kinds]
-    return ", ".join(f"{100 * one:.1f}" for one in shares) + " %"
-
-
-def closer() -> str:
-    """What finding a place and zooming wins, arm by arm, on each split that was asked."""
-    lines = [
-        "| questions | | right | less asked once | visual tokens |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for path in sorted((RESULTS / "closer").glob("*.json")):
-        run = json.loads(path.read_text())
-        found = run["pooled"]
-        seeds = len(run["models"])
-        questions = f"{path.stem}: {seeds} x {found['questions'] // seeds:,}"
-        for arm in (arm for arm in TOLD if arm in found["accuracy"]):
-            hits = found["accuracy"][arm]
-            change = "" if arm == "once" else percent(found["less_once"][arm], "+")
-            tokens = f"{found['visual_tokens'][arm]:.0f}"
-            lines.append(row([questions, TOLD[arm], percent(hits), change, tokens]))
-    return "\n".join(lines)
-
-
 def versions() -> str:
     """What was run with which transformers, and when."""
     lines = [
@@ -412,36 +195,18 @@ def versions() -> str:
     return "\n".join(lines)
 
 
-def summary() -> str:
-    """The README's few lines: what steering to the region changes, over all training seeds."""
-    lines = [row(["questions", "without VRGA", *(told for _, told in SUMMARY), "true region"])]
-    lines.append(row(["---"] * (len(SUMMARY) + 3)))
-    for split in HARDER:
-        runs = recovery_runs(split, "cot")
-        if not runs:
-            continue
-        configs = [{FORMER.get(k, k): v for k, v in run["configs"].items()} for run in runs]
-        own = {name: [one[name] for one in configs] for name, _ in SUMMARY}
-        flips = [(name, "flips") for name, _ in SUMMARY] + [(SUMMARY[-1][0], "flips_of_bound")]
-        cells = [f"{split}, {len(runs)} x {runs[0]['settings']['questions']:,}"]
-        cells += [f"{percentage([run['off'][0] for run in runs])} right"]
-        cells += [percent(pooled([one[kind] for one in own[name]]), "+") for name, kind in flips]
-        lines.append(row(cells))
-    return "\n".join(lines)
-
-
 def gpu() -> str:
     """What GPUs gave."""
     return tables.text(RESULTS / "gpu")
 
 
 TABLES = {
-    "summary": summary,
-    "analyses": analyses,
-    "recovery": recovery,
-    "demo": demo,
-    "evaluation": evaluation,
-    "lookback": lookback,
+    "summary": answers.summary,
+    "analyses": answers.analyses,
+    "recovery": answers.recovery,
+    "demo": answers.demo,
+    "evaluation": answers.evaluation,
+    "lookback": answers.lookback,
     "generation": generation,
     "growth": growth,
     "contenders": contenders,
@@ -451,7 +216,7 @@ TABLES = {
     "gpu": gpu,
     "trace": trace,
     "accounting": accounting,
-    "closer": closer,
+    "closer": answers.closer,
     "versions": versions,
 }
 

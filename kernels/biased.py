@@ -31,7 +31,7 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, scale: fl
         [B, 1, H, d] in q's dtype.
     """
     batch, heads, _, size = q.shape
-    kv_heads, keys = k.shape[1:3]
+    kv_heads = k.shape[1]
     packed = q.reshape(batch, kv_heads, heads // kv_heads, size)
     mask = bias.unflatten(1, (kv_heads, -1))  # [B, H_kv, G, S]
     out = _attention(packed, k, v, attn_mask=mask, scale=scale)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vrga import VRGAConfig
-from vrga.cli.commands import Preset
+from vrga.cli.options import Preset
 from vrga.config import INTEGERS, PRESETS, RANGES
 
 

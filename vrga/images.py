@@ -109,6 +109,24 @@ def bounded(image_processor, pixels: tuple[int | None, int | None]) -> dict[str,
     return {"size": {"shortest_edge": fewest, "longest_edge": most}}
 
 
+def data_uri(image: Image.Image, *, longest: int | None = None, largest: int = 200_000) -> str:
+    """An image as a page without other files holds it: PNG, or JPEG where that is large.
+
+    Args:
+        longest: pixels of the longer side at most; None keeps the size.
+        largest: bytes of a PNG; only images without transparency become JPEG.
+    """
+    if longest is not None and max(image.size) > longest:
+        image = image.copy()
+        image.thumbnail((longest, longest))
+    file, kind = io.BytesIO(), "png"
+    image.save(file, "PNG", optimize=True)
+    if file.tell() > largest and image.mode == "RGB":
+        file, kind = io.BytesIO(), "jpeg"
+        image.save(file, "JPEG", quality=88)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def is_link(text: str) -> bool:
     """Whether a text is an address such as https://..., and not of a file."""
     return bool(_LINK.match(text)) and not text.lower().startswith("file://")

@@ -404,6 +404,8 @@ def test_every_command_runs_on_a_file(questions, tmp_path, analysis, monkeypatch
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["command"] == shlex.join(["vrga", *command]) and found["failed"] == 0
     assert found["settings"]["questions"] == 3 and found["versions"]["torch"]
+    told = (tmp_path / "out" / "table.md").read_text()
+    assert told.startswith(("3 questions", "RRAR, 3 questions")) and "\n| --- | --- |" in told
     assert (tmp_path / "out" / f"{analysis}.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -8,6 +8,7 @@ import types
 import typing
 import warnings
 import webbrowser
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from transformers import ImageTextToTextPipeline
 
 import vrga
 from vrga import VRGAConfig
-from vrga.answers.page import edges, marked_words
+from vrga.answers.page import edges
 from vrga.demo.data import SPLITS, TEST_SEEDS, is_card, make_samples, prepare, split_options
+from vrga.marks import marked_words
 
 NOISY = make_samples(2, seed=TEST_SEEDS.start, noise=140.0)
 
@@ -191,6 +193,25 @@ def test_a_notebook_draws_image_region_and_answers(answered):
 )
 def test_words_that_differ_are_marked(first, second, marked):
     assert marked_words(first, second) == marked
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("a b", "a b"),
+        ("", "x <y>"),
+        ("a  a", "a a a"),
+        ("a a", "a a a"),  # alike at both ends, which overlap
+        ("see K red. " * 600, "see K blue. " * 500),  # a model that repeats itself
+        ("one " + "so red. " * 900 + "end", "one " + "so blue. " * 900 + "end"),
+    ],
+    ids=["same", "empty", "spaces", "overlap", "repeated", "repeated between"],
+)
+def test_marks_leave_both_texts_as_they_are(first, second):
+    found = marked_words(first, second)
+    for text, marked in zip((first, second), found, strict=True):
+        assert unescape(re.sub("</?mark>", "", marked)) == text
+        assert first != second or "<mark>" not in marked
 
 
 def test_show_draws_in_a_notebook_and_opens_a_page_elsewhere(answered, monkeypatch, capsys):

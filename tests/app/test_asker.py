@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from base64 import b64encode
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,13 +16,11 @@ import vrga
 from vrga.app import asker as asking
 from vrga.app import view
 from vrga.app.asker import Answered, Asker, Question
-from vrga.app.command import Dtype
 from vrga.app.painted import cells_of, read_painted
 from vrga.app.visits import Visits
 from vrga.app.words import Said, Stopped
 from vrga.demo.data import PROMPTS, TEST_SEEDS, make_samples
 from vrga.demo.fine.data import FINE_SPLITS, make_fine_samples
-from vrga.evaluation.command import DTYPES
 from vrga.method.prompt import Grid
 from vrga.report import render
 from vrga.steering.patching import patch_of
@@ -265,10 +262,6 @@ def test_the_command_is_refused_before_anything_is_loaded(monkeypatch):
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1, port {port} .*--port"):
             raise run("app", "--port", port).exception
-
-
-def test_dtypes_are_those_of_the_other_commands():
-    assert get_args(Dtype) == DTYPES
 
 
 def test_help_imports_nothing_heavy():

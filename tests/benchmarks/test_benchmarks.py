@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import growth, table
+from benchmarks import answers, growth, table
 from vrga.evaluation.wording import percent
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def test_prompts_of_a_length_have_exactly_so_many_tokens():
 
 
 def test_recovery_is_pooled_over_training_seeds(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(answers, "RESULTS", tmp_path)
     (tmp_path / "analyze").mkdir()
     for name, gained, lost, off in (("", 30, 10, 0.5), ("-seed1", 0, 20, 0.7)):
         wrong = {"color": [0.1 + off / 10, 0, 1], "letter": [0.02, 0, 1], "none": [0.0, 0, 1]}
@@ -118,18 +118,18 @@ def test_recovery_is_pooled_over_training_seeds(tmp_path, monkeypatch):
         (tmp_path / "analyze" / f"recovery-long{name}.json").write_text(json.dumps(run))
     older = {"settings": {"questions": 1000}, "off": [0.9, 0, 1], "configs": {}}
     (tmp_path / "analyze" / "recovery-noise.json").write_text(json.dumps(older))
-    _, _, base, steered = table.recovery().splitlines()
+    _, _, base, steered = answers.recovery().splitlines()
     assert base == (
         "| long, cot: 2 x 100 | without VRGA | 60.0 % right | 50.0 to 70.0 |  |  |  |  | "
         "16.0, 2.0, 0.0 % |"
     )
-    value, low, high = table.pooled([{"gained": 30, "lost": 30, "of": 200}])
+    value, low, high = answers.pooled([{"gained": 30, "lost": 30, "of": 200}])
     assert value == 0 and low == pytest.approx(-high, abs=0.011)
     assert high == pytest.approx(1.96 * (60 / 200 / 200) ** 0.5, rel=0.08)  # normal, of 0.3 flips
     cells = steered.split(" | ")
     assert cells[1:3] == [
         "sparing",
-        percent(table.pooled([{"gained": 30, "lost": 30, "of": 200}]), "+"),
+        percent(answers.pooled([{"gained": 30, "lost": 30, "of": 200}]), "+"),
     ]
     assert cells[3] == "-20.0 to +20.0" and cells[4].startswith("+15.0 % (")
     assert cells[5:] == ["+0.0 to +30.0", "60.0 %", "25 %", "16.0, 2.0, 0.0 % |"]

@@ -10,12 +10,12 @@ from PIL import Image
 
 from vrga import beforehand
 from vrga.analysis.ablate import SELECTIONS
+from vrga.analysis.lookback import STEERINGS
 from vrga.analysis.study import APART, FIRST
 from vrga.cli import main
 from vrga.demo.data import SPLITS, TEST_SEEDS
 from vrga.demo.fine.data import FINE_SPLITS
 from vrga.evaluation.items import PROMPTS
-from vrga.evaluation.lookback import STEERINGS
 from vrga.lookback import STYLES
 from vrga.plots import save
 
@@ -86,8 +86,7 @@ def test_what_is_wrong_is_told_before_the_work(tmp_path, monkeypatch, capsys, ar
     def late(*args, **options):
         raise AssertionError("a model was loaded first")
 
-    for module in ("answers.generation", "demo.show", "evaluation.run", "evaluation.tuning",
-                   "evaluation.lookback", "analysis.study"):  # fmt: skip
+    for module in ("answers.generation", "demo.show", "evaluation.run", "analysis.study"):
         monkeypatch.setattr(f"vrga.{module}.load", late)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:

@@ -10,7 +10,7 @@ from PIL import Image, ImageFile
 
 import vrga
 from vrga.answers import generation
-from vrga.cli import commands, main
+from vrga.cli import main
 from vrga.demo.data import TEST_SEEDS, make_samples, parse_answer
 from vrga.images import read_image
 from vrga.recording.token_texts import Streamed
@@ -71,7 +71,7 @@ def test_completion_can_be_installed():
 def test_a_streamed_answer_is_the_answer(picture, tmp_path, monkeypatch, more):
     path, sample = picture
     pieces = []
-    monkeypatch.setattr(commands, "_speak", pieces.append)
+    monkeypatch.setattr("vrga.cli.generate._speak", pieces.append)
     more = [str(tmp_path / "trace") if word == "TRACE" else word for word in more]
     ask = ("generate", "--image", path, "--question", f"{sample.question} think step by step.")
     answer = run(*ask, *[word for word in more if word == "--no-vrga"]).stdout.strip()

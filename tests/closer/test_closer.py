@@ -297,6 +297,7 @@ def test_the_command_prints_answer_decision_and_cost(tmp_path):
     more = ["--map", str(tmp_path / "map.png"), "--trace", str(tmp_path / "trace")]
     done = CliRunner().invoke(app, command + more)
     assert done.exit_code == 0, done.output
+    assert "config: paper" in done.stderr.splitlines()
     for words in ("looked closer: 1 crop", "shown 168 x 168", "reused", "closer.json"):
         assert words in done.output
     assert (tmp_path / "map.png").stat().st_size > 10_000

@@ -18,6 +18,7 @@ from vrga.cli import app
 from vrga.demo.data import CELL, LETTERS, TEST_SEEDS
 from vrga.demo.fine import arms, photos
 from vrga.demo.fine.arms import FOUND, LARGER, ONCE, RANDOM, TOLD, TRUE, TWICE, run_fine_arms
+from vrga.demo.fine.batches import FineBatches
 from vrga.demo.fine.data import (
     CARDS,
     FIELD,
@@ -29,7 +30,6 @@ from vrga.demo.fine.data import (
     spoken,
 )
 from vrga.demo.fine.settings import CLOSER, FINDING
-from vrga.demo.fine.train import FineBatches
 
 DRAWN = [split for split in FINE_SPLITS if split != "fine-photos"]
 

@@ -12,13 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from command import status
 
 pytest.importorskip("lmms_eval")
 
 import vrga
+from vrga.cli import main
+from vrga.cli.status import FAILED, STOPPED
 from vrga.demo.data import PROMPTS, SPLITS, TEST_SEEDS, make_samples, parse_answer
 from vrga.evaluation import store as stores
-from vrga.evaluation.command import FAILED, STOPPED, main
 from vrga.evaluation.compare import compare
 from vrga.steering.patching import patch_of
 
@@ -42,7 +44,7 @@ def _own_caches(tmp_path_factory):
 
 
 def evaluate(output, *more):
-    return main([*GRID, "--output", str(output), *map(str, more)])
+    return status("eval", *GRID, "--output", output, *more)
 
 
 def results(folder):
@@ -111,11 +113,16 @@ def test_results_say_what_they_depend_on(whole):
     assert found["settings"]["attn_implementation"] is None and found["processes"] == 1
 
 
-@pytest.mark.parametrize("arms", [(), ("--vrga", "--no-vrga")], ids=["none", "two"])
-def test_an_arm_must_be_named(tmp_path, arms, capsys):
+@pytest.mark.parametrize(
+    ("arms", "given"),
+    [((), "none of them"), (("--vrga", "--no-vrga"), "--vrga, --no-vrga")],
+    ids=["none", "two"],
+)
+def test_an_arm_must_be_named(tmp_path, arms, given, capsys):
     with pytest.raises(SystemExit) as stopped:
-        evaluate(tmp_path, *arms)
-    assert stopped.value.code == 2 and "--vrga" in capsys.readouterr().err
+        main(["eval", *GRID, "--output", str(tmp_path), *arms])
+    told = f"give one of --vrga, --no-vrga, --compare, which says what is evaluated; given: {given}"
+    assert stopped.value.code == 2 and " ".join(capsys.readouterr().err.split()) == f"vrga: {told}"
 
 
 def test_the_base_arm_takes_no_steering_options(tmp_path):
@@ -232,9 +239,9 @@ def test_a_bad_image_fails_its_sample_alone(tmp_path):
     rows = [{"question": "what color is the K?", "answer": "red", "image": f"{i}.png"}
             for i in range(3)]  # fmt: skip
     (tmp_path / "GeoMath.json").write_text(json.dumps(rows))
-    arguments = ["--tasks", "GeoMath", "--data", str(tmp_path), "--vrga", "--output",
+    arguments = ["eval", "--tasks", "GeoMath", "--data", str(tmp_path), "--vrga", "--output",
                  str(tmp_path / "run"), "--max-new-tokens", "6"]  # fmt: skip
-    assert main(arguments) == FAILED
+    assert status(*arguments) == FAILED
     found = samples(tmp_path / "run")
     assert [one["error"] is None for one in found] == [True, False, True]
     assert "1.png" in found[1]["error"]
@@ -242,17 +249,17 @@ def test_a_bad_image_fails_its_sample_alone(tmp_path):
     assert arm["failed"] == 1 and arm["samples"] == 3
     # Mended, it is asked again; with other questions the run does not go on.
     make_samples(1, seed=9)[0].image.save(tmp_path / "1.png")
-    assert main([*arguments, "--resume"]) == 0
+    assert status(*arguments, "--resume") == 0
     assert [one["error"] for one in samples(tmp_path / "run")] == [None] * 3
     (tmp_path / "GeoMath.json").write_text(json.dumps(rows[:2]))
     with pytest.raises(ValueError, match="data_hash"):
-        main([*arguments, "--resume"])
+        status(*arguments, "--resume")
 
 
 @pytest.mark.slow
 def test_unknown_tasks_are_named(tmp_path):
     with pytest.raises(ValueError, match="no task nothing_such in lmms-eval"):
-        main(["--tasks", "nothing_such", "--vrga", "--output", str(tmp_path)])
+        status("eval", "--tasks", "nothing_such", "--vrga", "--output", tmp_path)
     # The folder is not taken by what never ran.
     assert evaluate(tmp_path, "--no-vrga", "--limit", 2) == 0
 
@@ -267,7 +274,7 @@ def test_unknown_tasks_are_named(tmp_path):
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, options, told):
     with pytest.raises(ValueError, match=told):
-        main([*options, "--vrga", "--output", str(tmp_path / "x")])
+        status("eval", *options, "--vrga", "--output", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from command import status
 from encoded import stored
 from PIL import Image
 
 from vrga.evaluation import store as stores
 from vrga.evaluation.arms import accuracy, compared
-from vrga.evaluation.command import main, read_config
 from vrga.evaluation.compare import compare
 from vrga.evaluation.items import read_items
 from vrga.evaluation.options import letter_of_key, read_options
@@ -328,7 +328,7 @@ def test_a_config_file_that_is_none_is_named(tmp_path, text):
     path = tmp_path / "best.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="best.json is no configuration: ."):
-        read_config(path)
+        status("eval", "--tasks", "grid", "--vrga", "--output", tmp_path, "--config", path)
 
 
 def test_data_that_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
@@ -341,9 +341,8 @@ def test_data_that_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
                 raise ConnectionError("Couldn't reach 'lmms-lab/POPE' on the Hub\nmore\nlines")
 
     monkeypatch.setattr(lmms, "get_task_dict", offline)
-    arguments = ["--tasks", "vrga_pope", "--no-vrga", "--output", str(tmp_path / "run")]
     with pytest.raises(ValueError) as error:
-        main(arguments)
+        status("eval", "--tasks", "vrga_pope", "--no-vrga", "--output", tmp_path / "run")
     told = str(error.value)
     assert "data of task vrga_pope cannot be loaded (ConnectionError: Couldn't reach" in told
     assert "--data" in told and "token" in told and "\n" not in told

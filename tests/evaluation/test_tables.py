@@ -7,9 +7,10 @@ import re
 import pytest
 from rich.console import Console
 
-from vrga.analysis import recovery
+from vrga.analysis import ablate, closer, dispersion, lookback, recovery, rrar, tuning
+from vrga.demo.fine.arms import TOLD
 from vrga.evaluation import compare as comparing
-from vrga.evaluation import lookback, tables, tuning
+from vrga.evaluation import tables
 from vrga.evaluation.compare import compare, flips
 from vrga.evaluation.store import ANSWERED, Store
 from vrga.evaluation.wording import Table, percent
@@ -52,7 +53,40 @@ def recovery_table():
     return recovery.table(found, "cot", 500)
 
 
+def ablate_tables():
+    one = {"heads": 20.0, "accuracy": SCORE, "against_none": CHANGE["accuracy"]}
+    gap = {"below_random": CHANGE["accuracy"], "verdict": "cannot tell"}
+    return ablate.tables({"prefill low_focus": one, "prefill visual": one | gap}, 300)
+
+
+def rrar_tables():
+    prompt = {"rrar": SCORE, "right": SCORE, "wrong": SCORE, "right_answers": 999,
+              "wrong_answers": 999, "right_minus_wrong": CHANGE["rrar"],
+              "verdict": "cannot tell"}  # fmt: skip
+    order = {"expected": "direct < guided", "difference": CHANGE["rrar"], "verdict": "not clear"}
+    return rrar.tables({"prompts": {"guided": prompt}, "order": [order]}, 1000)
+
+
+def dispersion_tables():
+    one = {"heads": "visual", "figure": "spread", "arm": "off", "first": SCORE, "last": SCORE,
+           "last_less_first": CHANGE["accuracy"], "slope": CHANGE["accuracy"],
+           "expected": "rises", "verdict": "cannot tell"}  # fmt: skip
+    steered = {"heads": "visual", "figure": "spread", "difference": CHANGE["accuracy"]}
+    return dispersion.tables({"trends": [one], "steering": [steered]}, 500)
+
+
+def closer_table():
+    arms = {name: SCORE for name in TOLD}
+    found = {"questions": 1000, "accuracy": arms, "less_once": arms, "peak": SCORE, "held": SCORE,
+             "zooms": SCORE, "visual_tokens": dict.fromkeys(arms, 67.0)}  # fmt: skip
+    return closer.table(found, "fine-photos")
+
+
 ALL = {
+    "ablate": ablate_tables(),
+    "rrar": rrar_tables(),
+    "dispersion": dispersion_tables(),
+    "closer": [closer_table()],
     "eval": [eval_table()],
     "compare": [compare_table()],
     "tune": [tuning_table()],
@@ -84,6 +118,14 @@ def test_an_interval_stands_below_its_figure():
     console.print(table)
     lines = [line.strip() for line in console.file.getvalue().splitlines()]
     assert lines[lines.index("95.8 %") + 1] == "(79.8, 99.3)"
+
+
+def test_a_table_is_the_same_on_a_page():
+    table = Table("samples\n/s", "in <back>", title="told apart")
+    table.add_row(percent(SCORE), "a|b")
+    assert table.markdown().splitlines() == [
+        "| samples/s | in \\<back> |", "| --- | --- |", "| 95.8 % (79.8, 99.3) | a\\|b |"
+    ]  # fmt: skip
 
 
 def answered(key, score, text="answer K red.", error=None):

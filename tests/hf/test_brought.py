@@ -14,8 +14,7 @@ from vrga.analysis import recovery
 from vrga.cli import app
 from vrga.config import FILE, PRESETS
 from vrga.demo import build
-from vrga.evaluation import command
-from vrga.hf.brought import choose
+from vrga.hf.brought import choose, chosen_for
 from vrga.hf.files import embedded
 
 
@@ -277,13 +276,13 @@ def test_a_trained_embedded_model_is_saved_with_its_configuration(loaded, tmp_pa
 
 
 def test_commands_take_what_the_checkpoint_brings(tmp_path):
-    assert command.chosen(None, None, None).config == VRGAConfig.sparing()
-    assert command.chosen("default", 2.0, None).config == VRGAConfig.sparing(gain=2.0)
-    assert command.chosen("paper", None, None).config == VRGAConfig.paper()
+    assert chosen_for(None).config == VRGAConfig.sparing()
+    assert chosen_for(None, "default", 2.0).config == VRGAConfig.sparing(gain=2.0)
+    assert chosen_for(None, "paper").config == VRGAConfig.paper()
     other = tmp_path / "model"
     shutil.copytree(embedded(), other)
     (other / FILE).unlink()
-    assert command.chosen(None, None, str(other)).config == VRGAConfig.paper()
+    assert chosen_for(str(other)).config == VRGAConfig.paper()
     assert recovery.named(["default", "paper"], str(other))["default"] == VRGAConfig.paper()
     assert recovery.named(["default"], None)["default"] == VRGAConfig.sparing()
 

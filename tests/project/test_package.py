@@ -122,6 +122,7 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
         "vrga/report/drawing.js",
         "vrga/app/viewer.js",
         "vrga/app/viewer.css",
+        "vrga/evaluation/turned.html.jinja",
     ):
         assert name in shipped and name in installed
     assert not [name for name in installed if name.startswith("kernels/")]

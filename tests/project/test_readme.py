@@ -22,7 +22,6 @@ import vrga
 from benchmarks import table
 from vrga.cli import app
 from vrga.demo.data import make_samples
-from vrga.evaluation.command import parser
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -82,8 +81,6 @@ def spoken(text):
 def options_of(words):
     """Options of a vrga command, and None for a command that there is not."""
     command, given = typer.main.get_command(app), list(words)
-    if given[0] == "eval":
-        return set(parser()._option_string_actions)
     while hasattr(command, "commands"):
         name = given.pop(0)
         if name not in command.commands:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vrga.analysis.figures import ablate_figure
 from vrga.analysis.study import Study, failures, verdict
+from vrga.beforehand import check_known
 from vrga.config import VRGAConfig
 from vrga.evaluation.arms import Arm, accuracy, right
 from vrga.evaluation.wording import Table, percent
@@ -49,7 +50,7 @@ def analyze(
     Raises:
         ValueError: an unknown selection, or a first layer that the model does not have.
     """
-    check_selections(selections)
+    check_known("--selection", selections, SELECTIONS)
     items = study.items(DRAWN)
     loaded = study.load()
     text = loaded[0].config.get_text_config()
@@ -60,20 +61,10 @@ def analyze(
         "ablate", items, prompt=prompt, selections=list(selections), heads=heads,
         first_layer=first_layer,
     )  # fmt: skip
-    samples = study.run(loaded, items, arms, settings, measure=False)
+    samples = study.run(items, arms, settings, loaded, measure=False)
     found = figures({arm.steering: samples[arm.name] for arm in arms}, heads, first_layer, shape[0])
-    for table in tables(found["arms"], len(items)):
-        study.console.print(table)
-    return study.finish(settings, found, ablate_figure(found["arms"]))
-
-
-def check_selections(selections: Sequence[str]) -> None:
-    """Raise ValueError for an unknown selection, or none."""
-    other = [name for name in selections if name not in SELECTIONS]
-    if other or not selections:
-        raise ValueError(
-            f"--selection {', '.join(other) or '(none)'}: known are {', '.join(SELECTIONS)}"
-        )
+    told = tables(found["arms"], len(items))
+    return study.finish(settings, found, told, ablate_figure(found["arms"]))
 
 
 def sizes(

@@ -8,14 +8,13 @@ one larger picture of as many pixels as picture and crops have together.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from vrga.analysis.study import APART, FIRST, Study, verdict
 from vrga.closer.zoom import Zoom
@@ -36,11 +35,12 @@ from vrga.demo.fine.arms import (
 from vrga.demo.fine.data import FineSample, fine_split_options, is_right, make_fine_samples
 from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.evaluation.store import write_json
-from vrga.evaluation.wording import percent
+from vrga.evaluation.wording import Table, percent, say_config
 from vrga.hf.checkpoints import load
 from vrga.intervals import paired_difference, wilson
 
 DRAWN = 250
+COLUMNS = ("", "right", "less asked once", "visual tokens")
 
 
 def analyze(
@@ -82,6 +82,7 @@ def analyze(
         zoom=zoom.settings(),
         finding=asdict(config),
     )
+    say_config(study.console, config.name)
     own: dict[str, dict] = {}
     for number, name in enumerate(models):
         path = study.output / "models" / f"{number}.json"
@@ -94,8 +95,8 @@ def analyze(
             write_json(path, {"settings": settings | {"model": name}, "found": own[name]})
     settings["models"] = list(models)
     found = {"models": own, "pooled": pooled(list(own.values()), chosen)}
-    study.console.print(table(found["pooled"], study.split))
-    return study.finish(settings, found, closer_figure(found["pooled"], study.split))
+    told = [table(found["pooled"], study.split)]
+    return study.finish(settings, found, told, closer_figure(found["pooled"], study.split))
 
 
 def _known(path: Path, settings: dict) -> dict | None:
@@ -205,21 +206,24 @@ def pooled(own: Sequence[Mapping], arms: Sequence[str]) -> dict:
     return found
 
 
+def rows(found: Mapping) -> Iterator[tuple[str, ...]]:
+    """A row of `COLUMNS` for each arm."""
+    for arm in (arm for arm in TOLD if arm in found["accuracy"]):
+        hits = found["accuracy"][arm]
+        change = "" if arm == ONCE else percent(found["less_once"][arm], "+")
+        yield TOLD[arm], percent(hits), change, f"{found['visual_tokens'][arm]:.0f}"
+
+
 def table(found: Mapping, split: str) -> Table:
     """One line per arm."""
     made = Table(
         title=f"{split}, {found['questions']} questions; brackets: 95 % intervals, differences "
         "paired"
     )
-    for column in ("", "right", "less asked once", "visual tokens"):
+    for column in COLUMNS:
         made.add_column(column)
-    for arm, hits in found["accuracy"].items():
-        made.add_row(
-            TOLD[arm],
-            percent(hits),
-            "" if arm == ONCE else percent(found["less_once"][arm], "+"),
-            f"{found['visual_tokens'][arm]:.0f}",
-        )
+    for cells in rows(found):
+        made.add_row(*cells)
     told = [
         f"map's peak on an asked card: {percent(found['peak'])}",
         f"all asked letters in the crops: {percent(found['held'])}",

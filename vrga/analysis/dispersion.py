@@ -101,11 +101,10 @@ def analyze(study: Study, *, prompt: str = "cot", gain: float = 1.5, bins: int =
     arms = [Arm(OFF, None, prompt), Arm(ON, VRGAConfig.published(gain=gain), prompt)]
     settings = study.settings("dispersion", items, prompt=prompt, gain=gain, bins=bins)
     looks = partial(course_of, bins=bins)
-    samples = study.run(study.load(), items, arms, settings, looks=looks)
+    samples = study.run(items, arms, settings, looks=looks)
     found = figures({arm.steering: samples[arm.name] for arm in arms}, bins)
-    for table in tables(found, len(items)):
-        study.console.print(table)
-    return study.finish(settings, found, dispersion_figure(found["courses"]))
+    told = tables(found, len(items))
+    return study.finish(settings, found, told, dispersion_figure(found["courses"]))
 
 
 def courses(samples: Sequence[dict], name: str, bins: int) -> np.ndarray:

@@ -69,10 +69,8 @@ def analyze(study: Study) -> dict:
     items = study.items(DRAWN)
     heads = measure(study.load(), items, study)
     found = figures(heads)
-    for table in tables(found, len(heads.focus)):
-        study.console.print(table)
-    settings = study.settings("heads", items)
-    return study.finish(settings, found, heads_figure(found))
+    settings, told = study.settings("heads", items), tables(found, len(heads.focus))
+    return study.finish(settings, found, told, heads_figure(found))
 
 
 def figures(heads: Heads) -> dict:

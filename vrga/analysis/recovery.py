@@ -16,8 +16,8 @@ from vrga.analysis.study import Study, failures, verdict
 from vrga.config import VRGAConfig
 from vrga.demo.data import asked_letter, parse_answer, spoken_answer
 from vrga.evaluation.arms import Arm, accuracy, compared, look, right
-from vrga.evaluation.command import chosen
 from vrga.evaluation.wording import Table, percent
+from vrga.hf.brought import chosen_for
 from vrga.intervals import paired_difference, wilson
 
 DRAWN = 200
@@ -52,7 +52,7 @@ def named(names: Sequence[str] | None, model: str | None) -> dict[str, VRGAConfi
     for name in names or CONFIGS:
         if name not in (*CONFIGS, "default"):
             raise ValueError(f"--config {name}: known are {'; '.join(CONFIGS)}; default")
-        own = CONFIGS[name] if name in CONFIGS else chosen(None, None, model).config
+        own = CONFIGS[name] if name in CONFIGS else chosen_for(model).config
         found[name] = own
     return found
 
@@ -75,13 +75,13 @@ def analyze(
     arms = [Arm(OFF, None, prompt)]
     arms += [Arm(_name(n, t), c, prompt, given=t) for n, c in configs.items() for t in (0, 1)]
     settings = study.settings("recovery", items, prompt=prompt, configs=list(configs))
-    samples = study.run(study.load(), items, arms, settings)
+    samples = study.run(items, arms, settings)
     letters = None
     if study.data is None:
         letters = {item.id: asked_letter(item.question) for item in items}
     found = figures({arm.steering: samples[arm.name] for arm in arms}, list(configs), letters)
-    study.console.print(table(found, prompt, len(items)))
-    return study.finish(settings, found, recovery_figure(found["configs"]))
+    told = [table(found, prompt, len(items))]
+    return study.finish(settings, found, told, recovery_figure(found["configs"]))
 
 
 def _name(config: str, true: bool) -> str:

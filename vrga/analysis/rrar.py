@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from vrga.analysis.figures import rrar_figure
 from vrga.analysis.study import Study, failures, image_size, verdict
+from vrga.beforehand import check_known
 from vrga.evaluation.arms import Arm, accuracy, look, right
 from vrga.evaluation.items import PROMPTS, Item
 from vrga.evaluation.wording import Table, share
@@ -40,17 +41,14 @@ def analyze(study: Study, *, prompts: Sequence[str] = DEFAULT) -> dict:
     Raises:
         ValueError: an unknown prompt, or none; a question without a box.
     """
-    other = [name for name in prompts if name not in KNOWN]
-    if other or not prompts:
-        raise ValueError(f"--prompts {', '.join(other) or '(none)'}: known are {', '.join(KNOWN)}")
+    check_known("--prompts", prompts, KNOWN)
     items = [guided(item) for item in study.items(DRAWN, boxes=True)]
     arms = [Arm("off", None, prompt) for prompt in prompts]
     settings = study.settings("rrar", items, prompts=list(prompts))
-    samples = study.run(study.load(), items, arms, settings)
+    samples = study.run(items, arms, settings)
     found = figures({arm.prompt: samples[arm.name] for arm in arms})
-    for one in tables(found, len(items)):
-        study.console.print(one)
-    return study.finish(settings, found, rrar_figure(found["prompts"]))
+    told = tables(found, len(items))
+    return study.finish(settings, found, told, rrar_figure(found["prompts"]))
 
 
 def guided(item: Item) -> Item:

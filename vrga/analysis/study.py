@@ -1,4 +1,8 @@
-"""What an analysis asks, of which model, and where its results go."""
+"""What an experiment asks, of which model, in which arms, and where its results go.
+
+Look-Back's first experiment, tuning and the analyses run on it: each says which arms there are and
+what is made of their samples.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from vrga.evaluation.arms import Arm, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
 from vrga.evaluation.looking import cells_in
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
-from vrga.evaluation.wording import say_config
+from vrga.evaluation.wording import Table, say_config
 from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.intervals import Interval
@@ -24,28 +28,29 @@ from vrga.plots import save
 
 FIRST = TEST_SEEDS.start + 100_000  # seed of the first drawn question; those before are others'
 APART = 10_000  # questions drawn with another --seed start this much later
-RESULTS = "results.json"
+RESULTS, TABLE = "results.json", "table.md"
 
 
 @dataclass(frozen=True)
 class Study:
-    """The options that all analyses share.
+    """The options that all experiments share.
 
     Args:
-        output: folder of results.json, the figure and, where answers are kept, samples.jsonl.
+        output: folder of results.json, table.md, the figure and, where answers are kept,
+            samples.jsonl.
         data: questions, see `read_items`; None draws them for the embedded model.
         model: checkpoint folder or hub id; None is the embedded model.
-        limit: questions; None is all of the file's, or the analysis' own number of drawn ones.
+        limit: questions; None is all of the file's, or the experiment's own number of drawn ones.
         split: of the drawn questions, a key of `SPLITS`.
         style: of the back prompt, for a file's questions.
         batch: rows per call of generate.
         max_new_tokens: longest answer; None is 128 for the embedded model, else 2048.
-        seed: of the drawn questions, and of random heads.
+        seed: of the drawn questions and of random heads, or of the halves of a file.
         resume: go on with the run in `output`.
         command: what the user typed, for results.json.
 
     Raises:
-        ValueError: a split with a data file, or a seed out of range.
+        ValueError: a split with a data file.
     """
 
     output: Path
@@ -64,9 +69,6 @@ class Study:
     def __post_init__(self):
         if self.data is not None and self.split != "clean":
             raise ValueError("--split is for drawn questions: leave it out with a data file")
-        seeds = (len(TEST_SEEDS) - (FIRST - TEST_SEEDS.start)) // APART
-        if not 0 <= self.seed < seeds:
-            raise ValueError(f"--seed {self.seed}: 0 to {seeds - 1}")
 
     @property
     def longest(self) -> int:
@@ -75,8 +77,32 @@ class Study:
             return self.max_new_tokens
         return 128 if self.model is None else 2048
 
+    @property
+    def first(self) -> int:
+        """Seed of the first question that an analysis draws.
+
+        Raises:
+            ValueError: more seeds are not kept apart.
+        """
+        seeds = (len(TEST_SEEDS) - (FIRST - TEST_SEEDS.start)) // APART
+        if not 0 <= self.seed < seeds:
+            raise ValueError(f"--seed {self.seed}: 0 to {seeds - 1}")
+        return FIRST + APART * self.seed
+
+    def questions(self, drawn: int, first: int) -> list[Item]:
+        """The questions of the file, or drawn ones.
+
+        Args:
+            drawn: how many to draw without a limit.
+            first: seed of the first drawn one.
+        """
+        if self.data is not None:
+            return read_items(self.data, self.style)[: self.limit]
+        samples = make_samples(self.limit or drawn, seed=first, **split_options(self.split))
+        return drawn_items(samples)
+
     def items(self, drawn: int, *, boxes: bool = False) -> list[Item]:
-        """The questions, their boxes checked.
+        """The questions of an analysis, their boxes checked.
 
         Args:
             drawn: how many to draw without a limit.
@@ -86,12 +112,8 @@ class Study:
             ValueError: a question without a box that needs one, or a box outside its image.
             OSError: an image that cannot be read.
         """
-        if self.data is None:
-            seed = FIRST + APART * self.seed
-            samples = make_samples(self.limit or drawn, seed=seed, **split_options(self.split))
-            return drawn_items(samples)
-        items = read_items(self.data, self.style)[: self.limit]
-        for item in items:
+        items = self.questions(drawn, self.first)
+        for item in items if self.data is not None else ():
             if item.box is not None:
                 check_box(item)
             elif boxes:
@@ -103,39 +125,68 @@ class Study:
 
     def load(self) -> tuple[torch.nn.Module, object]:
         """The model and its processor; the embedded model in float32."""
-        return load(self.model, **({"dtype": torch.float32} if self.model is None else {}))
+        return load(dtype=torch.float32) if self.model is None else load(self.model)
 
     def settings(self, analysis: str, items: Sequence[Item], **own) -> dict:
-        """What decides the samples' contents; `own` are the analysis' options."""
+        """What decides the samples' contents of an analysis; `own` are its options."""
+        return {"analysis": analysis, "seed": self.seed, **self.common(len(items)), **own}
+
+    def common(self, questions: int | Sequence[int]) -> dict:
+        """Settings of every experiment."""
         return {
-            "analysis": analysis,
             "data": None if self.data is None else str(self.data),
             "data_hash": fingerprint(self.data),
             "model": self.model,
-            "questions": len(items),
+            "questions": questions,
             "split": self.split if self.data is None else None,
             "style": self.style,
             "max_new_tokens": self.longest,
-            "seed": self.seed,
-            **own,
         }
 
-    def run(
-        self, loaded: tuple, items: Sequence[Item], arms: Sequence[Arm], settings: dict, **more
+    def store(self, settings: dict, part: str = "") -> Store:
+        """The samples' folder, or that of a part of the run; refuses before anything is loaded."""
+        return Store(self.output / part, settings, resume=self.resume, fields=ANSWERED)
+
+    def ask(
+        self, loaded: tuple, items: Sequence[Item], arms: Sequence[Arm], store: Store, **more
     ) -> dict[str, list[dict]]:
         """The samples of each arm by its name; see `run_arms` for `more`."""
-        store = Store(self.output, settings, resume=self.resume, fields=ANSWERED)
+        model, processor = loaded
+        return run_arms(
+            model, processor, items, arms, store, batch=self.batch, max_new_tokens=self.longest,
+            console=self.console, **more,
+        )  # fmt: skip
+
+    def run(
+        self,
+        items: Sequence[Item],
+        arms: Sequence[Arm],
+        settings: dict,
+        loaded: tuple | None = None,
+        **more,
+    ) -> dict[str, list[dict]]:
+        """As `ask`, of the arms of an analysis; says how they steer.
+
+        Args:
+            loaded: model and processor, where they are needed before; None loads them.
+        """
+        store = self.store(settings)
         steered = {arm.steering: arm.config for arm in arms if arm.config is not None}
         if steered:
             told = {config.name: name for name, config in reversed(steered.items())}
             say_config(self.console, "; ".join(f"{told[x]}: {x}" for x in reversed(told)))
-        return run_arms(
-            *loaded, items, arms, store, batch=self.batch, max_new_tokens=self.longest,
-            console=self.console, **more,
-        )  # fmt: skip
+        return self.ask(loaded or self.load(), items, arms, store, **more)
 
-    def finish(self, settings: dict, found: Mapping, figure: Figure) -> dict:
-        """Write results.json and the figure; what results.json holds."""
+    def finish(
+        self, settings: dict, found: Mapping, tables: Sequence[Table], figure: Figure | None = None
+    ) -> dict:
+        """Print the tables; write results.json, table.md and the figure; what results.json holds.
+
+        Args:
+            figure: of an analysis, whose name it gets.
+        """
+        for table in tables:
+            self.console.print(table)
         results = {
             "command": self.command,
             "settings": settings,
@@ -144,8 +195,11 @@ class Study:
         }
         self.output.mkdir(parents=True, exist_ok=True)
         write_json(self.output / RESULTS, results)
-        path = save(figure, self.output / f"{settings['analysis']}.png")
-        self.console.print(f"figure: {path}", style="dim", soft_wrap=True)
+        parts = (part for one in tables for part in (one.title, one.markdown(), one.caption))
+        (self.output / TABLE).write_text("\n\n".join(map(str, filter(None, parts))) + "\n", "utf-8")
+        if figure is not None:
+            path = save(figure, self.output / f"{settings['analysis']}.png")
+            self.console.print(f"figure: {path}", style="dim", soft_wrap=True)
         return results
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import difflib
-import io
-import re
 from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from vrga.images import data_uri
+from vrga.marks import marked_words
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
 
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from vrga.answers.ask import Answer
 
 LONGEST_SIDE = 640  # pixels of an image
-LARGEST_PNG = 200_000  # bytes; larger ones become JPEG
 SHADE = 0.65  # how far the map darkens what is not looked at, as in the figures
 
 
@@ -91,28 +88,9 @@ def edges(region: Region, grid: Grid) -> str:
     return "".join(lines)
 
 
-def marked_words(first: str, second: str) -> tuple[str, str]:
-    """Two texts as HTML, each with the words marked that the other does not have there."""
-    words = [re.findall(r"\s+|\S+", text) for text in (first, second)]
-    found: tuple[list[str], list[str]] = ([], [])
-    matcher = difflib.SequenceMatcher(None, words[0], words[1], autojunk=False)
-    for kind, *ends in matcher.get_opcodes():
-        for side, (start, end) in enumerate((ends[:2], ends[2:])):
-            text = escape("".join(words[side][start:end]))
-            same = kind == "equal" or not text.strip()
-            found[side].append(text if same else f"<mark>{text}</mark>")
-    return "".join(found[0]), "".join(found[1])
-
-
 def _image(image: Image.Image, width: int, height: int, *, pixelated: bool = False) -> str:
-    file, kind = io.BytesIO(), "png"
-    image.save(file, "PNG")
-    if file.tell() > LARGEST_PNG and image.mode == "RGB":
-        file, kind = io.BytesIO(), "jpeg"
-        image.save(file, "JPEG", quality=88)
-    encoded = base64.b64encode(file.getvalue()).decode()
     style = " style='image-rendering:pixelated'" if pixelated else ""
     return (
-        f"<image href='data:image/{kind};base64,{encoded}' width='{width}' height='{height}' "
+        f"<image href='{data_uri(image)}' width='{width}' height='{height}' "
         f"preserveAspectRatio='none'{style}/>"
     )

@@ -7,37 +7,30 @@ to look at the cell in question, from the question mark, from <back> and from th
 `LOOKING`.
 """
 
-import argparse
-import json
-import math
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from tqdm import trange
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from vrga.demo import build
+from vrga.demo import build, learning
 from vrga.demo.arm import run_arm
 from vrga.demo.data import (
     CAPTION,
-    CELL,
     COLORS,
     LETTERS,
     PROMPTS,
     TEST_SEEDS,
-    TRAIN_SEEDS,
     VALIDATION_SEEDS,
     Sample,
     answer,
     caption,
     make_samples,
 )
+from vrga.demo.learning import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT
 from vrga.hf.backends import set_backend
 from vrga.hf.inputs import TYPES
 from vrga.method.back_spans import Phase, tag_table
@@ -47,43 +40,14 @@ KINDS = {"direct": 0.25, "cot": 0.25, "back": 0.25, "caption": 0.25}  # shares o
 OBJECTS = (4, 8)  # letters in an image
 CROWDED = (12, 16)  # the same while the vision tower learns alone: more to learn from in each
 EMPTY = 0.3  # weight of an empty cell in the loss of the vision tower
-# (layer, head): one KV group in each of two middle layers learns to look at what is spoken of, so
-# that the model has visual heads that retrieve, as large ones have after training at scale.
-LOOKING = tuple((layer, head) for layer in (2, 3) for head in range(4))
-LOOKING_WEIGHT = 0.1
-LOOKING_SHARE = 0.5  # of a head's attention; beyond it nothing is taught, and steering has room
-NOISE = 60.0  # each training image gets Gaussian noise of a strength drawn from [0, NOISE]
 
 
-def patchify(images: np.ndarray, image_processor) -> Tensor:
-    """What the image processor computes, for many images of one size at once.
-
-    Args:
-        images: RGB in 0-255, float32 [N, H, W, 3], H and W multiples of 28.
-
-    Returns:
-        Pixel values, float32 [N * H/14 * W/14, 3 * 2 * 14 * 14].
-    """
-    mean, std = np.array(image_processor.image_mean), np.array(image_processor.image_std)
-    pixels = ((images / 255.0 - mean) / std).astype(np.float32)
-    n, height, width, _ = pixels.shape
-    side = CELL // 2
-    cells = pixels.reshape(n, height // CELL, 2, side, width // CELL, 2, side, 3)
-    cells = cells.transpose(0, 1, 4, 2, 5, 7, 3, 6)  # [N, row, column, 2, 2, RGB, 14, 14]
-    still = np.repeat(cells[:, :, :, :, :, :, None], 2, axis=6)  # one frame, twice
-    return torch.from_numpy(still.reshape(-1, 3 * 2 * side * side))
-
-
-class Batches:
+class Batches(learning.DrawnBatches):
     """Endless training batches, each of images never drawn before."""
 
     def __init__(self, processor, size: int, seed: int) -> None:
-        self.processor, self.size = processor, size
-        self.rng = np.random.default_rng(seed)
-        self.next_seed = TRAIN_SEEDS[seed * 1_000_000]
+        super().__init__(processor, size, seed)
         tokens = processor.tokenizer
-        self.ids = {name: tokens.convert_tokens_to_ids(name) for name in build.SPECIAL_TOKENS}
-        (self.mark,) = tokens.encode("?")
         self.tags = tag_table(tokens, len(tokens))
         self.letters = {letter: tokens.encode(f" {letter}")[0] for letter in LETTERS}
 
@@ -92,11 +56,11 @@ class Batches:
         samples = make_samples(self.size, seed=self.next_seed, objects=objects)
         self.next_seed += self.size
         clean = np.stack([np.asarray(s.image) for s in samples]).astype(np.float32)
-        sigma = self.rng.uniform(0, NOISE, (self.size, 1, 1, 1)).astype(np.float32)
+        sigma = self.rng.uniform(0, learning.NOISE, (self.size, 1, 1, 1)).astype(np.float32)
         noisy = clean + sigma * self.rng.standard_normal(clean.shape, dtype=np.float32)
         rows, columns = samples[0].grid
         return samples, {
-            "pixel_values": patchify(noisy.clip(0, 255), self.processor.image_processor),
+            "pixel_values": learning.patchify(noisy.clip(0, 255), self.processor.image_processor),
             "image_grid_thw": torch.tensor([[1, 2 * rows, 2 * columns]]).expand(self.size, 3),
         }
 
@@ -155,19 +119,14 @@ class Batches:
 
 
 def train_vision(model: nn.Module, batches: Batches, steps: int) -> float:
-    """Teach the vision tower to name each cell's letter and colour; returns the last accuracy.
-
-    The classifiers are the (fixed) embeddings of the words themselves, so that an image token
-    comes out as the sum of the two words that describe it, and text can find it from the start.
-    """
-    encode = batches.processor.tokenizer.encode
-    words = [torch.tensor([encode(f" {w}")[0] for w in names]) for names in (LETTERS, COLORS)]
-    table = model.get_input_embeddings().weight.detach().clone()
-    classifiers = [8 * table[ids] / table[ids].square().sum(-1, keepdim=True) for ids in words]
-    weights = [torch.tensor([EMPTY] + [1.0] * len(ids)) for ids in words]
-    visual, colors = model.model.visual, list(COLORS)
-    optimizer = torch.optim.AdamW(visual.parameters(), lr=2e-3)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 20))
+    """Teach the vision tower to name each cell's letter and colour; returns the last accuracy."""
+    colors = list(COLORS)
+    classifiers = learning.word_classifiers(model, batches.processor, LETTERS, colors)
+    weights = [torch.tensor([EMPTY] + [1.0] * len(one)) for one in classifiers]
+    visual = model.model.visual
+    learner = learning.Learner(
+        visual.parameters(), learning.RATE, lambda step: min(1, (step + 1) / 20)
+    )
     hits = torch.zeros(0)
     for _ in trange(steps, desc="vision", mininterval=10):
         samples, inputs = batches.images(CROWDED)
@@ -175,16 +134,12 @@ def train_vision(model: nn.Module, batches: Batches, steps: int) -> float:
         labels = torch.zeros(2, len(samples), rows, columns, dtype=torch.long)  # 0: empty cell
         for i, sample in enumerate(samples):
             for letter, color, (row, column) in sample.objects:
-                named = [1 + LETTERS.index(letter), 1 + colors.index(color)]
-                labels[:, i, row, column] = torch.tensor(named)
+                words = [1 + LETTERS.index(letter), 1 + colors.index(color)]
+                labels[:, i, row, column] = torch.tensor(words)
         labels = labels.flatten(1)
         cells = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
-        logits = [pad(cells @ c.T, (1, 0), value=4.0) for c in classifiers]  # empty: a fixed 4
-        loss = sum(map(cross_entropy, logits, labels, weights))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
+        logits = learning.named(cells, classifiers)
+        learner.step(sum(map(cross_entropy, logits, labels, weights)))
         found = torch.stack([part.argmax(-1) for part in logits]) == labels
         hits = found.all(0)[labels[0] > 0].float()
     return hits.mean().item()
@@ -207,17 +162,7 @@ def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
 
 def train_answers(model: nn.Module, batches: Batches, steps: int, rate: float) -> float:
     """Teach the text model to answer and list; returns the mean loss of its last words."""
-    model.model.visual.requires_grad_(False)
-    set_backend(model, "eager")  # the only one to return attention
-    learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = min(50, steps // 5 + 1)
-
-    def schedule(step: int) -> float:
-        done = max(0.0, (step - warmup) / max(1, steps - warmup))
-        return min(1.0, (step + 1) / warmup) * (0.51 + 0.49 * math.cos(math.pi * done))
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    learner = learning.answers_learner(model, steps, rate)
     spoken, total = [], []
     bar = trange(steps, desc="answers", mininterval=10)
     for _ in bar:
@@ -227,11 +172,7 @@ def train_answers(model: nn.Module, batches: Batches, steps: int, rate: float) -
         loss = cross_entropy(model.lm_head(hidden[wanted >= 0]), wanted[wanted >= 0])
         spoken.append(loss.item())
         loss = loss + LOOKING_WEIGHT * looking_loss(output.attentions, looks)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        scheduler.step()
+        learner.step(loss)
         total.append(loss.item())
         means = {"words": np.mean(spoken[-20:]), "total": np.mean(total[-20:])}
         bar.set_postfix({k: f"{v:.4f}" for k, v in means.items()}, refresh=False)
@@ -240,54 +181,32 @@ def train_answers(model: nn.Module, batches: Batches, steps: int, rate: float) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vision-steps", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser = learning.options(__doc__.splitlines()[0], WEIGHTS, vision_steps=100, batch=48)
     parser.add_argument("--test", type=int, default=512)
-    options = parser.parse_args()
+    given = parser.parse_args()
 
     started = time.perf_counter()
-    torch.manual_seed(options.seed)
+    torch.manual_seed(given.seed)
     tokenizer = build.build_tokenizer()
     processor = build.build_processor(tokenizer)
-    model = Qwen2_5_VLForConditionalGeneration(build.build_config(tokenizer))
-    model.generation_config = build.build_generation_config(tokenizer)
-    batches = Batches(processor, options.batch, options.seed)
-    vision = train_vision(model, batches, options.vision_steps)
+    model = learning.untrained(tokenizer)
+    batches = Batches(processor, given.batch, given.seed)
+    vision = train_vision(model, batches, given.vision_steps)
     print(f"cells named right by the vision tower: {vision:.3f}", flush=True)
-    loss = train_answers(model, batches, options.steps, options.rate)
+    loss = train_answers(model, batches, given.steps, given.rate)
     seconds = time.perf_counter() - started
     model.eval()
-    build.save(model, processor, options.output)
+    build.save(model, processor, given.output)
     results = {}
     for split, seeds in {"validation": VALIDATION_SEEDS, "test": TEST_SEEDS}.items():
-        samples = make_samples(options.test, seed=seeds[0])
+        samples = make_samples(given.test, seed=seeds[0])
         for prompt in PROMPTS:
             right = int(run_arm(model, processor, samples, prompt, None).right.sum())
             results[f"{split}_{prompt}"] = {"correct": right, "of": len(samples)}
             print(split, prompt, f"{right} of {len(samples)}", flush=True)
-    record = {
-        "seed": options.seed,
-        "vision_steps": options.vision_steps,
-        "steps": options.steps,
-        "batch": options.batch,
-        "learning_rate": options.rate,
-        "seconds": round(seconds),
-        "final_loss": round(loss, 5),
-        "accuracy": results,
-        "parameters": model.num_parameters(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-    path = options.output / "training.json"
-    path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    learning.write_record(
+        given, model, seconds, batch=given.batch, final_loss=round(loss, 5), accuracy=results
+    )
 
 
 if __name__ == "__main__":

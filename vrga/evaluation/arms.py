@@ -119,22 +119,14 @@ def run_arms(
 
 def sample(answer: Answer, arm: Arm, item: Item, right: bool | None) -> dict:
     """What is kept of an answer."""
-    return {
-        "key": answer.id,
+    return answer.kept() | {
         "id": item.id,
         "arm": arm.steering,
         "prompt": arm.prompt,
         "chat": answer.prompt,
         "target": item.answer,
-        "text": answer.text,
-        "tokens": answer.tokens,
-        "seconds": round(answer.seconds, 4),
-        "steered": answer.steered,
-        "steps": answer.steps,
-        "region": answer.region,
         "looks": None if answer.looks is None else dataclasses.asdict(answer.looks),
         "score": None if right is None else float(right),
-        "error": answer.error,
     }
 
 

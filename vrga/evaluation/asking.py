@@ -100,6 +100,19 @@ class Answer:
     found: Region | None = None
     steps: dict[str, object] | None = None
 
+    def kept(self) -> dict[str, object]:
+        """What a sample keeps of an answer, beside its arm, its question and its score."""
+        return {
+            "key": self.id,
+            "text": self.text,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 4),
+            "steered": self.steered,
+            "steps": self.steps,
+            "region": self.region,
+            "error": self.error,
+        }
+
 
 @dataclass
 class _Ready:

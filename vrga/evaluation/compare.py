@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +13,29 @@ from vrga.evaluation.tables import difference
 from vrga.evaluation.wording import Table, percent
 
 
-def compare(first: Path, second: Path, console: Console, *, most: int = 10) -> dict[str, dict]:
+@dataclass(frozen=True)
+class Turned:
+    """Two arms of one task, and the samples whose score changed between them.
+
+    Args:
+        name: of the task and its arms.
+        change: as of `difference`.
+        gained, lost: samples whose score rose and fell, each as (of the first run, of the second).
+    """
+
+    name: str
+    change: dict
+    gained: list[tuple[dict, dict]]
+    lost: list[tuple[dict, dict]]
+
+    @property
+    def kinds(self) -> dict[str, list[tuple[dict, dict]]]:
+        return {"gained": self.gained, "lost": self.lost}
+
+
+def compare(
+    first: Path, second: Path, console: Console, *, most: int = 10, html: Path | None = None
+) -> dict[str, dict]:
     """Print how the second run differs from the first, and return it: "task arm" -> difference.
 
     Arms of the same name are compared; where each run has a single arm, these. Below the table
@@ -19,15 +43,44 @@ def compare(first: Path, second: Path, console: Console, *, most: int = 10) -> d
 
     Args:
         most: samples printed of each kind.
+        html: a page of all of them with their images, see `write_page`.
 
     Raises:
         ValueError: a folder without a run, or runs without a common sample.
+        ImportError: Jinja2 is missing, which the page needs.
     """
     (ours, mine), (theirs, other) = _read(second), _read(first)
-    for name in sorted(mine | other):
-        if mine.get(name) != other.get(name):
-            console.print(f"{name}: {other.get(name)!r} against {mine.get(name)!r}", markup=False)
-    found, turned = {}, {}
+    settings = {
+        name: (other.get(name), mine.get(name))
+        for name in sorted(mine | other)
+        if mine.get(name) != other.get(name)
+    }
+    for name, (before, after) in settings.items():
+        console.print(f"{name}: {before!r} against {after!r}", markup=False)
+    turned = list(_turned(ours, theirs))
+    if not turned:
+        raise ValueError(f"{first} and {second} have no task, arm and scored sample in common")
+    found = {}
+    for one in turned:
+        ids = {kind: [new["id"] for _, new in pairs] for kind, pairs in one.kinds.items()}
+        found[one.name] = {**one.change, "ids": ids}
+    console.print(_table(found))
+    for one in turned:
+        for kind, pairs in one.kinds.items():
+            for line in _listed(one.name, kind, pairs, most):
+                # A line each, whatever a model has said.
+                console.print(line, markup=False, highlight=False, no_wrap=True,
+                              overflow="ellipsis")  # fmt: skip
+    if html is not None:
+        from vrga.evaluation.turned import write_page
+
+        path = write_page(turned, (first, second), settings, html)
+        console.print(f"page: {path}", style="dim", soft_wrap=True)
+    return found
+
+
+def _turned(ours: list[dict], theirs: list[dict]) -> Iterator[Turned]:
+    """Every pair of arms with a scored sample in common."""
     for task in dict.fromkeys(one["task"] for one in theirs):
         before, after = (_by_arm(samples, task) for samples in (theirs, ours))
         if len(before) == len(after) == 1:
@@ -38,21 +91,7 @@ def compare(first: Path, second: Path, console: Console, *, most: int = 10) -> d
             change = difference(after[b], before[a])
             if change["pairs"]:
                 name = f"{task} {b}" if a == b else f"{task} {a} -> {b}"
-                found[name] = change
-                turned[name] = flips(after[b], before[a])
-                found[name]["ids"] = {
-                    kind: [new["id"] for _, new in pairs] for kind, pairs in turned[name].items()
-                }
-    if not found:
-        raise ValueError(f"{first} and {second} have no task, arm and scored sample in common")
-    console.print(_table(found))
-    for name, kinds in turned.items():
-        for kind, pairs in kinds.items():
-            for line in _listed(name, kind, pairs, most):
-                # A line each, whatever a model has said.
-                console.print(line, markup=False, highlight=False, no_wrap=True,
-                              overflow="ellipsis")  # fmt: skip
-    return found
+                yield Turned(name, change, **flips(after[b], before[a]))
 
 
 def flips(after: list[dict], before: list[dict]) -> dict[str, list[tuple[dict, dict]]]:

@@ -236,7 +236,7 @@ def _statements(text: str, options: Mapping[str, str]) -> Iterator[tuple[int, st
 
 def _resolved(
     tail: str, options: Mapping[str, str], *, names_alone: bool = False
-) -> str | None | bool:
+) -> str | bool | None:
     """The option that the words behind a cue name; None for none and several.
 
     With `names_alone`, False where they do not begin with an option's name: "it is a car".
@@ -247,7 +247,7 @@ def _resolved(
         if option and _begins_with(tail, option)
     ]
     found = re.match(r"[\s\"'“”(]*(?:(?:both|either|the|be|with)\s+)*", tail, re.IGNORECASE)
-    start = found.end() if found and not tail[found.end() - 1 : found.end()] == "(" else 0
+    start = found.end() if found and tail[found.end() - 1 : found.end()] != "(" else 0
     if tail[:1] in "([":
         start = 0
     exact = [letter for length, letter in by_text if length > 1]
@@ -392,9 +392,8 @@ def _supposed(text: str, cue: re.Match) -> bool:
     """Whether a statement is a supposition or a question."""
     sentence = re.split(r"[.;!?\n]", text[max(0, cue.start() - _NEAR) : cue.start()])[-1]
     said = f"{sentence} {cue[0]}"
-    if (
-        re.search(_MAYBE, said, re.IGNORECASE)
-        or re.search(r"\bthink|\bsay\b|\bsays\b|\bclaim", sentence, re.IGNORECASE)
+    if re.search(_MAYBE, said, re.IGNORECASE) or (
+        re.search(r"\bthink|\bsay\b|\bsays\b|\bclaim", sentence, re.IGNORECASE)
         and re.search(r"\b(?:one|some|people|someone|many|you)\b", sentence, re.IGNORECASE)
     ):
         return True

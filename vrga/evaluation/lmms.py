@@ -236,20 +236,12 @@ class VRGAModel(lmms):
             doc = self.task_dict[task][split][doc_id]
             scores = instance.args[1].__self__.process_results(doc, [answer.text])
             score = sample_score(scores)
-        return {
-            "key": answer.id,
+        return answer.kept() | {
             "arm": self.arm,
             "task": task,
             "id": doc_id,
             "prompt": answer.prompt,
-            "text": answer.text,
-            "tokens": answer.tokens,
-            "seconds": round(answer.seconds, 4),
-            "steered": answer.steered,
-            "steps": answer.steps,
-            "region": answer.region,
             "score": score,
-            "error": answer.error,
         }
 
     def _result(self, sample: dict) -> GenerationResult:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import logging
-import os
-import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import tqdm
 from rich.console import Console
 
 from vrga.config import VRGAConfig
 from vrga.demo.data import split_options
 from vrga.evaluation.arms import progress, versions
+from vrga.evaluation.harness import TASKS, load_tasks, quiet, silent, task_index
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
-from vrga.evaluation.tables import markdown, rich_table, summary
+from vrga.evaluation.tables import page, rich_table, summary
 from vrga.evaluation.wording import say_config
 from vrga.hf.checkpoints import load
 
-RESULTS, TABLE, TASKS = "results.json", "table.md", "tasks"
+RESULTS, TABLE = "results.json", "table.md"
 BASE, STEERED = "base", "vrga"
 FIELDS = {**ANSWERED, "task": (str,)}
 NOT_SETTINGS = ("batch", "device_map", "told")  # decide how fast, not what
@@ -104,7 +101,7 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
             'evaluation needs lmms-eval: pip install "vrga[eval]", then pip install --no-deps '
             "lmms-eval==0.7.3 (its own requirements would replace torch)"
         ) from error
-    _quiet()
+    quiet()
     from accelerate import Accelerator
 
     processes = Accelerator(cpu=not torch.cuda.is_available())
@@ -150,14 +147,14 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
     samples = store.finish(sorted(store.done, key=_order))
     results = {
         "settings": settings,
-        "versions": versions() | {"lmms-eval": lmms_eval_version()},
+        "versions": versions() | {"lmms-eval": version("lmms-eval")},
         "processes": ranks,
         "batch": chosen.batch,
         "tasks": summary(samples, {arm: found[arm]["results"] for arm in found}),
         "failed": sum(one["error"] is not None for one in samples),
     }
     write_json(output / RESULTS, results)
-    (output / TABLE).write_text(markdown(results["tasks"]), "utf-8")
+    (output / TABLE).write_text(page(results["tasks"]), "utf-8")
     console.print(rich_table(results["tasks"]))
     return results
 
@@ -174,8 +171,6 @@ def own_task(name: str) -> str | None:
 
 def _tasks(chosen: Evaluation, output: Path, first: bool, wait) -> tuple[list[str], object]:
     """The tasks' names, and lmms-eval's index of tasks; local files are made into tasks."""
-    from lmms_eval.tasks import TaskManager
-
     from vrga.evaluation import local
     from vrga.evaluation.tasks.grid import Grid
 
@@ -189,10 +184,7 @@ def _tasks(chosen: Evaluation, output: Path, first: bool, wait) -> tuple[list[st
         grid = Grid(samples=chosen.limit or 1000, **split_options(chosen.split))
         local.write_tasks(own, chosen.data or Path(), folder, grid)
     wait()
-    places = [str(folder.absolute()), str(local.PACKAGED)]
-    # Indexing lmms-eval's own tasks takes seconds, and is left out where none is wanted.
-    theirs = set(names) - set(local.TASKS) != set()
-    manager = TaskManager("ERROR", include_path=places, include_defaults=theirs, model_name="vrga")
+    manager = task_index(folder, names)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise ValueError(
@@ -201,25 +193,8 @@ def _tasks(chosen: Evaluation, output: Path, first: bool, wait) -> tuple[list[st
         )
     for name in names:
         if name not in own:
-            _check_data(name, manager)
+            load_tasks(name, manager)  # refuses before a model is loaded for it
     return names, manager
-
-
-def _check_data(name: str, manager) -> None:
-    """Raise ValueError where a task's data cannot be had, before a model is loaded for it."""
-    from lmms_eval.tasks import get_task_dict
-
-    try:
-        get_task_dict([name], manager, "chat")
-    except Exception as error:  # of the hub, of datasets, of the network, or of the task's code
-        attempt = getattr(error, "last_attempt", None)  # it was tried several times
-        cause = error if attempt is None else attempt.exception() or error
-        told = (str(cause).strip() or "no reason given").splitlines()[0]
-        raise ValueError(
-            f"the data of task {name} cannot be loaded ({type(cause).__name__}: {told}): its "
-            "questions come from the Hugging Face hub, which needs a connection and, for some, a "
-            "token (HF_TOKEN); or give their files with --data"
-        ) from None
 
 
 def _arm(chosen: Evaluation, arm: str, loaded, names, manager, store: Store, bar) -> dict:
@@ -244,7 +219,7 @@ def _arm(chosen: Evaluation, arm: str, loaded, names, manager, store: Store, bar
         line = bar.add_task(arm, total=None)
         model.begin = lambda total: bar.update(line, total=total)
         model.advance = lambda count: bar.advance(line, count)
-    with _silent():
+    with silent():
         found = simple_evaluate(
             model,
             tasks=list(names),
@@ -274,36 +249,3 @@ def _order(key: str) -> tuple:
     arm, task, number = key.split("/")[0], "/".join(key.split("/")[1:-1]), key.rsplit("/", 1)[-1]
     digits = number.rstrip("+")
     return arm, task, int(digits) if digits.isdigit() else 0, number
-
-
-def lmms_eval_version() -> str:
-    from importlib.metadata import version
-
-    return version("lmms-eval")
-
-
-def _quiet() -> None:
-    """Let lmms-eval and datasets speak only of what goes wrong."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from loguru import logger
-
-    logger.remove()
-    logger.add(sys.stderr, level="WARNING")
-    logging.getLogger("datasets").setLevel(logging.ERROR)
-
-
-@contextlib.contextmanager
-def _silent():
-    """Hold back the bars of lmms-eval, which has no option for it."""
-    from lmms_eval import evaluator
-    from lmms_eval.api import task
-
-    own = tqdm.tqdm
-    for module in (evaluator, task):
-        module.tqdm = functools.partial(own, disable=True)
-    try:
-        yield
-    finally:
-        for module in (evaluator, task):
-            module.tqdm = own

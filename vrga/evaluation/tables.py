@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vrga.evaluation.wording import Table, percent, share
+from vrga.evaluation.wording import Table, markdown, percent, share
 from vrga.intervals import Z, mcnemar, mean_interval, paired_difference, wilson
 
 COLUMNS = ("task", "arm", "samples", "score", "difference", "p", "samples/s", "failed")
@@ -144,22 +144,19 @@ def rich_table(tasks: dict[str, dict]) -> Table:
     return table
 
 
-def markdown(tasks: dict[str, dict]) -> str:
-    """For a paper: the same table, and every metric of the tasks' own code."""
-    lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, _rows(tasks)), ""]
-    lines += [_line(("task", "metric", "arm", "value")), _line(["---"] * 4)]
-    for task, found in tasks.items():
-        for arm, one in found["arms"].items():
-            for name, value in one["metrics"].items():
-                lines.append(_line((task, name, arm, _worded(value))))
-    return "\n".join(lines) + "\n"
+def page(tasks: dict[str, dict]) -> str:
+    """For a paper, as Markdown: the same table, and every metric of the tasks' own code."""
+    metrics = (
+        (task, name, arm, _worded(value))
+        for task, found in tasks.items()
+        for arm, one in found["arms"].items()
+        for name, value in one["metrics"].items()
+    )
+    own = markdown(("task", "metric", "arm", "value"), metrics)
+    return f"{markdown(COLUMNS, _rows(tasks))}\n\n{own}\n"
 
 
 def _worded(value: object) -> str:
     if isinstance(value, (tuple, list)):
         return f"{value[0]:.4g} ({value[1]:.4g}, {value[2]:.4g})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box, table
@@ -22,6 +23,13 @@ def share(interval: Interval, sign: str = "") -> str:
     return _worded(list(interval), f"{sign}.3f", "")
 
 
+def markdown(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table as Markdown: a line for the columns, one of dashes, and one for each row."""
+    lines = [[str(cell).replace("|", "\\|") for cell in line] for line in (columns, *rows)]
+    lines.insert(1, ["---"] * len(columns))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 class Table(table.Table):
     """A table that fits 80 columns: no rules between columns, intervals below their figures."""
 
@@ -31,6 +39,13 @@ class Table(table.Table):
 
     def add_row(self, *cells, **options) -> None:
         super().add_row(*(_Cell(x) if isinstance(x, str) else x for x in cells), **options)
+
+    def markdown(self) -> str:
+        """The same table for a page, without title and caption; <back> is no tag there."""
+        columns = (column.cells for column in self.columns)
+        lines = [[column.header for column in self.columns], *zip(*columns, strict=True)]
+        told = [[str(x).replace("\n", "").replace("<", "\\<") for x in line] for line in lines]
+        return markdown(told[0], told[1:])
 
 
 class _Cell(str):

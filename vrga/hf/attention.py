@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import transformers
@@ -22,7 +23,7 @@ from vrga.method.call import AttentionCall
 KEYWORD = "vrga"
 # Backends that are a plain softmax over the keys which their mask shows.
 SDPA = torch._C._nn.scaled_dot_product_attention
-TRANSFORMERS = os.path.dirname(transformers.__file__) + os.sep
+TRANSFORMERS = str(Path(transformers.__file__).parent) + os.sep
 PLAIN = ("eager", "sdpa", "flash_attention")
 
 

@@ -84,6 +84,22 @@ def checkpoint_of(model: Model) -> tuple[str, str | None]:
     return str(getattr(model, "name_or_path", "") or ""), commit
 
 
+def chosen_for(model: str | None, preset: str | None = None, gain: float | None = None) -> Chosen:
+    """How a command steers: by a preset and a gain, else by what the checkpoint brings.
+
+    Args:
+        model: checkpoint folder or hub id, which may be asked; None is the embedded model.
+
+    Raises:
+        OSError, ValueError: as of `check_model` and `choose`.
+    """
+    from vrga.hf.files import check_model, embedded
+
+    fields = {} if gain is None else {"gain": gain}
+    where = embedded() if model is None else check_model(model)
+    return choose(preset, fields, where, fetch=True)
+
+
 def fetch_file(where: str | Path) -> None:
     """Bring vrga_config.json of a hub id into the cache, where `vrga.patch` looks for it."""
     _file(where, None, True)

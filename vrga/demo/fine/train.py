@@ -10,287 +10,48 @@ to look, from the question mark to the card and from the answer's colour to its 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from tqdm import trange
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from vrga.closer.zoom import Box, overlap
-from vrga.demo import build
-from vrga.demo.data import CELL, LETTERS, TRAIN_SEEDS
-from vrga.demo.fine.data import (
-    CARDS,
-    FIELD,
-    GRID,
-    SIDE,
-    FineSample,
-    make_fine_samples,
-    overview,
-    sentences,
-    spoken,
-)
-from vrga.demo.train import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT, patchify
+from vrga.demo import build, learning
+from vrga.demo.data import LETTERS
+from vrga.demo.fine.batches import FineBatches
+from vrga.demo.fine.data import CARDS, GRID, sentences
+from vrga.demo.learning import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT
 from vrga.hf.backends import set_backend
 from vrga.hf.checkpoints import load
-from vrga.hf.inputs import TYPES
 
 WEIGHTS = Path(__file__).parent / "weights"
-NOISE = 60.0  # each picture gets Gaussian noise of a strength drawn from [0, NOISE]
 EMPTY = 0.1  # weight of a token without a letter in the loss of the vision tower
 COARSE = 0.3  # weight of letters in overviews, where they cannot be told
-LARGER = (7, 8)  # tokens a side of larger pictures that are asked about once
-SHARES = {"larger": 0.25, "elsewhere": 0.1}  # of the straight, and of the closer, conversations
-SIDES = (4, 4, 4, 5, 6, 8)  # tokens of crops; as many as a field has are the most frequent
-BESIDE = 0.4  # share of the closer conversations with a crop more, around what was not asked for
-STRAIGHT = 0.4  # share of the pictures that are also asked about without crops
 # Weights of the letters in the loss of the answers: those that a crop shows, and those that can
 # only be guessed, whose gradients are mostly noise.
 READ, GUESSED = 4.0, 0.25
 
 
-@dataclass(frozen=True)
-class View:
-    """A part of a picture at some scale, its sides multiples of 28 pixels.
-
-    Args:
-        image: what is seen.
-        box: the part of the picture.
-    """
-
-    image: Image.Image
-    box: tuple[int, int, int, int]
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of visual tokens."""
-        return self.image.height // CELL, self.image.width // CELL
-
-    @property
-    def scale(self) -> float:
-        """Pixels seen for each of the picture's."""
-        return self.image.width / (self.box[2] - self.box[0])
-
-    def cell(self, center: tuple[int, int]) -> tuple[int, int] | None:
-        """The token (row, column) that shows a place of the picture; None outside."""
-        x, y = (int((center[i] - self.box[i]) * self.scale // CELL) for i in (0, 1))
-        rows, columns = self.grid
-        return (y, x) if 0 <= x < columns and 0 <= y < rows else None
-
-
-class FineBatches:
-    """Endless training batches of pictures never drawn before."""
-
-    def __init__(self, processor, size: int, seed: int) -> None:
-        self.processor, self.size = processor, size
-        self.rng = np.random.default_rng(seed)
-        self.next_seed = TRAIN_SEEDS[seed * 1_000_000]
-        tokens = processor.tokenizer
-        self.ids = {name: tokens.convert_tokens_to_ids(name) for name in build.SPECIAL_TOKENS}
-        (self.mark,) = tokens.encode("?")
-        self.colors = {color: tokens.encode(f" {color}")[0] for color in CARDS}
-
-    def samples(self) -> list[FineSample]:
-        """Pictures of every difficulty: each thing that makes it hard is drawn on its own."""
-        found, rng = [], self.rng
-        for _ in range(self.size):
-            small = rng.random() < 0.6
-            cards = int(rng.integers(3, 15))
-            found += make_fine_samples(
-                1,
-                seed=self.next_seed,
-                cards=(cards, cards),
-                size=(36, 60) if small else (48, 108),
-                two=0.3,
-                alike=int(rng.integers(0, 4)),
-                clutter=(0, 8) if rng.random() < 0.6 else (0, 0),
-                strays=(0, 6) if rng.random() < 0.6 else (0, 0),
-                ground="texture" if rng.random() < 0.6 else "plain",
-            )
-            self.next_seed += 1
-        return found
-
-    def crops(self, sample: FineSample, elsewhere: bool = False) -> list[View]:
-        """Crops of 4 to 8 tokens a side around each asked card, in reading order.
-
-        Some come with another around what was not asked for, most often of a like colour: finding
-        errs so, and reading must not.
-
-        Args:
-            elsewhere: anywhere in the picture instead.
-        """
-        found = [self._crop(card.center, elsewhere) for card in sample.asked]
-        if self.rng.random() < BESIDE:
-            others = [card for card in sample.cards if card not in sample.asked]
-            like = [card for card in others if card.color is None]
-            others = like if like and self.rng.random() < 0.6 else others
-            if others:
-                place = others[int(self.rng.integers(len(others)))].center
-                box = self._crop(place, elsewhere)
-                if not any(overlap(box, own) for own in found):
-                    found.append(box)
-        found.sort(key=lambda box: (box[1] // FIELD, box[0] // FIELD))
-        return [View(sample.image.crop(box), box) for box in found]
-
-    def _crop(self, center: tuple[int, int], elsewhere: bool) -> Box:
-        """A box on the raster of tokens around a place, or anywhere."""
-        edges = []
-        for middle in center:
-            side = int(self.rng.choice(SIDES)) * CELL
-            # The letter's own token is inside, and not at an edge that the card would cross.
-            low = max(0, (middle // CELL + 2) * CELL - side)
-            high = min(SIDE - side, (middle // CELL - 1) * CELL)
-            if elsewhere:
-                low, high = 0, SIDE - side
-            low, high = min(low, high), max(low, high)
-            first = int(self.rng.integers(low // CELL, high // CELL + 1)) * CELL
-            edges.append((first, first + side))
-        (left, right), (top, bottom) = edges
-        return left, top, right, bottom
-
-    def whole(self, sample: FineSample, tokens: int = GRID[0]) -> View:
-        """The picture, shrunk to so many tokens a side."""
-        return View(overview(sample.image, tokens * CELL), (0, 0, SIDE, SIDE))
-
-    def pixels(self, views: Sequence[View], sigmas: Sequence[float]) -> dict[str, Tensor]:
-        """Noisy pixels as keyword arguments for the model; shrinking averages noise away."""
-        parts = []
-        for view, sigma in zip(views, sigmas, strict=True):
-            clean = np.asarray(view.image, dtype=np.float32)[None]
-            strength = np.float32(sigma * min(1.0, view.scale))
-            noisy = clean + strength * self.rng.standard_normal(clean.shape, dtype=np.float32)
-            parts.append(patchify(noisy.clip(0, 255), self.processor.image_processor))
-        grids = [[1, 2 * rows, 2 * columns] for rows, columns in (view.grid for view in views)]
-        return {"pixel_values": torch.cat(parts), "image_grid_thw": torch.tensor(grids)}
-
-    def cells(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Pixels of overviews and crops, labels [2, tokens] of letter and colour (0: none), and
-        whether each token is of a crop, bool [tokens]."""
-        views, sigmas, owners = [], [], []
-        for sample in self.samples():
-            larger = int(self.rng.choice((GRID[0], GRID[0], *LARGER)))
-            own = [self.whole(sample, larger), *self.crops(sample), *self.crops(sample, True)]
-            sigma = self.rng.uniform(0, NOISE)
-            views, sigmas = views + own, sigmas + [sigma] * len(own)
-            owners += [sample] * len(own)
-        labels, fine = [], []
-        colors = list(CARDS)
-        for view, sample in zip(views, owners, strict=True):
-            label = torch.zeros(2, *view.grid, dtype=torch.long)
-            for card in sample.cards:
-                cell = view.cell(card.center)
-                if cell is not None:
-                    color = 0 if card.color is None else 1 + colors.index(card.color)
-                    label[:, cell[0], cell[1]] = torch.tensor(
-                        [1 + LETTERS.index(card.letter), color]
-                    )
-            labels.append(label.flatten(1))
-            fine.append(torch.full((label[0].numel(),), view.scale == 1))
-        return self.pixels(views, sigmas), torch.cat(labels, 1), torch.cat(fine)
-
-    def conversations(self) -> tuple[dict[str, Tensor], Tensor, Tensor, list[str]]:
-        """Model arguments of one batch, labels [N, T], looks [n, 4] and the conversations' kinds.
-
-        Every picture is asked about with crops, and some straight as well. Labels are -100 but on
-        assistant tokens. A look is (row, query, key, number of the query's looks): an image token
-        that shows what is spoken of.
-        """
-        views, sigmas, rows, kinds = [], [], [], []
-        for sample in self.samples():
-            sigma = self.rng.uniform(0, NOISE)
-            larger = self.rng.random() < SHARES["larger"]
-            elsewhere = self.rng.random() < SHARES["elsewhere"]
-            seen = self.whole(sample)
-            once = self.whole(sample, int(self.rng.choice(LARGER))) if larger else seen
-            closer = [seen, *self.crops(sample, elsewhere)]
-            asked = {"elsewhere" if elsewhere else "closer": closer}
-            if self.rng.random() < STRAIGHT:
-                asked["larger" if larger else "once"] = [once]
-            for kind, own in asked.items():
-                rows.append((sample, own, *self._encode(sample, own)))
-                views, sigmas = views + own, sigmas + [sigma] * len(own)
-                kinds.append(kind)
-        length = max(len(prompt) + len(target) for _, _, prompt, target in rows)
-        ids = torch.full((len(rows), length), self.ids["<|endoftext|>"])
-        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-        looks: list[tuple[int, int, int, int]] = []
-        for i, (sample, own, prompt, target) in enumerate(rows):
-            start, end = len(prompt), len(prompt) + len(target)
-            ids[i, :end] = torch.tensor(prompt + target)
-            labels[i, start:end] = torch.tensor(target)
-            mask[i, :end] = 1
-            for query, keys in self._looks(sample, own, prompt, target):
-                looks += [(i, query, key, len(keys)) for key in keys]
-        types = (ids == self.ids["<|image_pad|>"]).int()
-        inputs = self.pixels(views, sigmas)
-        inputs |= {"input_ids": ids, "attention_mask": mask, TYPES: types}
-        return inputs, labels, torch.tensor(looks), kinds
-
-    def _looks(self, sample: FineSample, views: Sequence[View], prompt, target):
-        """(query, keys) of one conversation."""
-        pads = [i for i, token in enumerate(prompt) if token == self.ids["<|image_pad|>"]]
-        places: dict[int, list[int]] = {i: [] for i in range(len(sample.asked))}
-        first = 0
-        for view in views:
-            rows, columns = view.grid
-            for i, card in enumerate(sample.asked):
-                cell = view.cell(card.center)
-                if cell is not None:
-                    places[i].append(pads[first + cell[0] * columns + cell[1]])
-            first += rows * columns
-        yield prompt.index(self.mark), [key for keys in places.values() for key in keys]
-        said = [i for i, token in enumerate(target) if token == self.colors[sample.color]]
-        for i, place in enumerate(said[: len(sample.asked)]):
-            yield len(prompt) + place, places[i][1:] or places[i]  # in a crop where there is one
-
-    def _encode(self, sample: FineSample, views: Sequence[View]) -> tuple[list[int], list[int]]:
-        content = [{"type": "image"} for _ in views] + [{"type": "text", "text": sample.question}]
-        chat = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        parts = chat.split("<|image_pad|>")
-        chat = parts[0]
-        for view, part in zip(views, parts[1:], strict=True):
-            chat += "<|image_pad|>" * (view.grid[0] * view.grid[1]) + part
-        encode = self.processor.tokenizer.encode
-        return encode(chat), encode(spoken(sample) + "<|im_end|>")
-
-
 def train_vision(model: nn.Module, batches: FineBatches, steps: int) -> dict[str, float]:
-    """Teach the vision tower to name each token's letter and colour; the last accuracies.
-
-    The classifiers are the (fixed) embeddings of the words themselves, as in `vrga.demo.train`.
-    """
-    encode = batches.processor.tokenizer.encode
-    words = [torch.tensor([encode(f" {w}")[0] for w in names]) for names in (LETTERS, CARDS)]
-    table = model.get_input_embeddings().weight.detach().clone()
-    classifiers = [8 * table[ids] / table[ids].square().sum(-1, keepdim=True) for ids in words]
+    """Teach the vision tower to name each token's letter and colour; the last accuracies."""
+    classifiers = learning.word_classifiers(model, batches.processor, LETTERS, list(CARDS))
     visual = model.model.visual
-    optimizer = torch.optim.AdamW(visual.parameters(), lr=2e-3)
 
     def schedule(step: int) -> float:
         return min(1, (step + 1) / 20, 0.05 + 2 * (1 - step / steps))
 
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    learner = learning.Learner(visual.parameters(), learning.RATE, schedule)
     course: list[dict[str, float]] = []
     bar = trange(steps, desc="vision", mininterval=10)
     for _ in bar:
         inputs, labels, fine = batches.cells()
         cells = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
         cells = torch.cat(list(cells)) if isinstance(cells, (tuple, list)) else cells
-        logits = [pad(cells @ c.T, (1, 0), value=4.0) for c in classifiers]  # none: a fixed 4
+        logits = learning.named(cells, classifiers)
         some = labels[0] > 0
         weight = torch.where(some, 1.0, EMPTY)
         losses = [
@@ -298,11 +59,7 @@ def train_vision(model: nn.Module, batches: FineBatches, steps: int) -> dict[str
         ]
         letter = weight * torch.where(fine | ~some, 1.0, COARSE)
         loss = (losses[0] * letter).sum() / letter.sum()
-        loss = loss + (losses[1] * weight).sum() / weight.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
+        learner.step(loss + (losses[1] * weight).sum() / weight.sum())
         hit = [part.argmax(-1) == label for part, label in zip(logits, labels, strict=True)]
         course.append({
             "crop_letters": hit[0][some & fine].float().mean().item(),
@@ -343,17 +100,7 @@ def train_answers(
     Args:
         keep: called every 200 steps, to save what there is.
     """
-    model.model.visual.requires_grad_(False)
-    set_backend(model, "eager")  # the only one to return attention
-    learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = min(50, steps // 5 + 1)
-
-    def schedule(step: int) -> float:
-        done = max(0.0, (step - warmup) / max(1, steps - warmup))
-        return min(1.0, (step + 1) / warmup) * (0.51 + 0.49 * math.cos(math.pi * done))
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    learner = learning.answers_learner(model, steps, rate)
     encode = batches.processor.tokenizer.encode
     letters = torch.tensor([encode(f" {letter}")[0] for letter in LETTERS])
     course: list[dict[str, float]] = []
@@ -370,12 +117,7 @@ def train_answers(
         words = cross_entropy(logits, wanted[wanted >= 0], reduction="none")
         words = (words * weight).sum() / weight.sum()
         look = looking_loss(output.attentions, looks)
-        loss = words + LOOKING_WEIGHT * look
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        scheduler.step()
+        learner.step(words + LOOKING_WEIGHT * look)
         right = torch.zeros_like(wanted, dtype=torch.bool)
         right[wanted >= 0] = logits.argmax(-1) == wanted[wanted >= 0]
         told = {"words": words.item(), "look": look.item()}
@@ -391,59 +133,37 @@ def train_answers(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vision-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--batch", type=int, default=20, help="pictures a step")
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser = learning.options(__doc__.splitlines()[0], WEIGHTS, vision_steps=300, batch=20)
     parser.add_argument("--start", type=Path, help="go on with the answers of this checkpoint")
-    options = parser.parse_args()
+    given = parser.parse_args()
 
     started = time.perf_counter()
-    torch.manual_seed(options.seed)
+    torch.manual_seed(given.seed)
     tokenizer = build.build_tokenizer(sentences())
     processor = build.build_processor(tokenizer, GRID[0] * GRID[1])
-    model = Qwen2_5_VLForConditionalGeneration(build.build_config(tokenizer))
-    model.generation_config = build.build_generation_config(tokenizer)
-    batches = FineBatches(processor, options.batch, options.seed)
+    model = learning.untrained(tokenizer)
+    batches = FineBatches(processor, given.batch, given.seed)
     vision = None
-    if options.start is None:
-        vision = train_vision(model, batches, options.vision_steps)
+    if given.start is None:
+        vision = train_vision(model, batches, given.vision_steps)
         print("vision tower:", vision, flush=True)
-        build.save(model, processor, options.output)
+        build.save(model, processor, given.output)
     else:
-        model, processor = load(options.start, dtype=torch.float32)
+        model, processor = load(given.start, dtype=torch.float32)
         batches.next_seed += 500_000  # pictures that it was not trained on before
 
     def keep() -> None:
-        build.save(model, processor, options.output)
+        build.save(model, processor, given.output)
 
-    letters = train_answers(model, batches, options.steps, options.rate, keep)
+    letters = train_answers(model, batches, given.steps, given.rate, keep)
     seconds = time.perf_counter() - started
     model.eval()
     keep()
     print("letters:", letters, flush=True)
-    record = {
-        "seed": options.seed,
-        "start": None if options.start is None else options.start.name,
-        "vision_steps": options.vision_steps,
-        "steps": options.steps,
-        "pictures_a_step": options.batch,
-        "learning_rate": options.rate,
-        "seconds": round(seconds),
-        "vision_tower": vision,
-        "letters": letters,
-        "parameters": model.num_parameters(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-    path = options.output / "training.json"
-    path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    learning.write_record(
+        given, model, seconds, pictures_a_step=given.batch, vision_tower=vision, letters=letters,
+        start=None if given.start is None else given.start.name,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

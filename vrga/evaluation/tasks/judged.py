@@ -15,6 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from vrga.evaluation.scoring import answer, only_box
 from vrga.evaluation.tasks import documents
@@ -34,7 +35,7 @@ def load_judge(name: str | None = None) -> Judge | None:
     if not name:
         return None
     module, _, function = name.partition(":")
-    here = os.getcwd()
+    here = str(Path.cwd())
     # `python -m` looks into the working folder, the command `vrga` does not. Last, so that nothing
     # there takes the place of an installed module.
     if here not in sys.path and "" not in sys.path:

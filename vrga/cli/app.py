@@ -1,18 +1,16 @@
-"""`vrga app`: the page as a command."""
+"""`vrga app`: a local page on which a question is asked."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from vrga.cli.options import Dtype, console
 from vrga.hf.files import check_model
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-
-def app(
+def page(
     model: Annotated[
         str | None,
         typer.Option(help="Checkpoint folder or hub id; the small model inside if absent."),
@@ -26,7 +24,7 @@ def app(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     dtype: Annotated[
         Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
-    ] = "auto",
+    ] = Dtype.auto,
     device_map: Annotated[
         str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
     ] = None,
@@ -35,10 +33,9 @@ def app(
     check_model(model)
     from vrga.app.server import serve
 
-    console = Console()
     serve(
         model,
         lambda address: console.print(f"open {address} (Ctrl-C ends it)", soft_wrap=True),
-        host=host, port=port, max_new_tokens=max_new_tokens, dtype=dtype,
+        host=host, port=port, max_new_tokens=max_new_tokens, dtype=dtype.value,
         device_map=device_map,
     )  # fmt: skip

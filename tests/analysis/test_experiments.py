@@ -5,26 +5,22 @@ import math
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from command import run
 
 from vrga import VRGAConfig
-from vrga.cli import app
+from vrga.analysis import lookback as experiment
+from vrga.analysis.lookback import FIRST, STEERINGS, arms
+from vrga.analysis.study import Study
+from vrga.analysis.sweeps import swept
+from vrga.analysis.tuning import halves
 from vrga.demo.data import SPLITS, make_samples, parse_answer
 from vrga.evaluation import arms as arms_module
-from vrga.evaluation import lookback as experiment
 from vrga.evaluation.items import drawn_items, read_items
-from vrga.evaluation.lookback import FIRST, STEERINGS, arms
 from vrga.evaluation.store import Store
-from vrga.evaluation.tuning import halves, swept
 
-RUNNER = CliRunner()
 BOX = [0, 0, 9, 9]
 GAIN = ("--preset", "published", "--gain", 4)
 SMALL = ("--limit", 6, "--batch-size", 6, "--max-new-tokens", 64, "--split", "similar")
-
-
-def run(*arguments):
-    return RUNNER.invoke(app, [str(a) for a in arguments])
 
 
 def samples(folder):
@@ -51,7 +47,7 @@ def test_every_arm_answers_every_question(whole):
         assert one["arm"] not in ("off", "always") or one["steered"] == (one["arm"] == "always")
     assert any(one["steered"] for one in found if one["arm"] == "back")
     for words in ("against off", "looks back", "RRAR", "back+relocate"):
-        assert words in output
+        assert words in output and words in (folder / "table.md").read_text()
 
 
 @pytest.mark.slow
@@ -252,14 +248,14 @@ def test_a_sweep_is_every_combination_once():
 def test_the_halves_have_no_question_in_common(tmp_path):
     rows = [{"id": str(i), "question": "?", "answer": "a"} for i in range(11)]
     path = write_data(tmp_path, rows)
-    tuning, held_out = halves(path, None, "clean", "semantic", seed=1)
+    tuning, held_out = halves(Study(tmp_path, path, seed=1))
     assert {one.id for one in tuning} | {one.id for one in held_out} == set(map(str, range(11)))
     assert len(tuning) == 5 and not {one.id for one in tuning} & {one.id for one in held_out}
-    drawn = halves(None, 8, "clean", "semantic", seed=0)
+    drawn = halves(Study(tmp_path, limit=8))
     pictures = [[np.asarray(item.images[0]).tobytes() for item in half] for half in drawn]
     assert len(set(sum(pictures, []))) == 8
     with pytest.raises(ValueError, match="too few to tune on"):
-        halves(path, 3, "clean", "semantic", seed=0)
+        halves(Study(tmp_path, path, limit=3))
 
 
 @pytest.mark.slow
@@ -275,6 +271,8 @@ def test_tuning_reports_the_best_on_the_other_half(tmp_path):
     best = VRGAConfig.published(**json.loads((tmp_path / "best.json").read_text()))
     assert f"gain={best.gain:g}" == found["best"]
     assert (tmp_path / "tuning.png").stat().st_size > 5_000
+    told = (tmp_path / "table.md").read_text()
+    assert told.index("tuning: 12 questions") < told.index("held out: 12 other questions")
     right = [one["score"] for one in samples(tmp_path / "held_out") if one["arm"] == "off"]
     assert found["held_out"]["off"]["accuracy"][0] == pytest.approx(np.mean(right))
     again = run(*arguments, "--resume")

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
-from rich.console import Console
 
 from vrga import lookback
+from vrga.analysis.study import Study, failures
+from vrga.beforehand import check_known
 from vrga.config import VRGAConfig
-from vrga.demo.data import TEST_SEEDS, make_samples, split_options
-from vrga.evaluation.arms import Arm, accuracy, compared, mean_look, right, run_arms, versions
-from vrga.evaluation.items import PROMPTS, drawn_items, read_items
-from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
+from vrga.demo.data import TEST_SEEDS
+from vrga.evaluation.arms import Arm, accuracy, compared, mean_look, right
+from vrga.evaluation.items import PROMPTS
 from vrga.evaluation.wording import Table, percent, share
-from vrga.hf.checkpoints import load
 
+DRAWN = 500
 FIRST = TEST_SEEDS.start + 10_000  # seed of the first drawn question
 STEERINGS = {
     "off": None,  # the unpatched model
@@ -44,12 +42,8 @@ def arms(config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]) -
             f"--preset of method {config.method!r} knows nothing of <back>: take "
             "paper, published or sparing"
         )
-    for kind, given, known in (("prompts", prompts, PROMPTS), ("steering", steerings, STEERINGS)):
-        other = [name for name in given if name not in known]
-        if other or not given:
-            raise ValueError(
-                f"--{kind} {', '.join(other) or '(none)'}: known are {', '.join(known)}"
-            )
+    check_known("--prompts", prompts, PROMPTS)
+    check_known("--steering", steerings, tuple(STEERINGS))
     return [
         Arm(name, STEERINGS[name] and dataclasses.replace(config, **STEERINGS[name]), prompt)
         for prompt in prompts
@@ -58,76 +52,42 @@ def arms(config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]) -
 
 
 def experiment(
-    data: Path | None,
-    model: str | None,
-    output: Path,
-    *,
-    config: VRGAConfig,
-    prompts: Sequence[str],
-    steerings: Sequence[str],
-    limit: int | None,
-    split: str,
-    style: str,
-    batch: int,
-    max_new_tokens: int,
-    resume: bool,
-    console: Console,
+    study: Study, *, config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]
 ) -> dict:
-    """Run it, print its table, and write samples.jsonl and results.json.
+    """Ask in every arm; print two tables, write samples.jsonl, results.json and table.md.
 
     Args:
-        data: questions, see `read_items`; None draws them for the embedded model.
-        split: of the drawn questions, a key of `SPLITS`.
+        config, prompts, steerings: as of `arms`.
 
     Returns:
         What results.json holds.
     """
     chosen = arms(config, prompts, steerings)
-    if data is None:
-        samples = make_samples(limit or 500, seed=FIRST, **split_options(split))
-        items = drawn_items(samples)
-    else:
-        items = read_items(data, style)[:limit]
+    items = study.questions(DRAWN, FIRST)
     settings = {
         "command": "lookback",
-        "data": None if data is None else str(data),
-        "data_hash": fingerprint(data),
-        "model": model,
-        "questions": len(items),
-        "split": split if data is None else None,
-        "style": style,
-        "max_new_tokens": max_new_tokens,
+        **study.common(len(items)),
         "arms": {arm.name: arm.config and dataclasses.asdict(arm.config) for arm in chosen},
     }
-    store = Store(output, settings, resume=resume, fields=ANSWERED)
-    loaded, processor = load(model, **({"dtype": torch.float32} if model is None else {}))
-    found = run_arms(
-        loaded, processor, items, chosen, store,
-        batch=batch, max_new_tokens=max_new_tokens, console=console,
-    )  # fmt: skip
-    summary = {name: _summary(found, name) for name in found}
-    for table in _tables(summary, len(items)):
-        console.print(table)
-    failed = sum(one["error"] is not None for samples in found.values() for one in samples)
-    results = {"settings": settings, "versions": versions(), "failed": failed, "arms": summary}
-    write_json(output / "results.json", results)
-    return results
+    store = study.store(settings)
+    samples = study.ask(study.load(), items, chosen, store)
+    told = {name: _summary(samples, name) for name in samples}
+    found = {"failed": failures(samples), "arms": told}
+    return study.finish(settings, found, _tables(told, len(items)))
 
 
 def _summary(found: dict[str, list[dict]], name: str) -> dict:
     samples, texts = found[name], [one["text"] or "" for one in found[name]]
-    prompt = name.split("/")[0]
-    base = found.get(f"{prompt}/off")
-    spoken = lookback.stats(texts)
+    base = found.get(f"{name.split('/')[0]}/off")
     return {
         "accuracy": accuracy(samples),
         "rrar": mean_look(samples, "rrar"),
         "image_inside": mean_look(samples, "image_inside"),
         "image_outside": mean_look(samples, "image_outside"),
-        "stats": dataclasses.asdict(spoken),
+        "stats": dataclasses.asdict(lookback.stats(texts)),
         "reward": float(np.mean([lookback.reward(text) for text in texts])),
         "tokens": float(np.mean([one["tokens"] for one in samples])),
-        "failed": int(sum(one["error"] is not None for one in samples)),
+        "failed": failures({name: samples}),
         "right": int(np.nansum(right(samples))),
         "against_off": None if base is None or base is samples else compared(samples, base),
     }

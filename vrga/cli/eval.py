@@ -1,0 +1,137 @@
+"""`vrga eval`: benchmarks with and without VRGA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vrga.beforehand import SPLITS, STYLES, check_folder, check_readable, check_split
+from vrga.cli.options import Dtype, Gain, Model, Preset, console
+from vrga.cli.status import guarded
+from vrga.config import VRGAConfig
+from vrga.hf.brought import Chosen, chosen_for
+from vrga.hf.files import check_model
+
+# What each flag evaluates: arms of one run.
+ARMS: Mapping[str, tuple[str, ...]] = {
+    "--vrga": ("vrga",),
+    "--no-vrga": ("base",),
+    "--compare": ("base", "vrga"),
+}
+
+
+def evaluate(
+    tasks: Annotated[str, typer.Option(help="Comma-separated: pope, mmstar, MathVista, grid, ...")],
+    output: Annotated[Path, typer.Option(help="Folder of the run.")],
+    model: Model = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the tasks' files, instead of the hub.")
+    ] = None,
+    vrga: Annotated[bool, typer.Option("--vrga", help="The steered model.")] = False,
+    no_vrga: Annotated[bool, typer.Option("--no-vrga", help="The unpatched model.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Both, paired.")] = False,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(help="Of the steered arm; the checkpoint's own, else paper, if absent."),
+    ] = None,
+    gain: Gain = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A configuration as JSON, such as vrga tune writes.")
+    ] = None,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="task (its own), direct, cot, back, solution, or a text with {question}."
+        ),
+    ] = "task",
+    split: Annotated[str, typer.Option(help=f"Of the grid task: {', '.join(SPLITS)}.")] = "clean",
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per call of generate.")] = 1,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, over the tasks' own.")
+    ] = None,
+    min_pixels: Annotated[int | None, typer.Option(min=1, help="Fewest of an image.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Most of an image.")] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
+    ] = Dtype.auto,
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="sdpa, flash_attention_2, ...; the same for both arms.")
+    ] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: a model larger than one GPU.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
+) -> None:
+    """Evaluate on benchmarks, with and without VRGA: the same samples, the same backend.
+
+    One of --vrga, --no-vrga and --compare says which arms. Tasks are those of
+    lmms-eval and of this package.
+
+    Exit status: 0 all samples answered; 2 wrong options; 3 stopped by a full
+    disk; 4 some samples failed (they count as wrong; see samples.jsonl); 130
+    interrupted; 1 anything else. After all but 2 the same command with --resume
+    goes on where it was.
+    """
+    flags = dict(zip(ARMS, (vrga, no_vrga, compare), strict=True))
+    arms = _arms([flag for flag, given in flags.items() if given])
+    _check_steering(arms, {"--preset": preset, "--gain": gain, "--config": config})
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    if not names:
+        raise ValueError("--tasks names no task")
+    check_split(split)
+    check_readable(data, "--data", folder=True)
+    check_folder(output, "--output")
+    _check_prompt(prompt)
+    if min_pixels and max_pixels and min_pixels > max_pixels:
+        raise ValueError(f"pixels: at least {min_pixels} and at most {max_pixels}")
+    check_model(model)
+    steering = _steering(config, preset, gain, model)
+    from vrga.evaluation.run import Evaluation
+    from vrga.evaluation.run import evaluate as run
+
+    chosen = Evaluation(
+        model=model, tasks=names, arms=arms, config=steering.config, told=str(steering), data=data,
+        prompt=prompt, split=split, limit=limit, max_new_tokens=max_new_tokens,
+        min_pixels=min_pixels, max_pixels=max_pixels, seed=seed, dtype=dtype.value,
+        attn_implementation=attn_implementation, batch=batch_size, device_map=device_map,
+    )  # fmt: skip
+    raise typer.Exit(
+        guarded(lambda: run(chosen, output, resume=resume, console=console), output, console)
+    )
+
+
+def _arms(given: list[str]) -> tuple[str, ...]:
+    if len(given) != 1:
+        raise ValueError(
+            f"give one of {', '.join(ARMS)}, which says what is evaluated; given: "
+            f"{', '.join(given) or 'none of them'}"
+        )
+    return ARMS[given[0]]
+
+
+def _check_steering(arms: tuple[str, ...], given: Mapping[str, object]) -> None:
+    named = [name for name, value in given.items() if value is not None]
+    if "vrga" not in arms and named:
+        raise ValueError(f"{', '.join(named)}: about steering, and --no-vrga does not steer")
+    if "--config" in named and len(named) > 1:
+        raise ValueError("--config is a whole configuration: leave out --preset and --gain")
+
+
+def _check_prompt(prompt: str) -> None:
+    if prompt not in ("task", "back", *STYLES) and "{question}" not in prompt:
+        raise ValueError(
+            f"--prompt {prompt}: task, back, {', '.join(STYLES)}, or a text with {{question}}"
+        )
+
+
+def _steering(
+    config: Path | None, preset: Preset | None, gain: float | None, model: str | None
+) -> Chosen:
+    if config is not None:
+        return Chosen(VRGAConfig.from_pretrained(config), str(config))
+    return chosen_for(model, preset and preset.value, gain)

@@ -1,0 +1,202 @@
+"""`vrga generate`: one question about one or several images, answered with VRGA or without."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vrga.beforehand import PICTURES, check_file, check_folder, check_trace_folder
+from vrga.cli.options import Dtype, Gain, Model, Preset, Start, console, errors, said
+from vrga.config import VRGAConfig
+from vrga.evaluation.json_text import whole_characters
+from vrga.evaluation.wording import say_config
+from vrga.hf.files import check_model
+
+
+def generate(
+    image: Annotated[list[Path], typer.Option(help="An image file; may be given repeatedly.")],
+    question: Annotated[str, typer.Option(help="What to ask.")],
+    model: Model = None,
+    preset: Start = None,
+    gain: Gain = None,
+    vrga: Annotated[bool, typer.Option("--vrga/--no-vrga", help="Steer, or not.")] = True,
+    map: Annotated[Path | None, typer.Option(help="Write a picture of the region here.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write traces to base/ and steered/ in this folder, for `vrga report`; with "
+            "--zoom to closer/, and the decision to closer.json."
+        ),
+    ] = None,
+    zoom: Annotated[
+        bool, typer.Option("--zoom", help="Crop the original where it looks, and look again there.")
+    ] = False,
+    zoom_option: Annotated[
+        list[str] | None, typer.Option(help="field=value of Zoom, and again for more.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
+    system: Annotated[
+        str | None, typer.Option(help="The system's message, before the question.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Most pixels of an image; larger ones are shrunk.")
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
+    ] = Dtype.auto,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
+    ] = None,
+) -> None:
+    """Answer one question about one or several images."""
+    _check(question, image, model, preset, gain, vrga, map, trace)
+    question = whole_characters(question)  # a terminal may give bytes that are no UTF-8
+    if zoom_option and not zoom:
+        raise ValueError("--zoom-option is about a closer look: add --zoom")
+    if zoom:
+        if not vrga:
+            raise ValueError("--zoom finds its place as VRGA does: leave out --no-vrga")
+        if stream or system or max_pixels or device_map or dtype is not Dtype.auto:
+            raise ValueError(
+                "--zoom does not go with --stream, --system, --max-pixels, --dtype, --device-map"
+            )
+        config = None
+        if (preset, gain) != (None, None):
+            config = VRGAConfig.named("paper" if preset is None else preset.value, gain)
+        _closer(model, image, question, config, zoom_option or [], map, max_new_tokens, trace)
+        return
+    steering = said(preset, gain, model) if vrga else None
+    from vrga.answers.generation import answer
+
+    text, region, images, failed = answer(
+        model,
+        image,
+        question,
+        None if steering is None else steering.config,
+        max_new_tokens=max_new_tokens,
+        trace=trace,
+        system=system,
+        max_pixels=max_pixels,
+        dtype=dtype.value,
+        device_map=device_map,
+        stream=_speak if stream else None,
+        warn=_warn,
+    )
+    console.print("" if stream else text, markup=False, highlight=False, soft_wrap=True)
+    if (map, trace) != (None, None) and len(images) != len(region.grids):
+        told = "the model cuts images into tiles, whose maps are shown without the images"
+        console.print(told, style="dim", soft_wrap=True)
+        from PIL import Image
+
+        images = [Image.new("RGB", (grid.w, grid.h), "white") for grid in region.grids]
+    if map is not None:
+        from vrga.plots import region_figure, save
+
+        path = save(region_figure(images, region, title=question), map)
+        console.print(f"region: {path}", style="dim", soft_wrap=True)
+    if trace is not None:
+        _told_traces(trace, _runs(vrga), failed)
+
+
+def _runs(vrga: bool) -> tuple[str, ...]:
+    """The traces that there are, by the names of their folders."""
+    return ("base", "steered") if vrga else ("base",)
+
+
+def _check(
+    question: str,
+    images: list[Path],
+    model: str | None,
+    preset: Preset | None,
+    gain: float | None,
+    vrga: bool,
+    map: Path | None,
+    trace: Path | None,
+) -> None:
+    """Refuse what can be known to be wrong before a model is loaded."""
+    if not question.strip():
+        raise ValueError(f"--question {question!r} is empty: say what to ask about the image")
+    if not vrga and (map is not None or gain is not None or preset is not None):
+        raise ValueError("--map, --gain and --preset are about VRGA: leave out --no-vrga")
+    if gain is not None:
+        VRGAConfig(gain=gain)  # refuses what is none
+    from vrga.images import read_image
+
+    for path in images:
+        read_image(path)
+    check_model(model)
+    if map is not None:
+        check_file(map, "--map", PICTURES)
+    if trace is not None:
+        check_folder(trace, "--trace")
+        for run in _runs(vrga):
+            check_trace_folder(trace / run)
+
+
+def _told_traces(folder: Path, runs: tuple[str, ...], failed: Mapping[str, str]) -> None:
+    """Say where traces are.
+
+    Raises:
+        ValueError: some could not be written; says why.
+    """
+    saved = " ".join(str(folder / run) for run in runs if run not in failed)
+    if saved:
+        console.print(f"traces: {saved}", style="dim", soft_wrap=True)
+    if failed:
+        raise ValueError(_unwritten(folder, failed))
+
+
+def _unwritten(folder: Path, failed: Mapping[str, str]) -> str:
+    return "; ".join(f"no trace {folder / run}: {why}" for run, why in failed.items())
+
+
+def _closer(model, paths, question, config, options, map, max_new_tokens, trace) -> None:
+    """`vrga generate --zoom`: print the answer, the decision and the cost."""
+    from vrga.answers.generation import answer_closer
+    from vrga.closer.zoom import Zoom, zoom_with
+    from vrga.demo.fine.settings import CLOSER, FINDING
+
+    zoom = zoom_with(CLOSER if model == "fine" else Zoom(), options) if options else None
+    config = config or (FINDING if model == "fine" else VRGAConfig.paper())
+    say_config(errors, config.name)
+    found, images, failed = answer_closer(
+        model, paths, question, config, zoom, max_new_tokens=max_new_tokens, trace=trace
+    )
+    console.print(found.text, markup=False, highlight=False)
+    cost, told = found.cost, "looked closer: " if found.zoomed else "not looked closer: "
+    lines = [told + found.decision.reason]
+    for crop in found.crops:
+        lines.append(
+            f"crop of {paths[crop.image]}: {crop.box}, shown {crop.size[0]} x {crop.size[1]}"
+        )
+    lines.append(
+        f"{cost.prompt} tokens of prompt, then {cost.second} and {cost.reused} reused, "
+        f"{cost.answer} of answer; {cost.total:.2f} s, {cost.first:.2f} s to the decision"
+    )
+    if map is not None:
+        from vrga.closer.plots import closer_figure
+        from vrga.plots import save
+
+        path = save(closer_figure(images, found, title=question), map)
+        lines.append(f"closer look: {path}")
+    if trace is not None and not failed:
+        lines.append(f"trace: {trace / 'closer'} {trace / 'closer.json'}")
+    for line in lines:
+        console.print(line, style="dim", soft_wrap=True, markup=False, highlight=False)
+    if failed:
+        raise ValueError(_unwritten(trace, failed))
+
+
+def _speak(piece: str) -> None:
+    """Print a piece of an answer at once."""
+    typer.echo(piece, nl=False)
+    sys.stdout.flush()
+
+
+def _warn(told: str) -> None:
+    errors.print(f"vrga: {told}", style="yellow", markup=False, soft_wrap=True)

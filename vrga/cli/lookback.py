@@ -1,0 +1,48 @@
+"""`vrga lookback`: does asking for <back> help without training, and what does VRGA add?"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vrga.beforehand import PROMPTS, STEERINGS, check_known
+from vrga.cli import options
+from vrga.cli.status import guarded
+from vrga.config import VRGAConfig
+
+
+def lookback(
+    data: options.Data = None,
+    model: options.Model = None,
+    output: options.Output = Path("out/lookback"),
+    prompts: Annotated[str, typer.Option(help="Of direct, cot, back.")] = "direct,cot,back",
+    steering: Annotated[
+        str, typer.Option(help="Of off, always, back, back+relocate.")
+    ] = "off,always,back,back+relocate",
+    style: options.Style = "semantic",
+    preset: options.Start = None,
+    gain: options.Gain = None,
+    limit: options.Limit = None,
+    split: options.Split = "clean",
+    batch_size: options.Batch = 8,
+    max_new_tokens: options.Longest = 2048,
+    resume: options.Resume = False,
+) -> None:
+    """Compare direct, cot and back prompts without VRGA, with it, and with it inside <back>."""
+    check_known("--prompts", prompts.split(","), PROMPTS)
+    check_known("--steering", steering.split(","), STEERINGS)
+    if gain is not None:
+        VRGAConfig(gain=gain)  # refuses what is none
+    study = options.study_of(
+        output, data, model, limit, split, style=style, batch=batch_size,
+        max_new_tokens=max_new_tokens, resume=resume,
+    )  # fmt: skip
+    own = options.said(preset, gain, model)
+    from vrga.analysis.lookback import experiment
+
+    chosen = {"prompts": prompts.split(","), "steerings": steering.split(",")}
+    run = partial(experiment, study, config=own.config, **chosen)
+    raise typer.Exit(guarded(run, output, options.console))

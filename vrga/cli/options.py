@@ -1,0 +1,102 @@
+"""What several commands share: their options, and what is said and refused before the work."""
+
+from __future__ import annotations
+
+import enum
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from vrga.beforehand import SPLITS, check_folder, check_readable, check_split, check_style
+from vrga.config import PRESETS
+from vrga.evaluation.wording import say_config
+from vrga.hf.brought import Chosen, chosen_for
+from vrga.hf.files import check_model
+
+if TYPE_CHECKING:
+    from vrga.analysis.study import Study
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class Dtype(str, enum.Enum):
+    """Of the weights; auto is the checkpoint's own."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Preset = enum.Enum("Preset", {name: name for name in PRESETS}, type=str)
+
+Data = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Questions as JSON lines (image, question, answer, choices, box); drawn ones if "
+        "absent."
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint folder or hub id; the embedded model if absent."),
+]
+Start = Annotated[
+    Preset | None,
+    typer.Option(help="Configuration; the checkpoint's own, else paper, if absent."),
+]
+Gain = Annotated[
+    float | None, typer.Option(help="Factor on the attention to the region; 1 is off.")
+]
+Output = Annotated[Path, typer.Option(help="Folder for results.json, table.md and the figure.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")]
+Split = Annotated[str, typer.Option(help=f"Of drawn questions: {', '.join(SPLITS)}.")]
+Style = Annotated[
+    str, typer.Option(help="The back prompt: semantic, solution, or a text with {question}.")
+]
+Prompt = Annotated[str, typer.Option(help="direct, cot or back.")]
+Batch = Annotated[int, typer.Option(min=1, help="Rows per call of generate.")]
+Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run there.")]
+
+
+def study_of(
+    output: Path,
+    data: Path | None,
+    model: str | None,
+    limit: int | None,
+    split: str,
+    splits: Sequence[str] = SPLITS,
+    *,
+    style: str = "semantic",
+    **more,
+) -> Study:
+    """The study that the options mean; refuses what can be known to be wrong before imports.
+
+    Args:
+        splits: those of drawn questions that are known; more: of `Study`.
+    """
+    if data is not None and split != "clean":
+        raise ValueError("--split is for drawn questions: leave it out with a data file")
+    check_split(split, splits)
+    check_style(style)
+    check_readable(data, "questions")
+    check_model(model)
+    check_folder(output, "--output")
+    from vrga.analysis.study import Study
+
+    typed = shlex.join(["vrga", *sys.argv[1:]])
+    return Study(output, data, model, limit, split, style, command=typed, console=console, **more)
+
+
+def said(preset: Preset | None, gain: float | None, model: str | None) -> Chosen:
+    """How a command steers, said on standard error, away from what it answers."""
+    found = chosen_for(model, preset and preset.value, gain)
+    say_config(errors, found)
+    return found

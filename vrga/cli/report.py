@@ -1,0 +1,46 @@
+"""`vrga report`: a page of traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vrga.beforehand import check_file
+from vrga.cli.options import console
+
+
+def report(
+    traces: Annotated[
+        list[Path],
+        typer.Argument(
+            help="One or two trace folders, of two the base first; or the folder of base/ and "
+            "steered/."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    row: Annotated[int, typer.Option(min=0, help="Row of the batch.")] = 0,
+    size: Annotated[
+        float, typer.Option(min=0.1, help="Most megabytes of maps; heads are left out beyond.")
+    ] = 16.0,
+) -> None:
+    """Make a page of one or two traces: where the model looked, token by token."""
+    if len(traces) == 1 and not (traces[0] / "trace.json").is_file():  # as generate --trace writes
+        parts = [traces[0] / name for name in ("base", "steered")]
+        traces = [part for part in parts if (part / "trace.json").is_file()] or traces
+    if len(traces) > 2:
+        raise ValueError(f"a report shows one or two traces; {len(traces)} given")
+    for trace in traces:
+        if not (trace / "trace.json").is_file():
+            raise FileNotFoundError(
+                f"no trace at {trace}: trace.save writes a folder with trace.json, and "
+                "vrga generate --trace one with base/ and steered/ in it"
+            )
+    check_file(output, "--output")
+    from vrga.report import write_report
+
+    path = write_report(traces, output, row=row, megabytes=size)
+    console.print(f"report: {path}", style="dim", soft_wrap=True)

@@ -1,0 +1,38 @@
+"""How a command ends that keeps its samples in a folder: exit statuses."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+WRONG, STOPPED, FAILED, INTERRUPTED = 2, 3, 4, 130  # exit statuses; 0 is a whole run
+
+
+def guarded(run: Callable[[], dict | None], output: Path, console: Console) -> int:
+    """Run something that keeps its samples in a folder; returns the exit status.
+
+    Args:
+        run: returns its results, in which "failed" counts samples; None in other processes.
+    """
+    try:
+        results = run()
+    except KeyboardInterrupt:
+        return _stopped(console, "interrupted", output, INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _stopped(console, str(error), output, STOPPED)
+    if results and results["failed"]:
+        told = f"{results['failed']} samples failed and count as wrong: see {output}"
+        console.print(told, style="yellow", soft_wrap=True)
+        return FAILED
+    return 0
+
+
+def _stopped(console: Console, why: str, output: Path, status: int) -> int:
+    told = f"stopped ({why}): what is finished is in {output}; go on with --resume"
+    console.print(told, style="red", soft_wrap=True)
+    return status
