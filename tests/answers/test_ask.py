@@ -95,6 +95,7 @@ def test_without_a_base_one_answer_is_made(loaded):
         ({"max_new_tokens": True}, ValueError, "max_new_tokens=True is not a whole"),
         ({"config": "papper"}, ValueError, "preset 'papper': known are"),
         ({"config": 2}, ValueError, "config=2 is not a VRGAConfig"),
+        ({"streamers": {"steerd": None}}, ValueError, "steerd: the answers are base and steered"),
     ],
     ids=lambda value: "",
 )

@@ -190,9 +190,10 @@ def grid(h, w):
 def test_a_cell_is_in_the_region_from_a_third_on():
     mask = np.zeros((30, 30), bool)
     mask[:10, :4], mask[10:20, 10:13] = True, True  # 40 % of the first cell, 30 % of the middle
+    mask[20:, 20:] = True  # all of the last
     (cells,) = cells_of([mask], [grid(3, 3)])
-    assert cells.nonzero().tolist() == [[0, 0]]
-    mask[:10] = False
+    assert cells.nonzero().tolist() == [[0, 0], [2, 2]]
+    mask[:10] = mask[20:] = False
     (cells,) = cells_of([mask], [grid(3, 3)])
     assert cells.nonzero().tolist() == [[1, 1]]  # the most painted, where none is by a third
 
