@@ -204,6 +204,7 @@ def test_what_is_no_picture_is_refused_in_words(images, told):
         ({"config": 3}, "is not a VRGAConfig"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"max_new_tokens": True}, "max_new_tokens=True"),
+        ({"streamer": object()}, "record=True"),
     ],
 )
 def test_bad_arguments_are_named(arguments, told):
