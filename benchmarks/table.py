@@ -20,6 +20,7 @@ from benchmarks import versions as record
 from benchmarks.gpu import foreseen, tables
 from benchmarks.timing import RESULTS, ROOT
 from vrga.analysis.recovery import CONFIGS, FORMER
+from vrga.demo.data import PROMPTS
 from vrga.demo.fine.arms import TOLD
 from vrga.evaluation.wording import percent, share
 from vrga.intervals import Interval, paired_difference
@@ -164,18 +165,19 @@ def demo() -> str:
         "| prompt | measure | without VRGA | with VRGA | difference |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for prompt, found in run["prompts"].items():
-        for name, text in (("accuracy", percent), ("rrar", share)):
+    for prompt in PROMPTS:
+        found = run["prompts"][prompt]
+        for name, told, text in (
+            ("first", "region", percent), ("rrar", "RRAR", share), ("accuracy", "right", percent),
+        ):  # fmt: skip
             off, on, change = (found[name][arm] for arm in ("off", "on", "difference"))
-            lines.append(
-                f"| {prompt} | {name.replace('rrar', 'RRAR')} | {text(off)} | "
-                f"{text(on)} | {text(change, '+')} |"
-            )
+            lines.append(f"| {prompt} | {told} | {text(off)} | {text(on)} | {text(change, '+')} |")
     region = run["prompts"]["direct"]["region"]
     lines += [
         "",
-        f"The true cell lies in T in {percent(region['hit'])}, the map peaks on it in "
-        f"{percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the image.",
+        f"Split {run['split']}. The true cell lies in T in {percent(region['hit'])}, the map peaks "
+        f"on it in {percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the "
+        "image.",
     ]
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ from vrga.beforehand import (
     check_readable,
     check_split,
     check_style,
+    drawn_split,
 )
 from vrga.config import VRGAConfig
 from vrga.hf.files import check_model
@@ -45,7 +46,11 @@ Model = Annotated[
 Output = Annotated[Path, typer.Option(help="Folder for results.json and the figure.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")]
 Split = Annotated[
-    str, typer.Option(help="Of drawn questions: clean, noise, similar, crowded, large, long, vast.")
+    str | None,
+    typer.Option(
+        help="Of drawn questions: clean, noise, similar, crowded, large, long, vast; similar if "
+        "absent."
+    ),
 ]
 Style = Annotated[
     str, typer.Option(help="The back prompt: semantic, solution, or a text with {question}.")
@@ -66,7 +71,7 @@ def heads(
     model: Model = None,
     output: Output = Path("out/analyze/heads"),
     limit: Limit = None,
-    split: Split = "clean",
+    split: Split = None,
     batch_size: Batch = 32,
     seed: Seed = 0,
 ) -> None:
@@ -94,7 +99,7 @@ def ablate(
     ] = None,
     style: Style = "semantic",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 300 drawn ones.")] = None,
-    split: Split = "clean",
+    split: Split = None,
     batch_size: Batch = 32,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
@@ -123,7 +128,7 @@ def rrar(
     ] = "cot,direct,guided,back",
     style: Style = "semantic",
     limit: Limit = None,
-    split: Split = "clean",
+    split: Split = None,
     batch_size: Batch = 32,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
@@ -150,7 +155,7 @@ def dispersion(
     bins: Annotated[int, typer.Option(help="Equal parts of an answer.")] = 10,
     style: Style = "semantic",
     limit: Limit = None,
-    split: Split = "clean",
+    split: Split = None,
     batch_size: Batch = 32,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
@@ -176,7 +181,7 @@ def recovery(
     prompt: Prompt = "cot",
     style: Style = "semantic",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 200 drawn ones.")] = None,
-    split: Split = "similar",
+    split: Split = None,
     config: Annotated[
         list[str] | None,
         typer.Option(help="One of those compared, or default, and again for more; all compared."),
@@ -188,7 +193,6 @@ def recovery(
 ) -> None:
     """Accuracy that steering wins, over gates and gains, beside the true region's upper bound."""
     check_known("--prompt", [prompt], PROMPTS)
-    split = "clean" if data is not None else split
     study = _study(
         output, data, model, limit, split, style=style, batch=batch_size,
         max_new_tokens=max_new_tokens, seed=seed, resume=resume,
@@ -273,6 +277,7 @@ def closer(
 def _study(output, data, model, limit, split, splits=SPLITS, **more):
     if not 0 <= more["seed"] < SEEDS:
         raise ValueError(f"--seed {more['seed']}: 0 to {SEEDS - 1}")
+    split = drawn_split(split, data)
     check_questions(data, split, more.get("style", "semantic"), model, output, splits)
     from vrga.analysis.study import Study
 

@@ -20,7 +20,9 @@ from vrga.beforehand import (
     check_folder,
     check_known,
     check_readable,
+    check_split,
     check_trace_folder,
+    drawn_split,
 )
 from vrga.cli.analyze import Batch, Data, Model, Resume, Split, Style, analyze, check_questions
 from vrga.config import PRESETS, VRGAConfig
@@ -72,16 +74,19 @@ def _commands(
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("out"),
     questions: Annotated[int, typer.Option(min=2, help="Held-out questions per prompt.")] = 200,
+    split: Split = None,
     save: Annotated[Path | None, typer.Option(help="Also write the table here, as JSON.")] = None,
 ) -> None:
     """Answer questions about images with and without VRGA, on the model inside this package."""
+    split = drawn_split(split, None)
+    check_split(split)
     check_folder(output, "--output")
     if save is not None:
         check_file(save, "--save")
     from vrga.demo.show import show
     from vrga.evaluation.store import write_json
 
-    found = show(output, questions, console)
+    found = show(output, questions, console, split)
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         write_json(save, found)
@@ -331,7 +336,7 @@ def tune(
     ] = None,
     prompt: Annotated[str, typer.Option(help="direct, cot or back.")] = "cot",
     style: Style = "semantic",
-    split: Split = "clean",
+    split: Split = None,
     limit: Annotated[
         int | None, typer.Option(min=4, help="Questions in both halves; 1000 drawn ones.")
     ] = None,
@@ -342,6 +347,7 @@ def tune(
 ) -> None:
     """Choose a configuration on one half of the questions, and report it on the other half."""
     check_known("--prompt", [prompt], PROMPTS)
+    split = drawn_split(split, data)
     check_questions(data, split, style, model, output)
     base = chosen(preset and preset.value, None, model)
     swept(base.config, sweep)  # refuses fields and values
@@ -388,7 +394,7 @@ def lookback(
     preset: Start = None,
     gain: Annotated[float | None, typer.Option(help="Factor on attention to the region.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")] = None,
-    split: Split = "clean",
+    split: Split = None,
     batch_size: Batch = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 2048,
     resume: Resume = False,
@@ -398,6 +404,7 @@ def lookback(
     check_known("--steering", steering.split(","), STEERINGS)
     if gain is not None:
         VRGAConfig(gain=gain)  # refuses what is none
+    split = drawn_split(split, data)
     check_questions(data, split, style, model, output)
     own = _chosen(preset, gain, model)
     from vrga.evaluation.command import guarded
