@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shlex
 import shutil
@@ -119,14 +120,14 @@ def sure(change: Interval) -> str:
 
     Without an interval there are too few questions: few, or fewer than a hundred that all agree.
     """
-    value, low, high = change
-    if low != low:  # NaN
+    _, low, high = change
+    if math.isnan(low):
         return "cannot tell, too few questions"
     return "rises" if low > 0 else "falls" if high < 0 else "no clear change"
 
 
 def _value(text, interval: Interval) -> str:
-    return text((interval[0], float("nan"), float("nan")))
+    return text((interval[0], math.nan, math.nan))
 
 
 def _one_image(

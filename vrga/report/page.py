@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,7 +114,9 @@ def _asked(traces: Sequence[Trace], row: int) -> str:
     asked = [trace.asked[row] for trace in traces if trace.asked is not None]
     if len(set(asked)) > 1:
         # Long prompts may begin alike.
-        start = max(len(os.path.commonprefix(asked)) - 30, 0)
+        pairs = enumerate(zip(*asked, strict=False))
+        parted = next((i for i, (a, b) in pairs if a != b), min(map(len, asked)))
+        start = max(parted - 30, 0)
         first, second = (text[start : start + 80] for text in asked)
         raise ValueError(
             f"the traces are of different prompts, from character {start + 1} on {first!r} and "

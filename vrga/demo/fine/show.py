@@ -91,7 +91,9 @@ def _one_picture(
     console.print(f"  Picture: {path.resolve()}\n", soft_wrap=True)
 
 
-def _right(loaded: tuple[Model, Processor], samples: list[FineSample], batch: int = 50) -> dict[str, list[bool]]:
+def _right(
+    loaded: tuple[Model, Processor], samples: list[FineSample], batch: int = 50
+) -> dict[str, list[bool]]:
     """Whether each question's answer is right, for each arm."""
     right: dict[str, list[bool]] = {arm: [] for arm in ARMS}
     for start in range(0, len(samples), batch):
