@@ -253,7 +253,10 @@ def test_an_answer_of_one_step_has_a_mark_and_one_number_on_its_axis(figure):
     axis = made.axes[-1]
     made.draw_without_rendering()
     low, high = axis.get_xlim()
+    assert (low, high) == (0.5, 1.5)
     assert [place for place in axis.get_xticks() if low <= place <= high] == [1]
+    highest = max(line.get_ydata().max() for line in axis.lines)
+    assert highest < axis.get_ylim()[1] <= 1.02  # the mark is whole
     assert all(line.get_marker() == "o" for line in axis.lines)
     assert all(label.get_text().endswith("%") for label in axis.get_yticklabels())
 

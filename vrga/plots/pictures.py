@@ -99,7 +99,8 @@ def _axes_of_tokens(axis: Axes, last: int) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.set(xlabel="generated token", ylabel="share of attention")
-    axis.set(xlim=(0.5, last + 0.5), ylim=(0, min(axis.get_ylim()[1], 1)))
+    top = max(1.08 * axis.dataLim.ymax, 1e-3)  # above the highest share, also of equal ones
+    axis.set(xlim=(0.5, last + 0.5), ylim=(0, min(top, 1.02)))
 
 
 def legend(figure: Figure, axis: Axes) -> None:
