@@ -3,9 +3,11 @@
 import base64
 import json
 import re
+import runpy
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -710,3 +712,14 @@ def test_a_row_without_an_image_has_texts_and_no_picture(open_page):
     assert pictures(driver) == [] and "No image" in driver.find_element("id", "atlas").text
     assert len(driver.find_elements("css selector", "#text-0 .token")) == 5
     assert driver.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_page_on_the_report_can_be_drawn(tmp_path):
+    chromium().quit()  # or skip
+    script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "screenshots_report.py"))
+    script["main"](tmp_path)
+    for name, size in script["SHOTS"].items():
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == size
+            assert len(picture.convert("RGB").getcolors(10**7)) > 50
