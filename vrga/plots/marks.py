@@ -40,7 +40,7 @@ def mark(
     x, y = (value, place) if across else (place, value)
     axis.errorbar(
         x, y, fmt=shape, color=color, markerfacecolor=fill, capsize=3, label=label,
-        **{"xerr" if across else "yerr": ends},
+        xerr=ends if across else None, yerr=None if across else ends,
     )  # fmt: skip
     if not known:
         shown = 0.0 if math.isnan(value) else value

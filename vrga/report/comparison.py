@@ -82,7 +82,7 @@ def verdict(
     shares = [region_shares(trace, row) for trace in traces]
     heads = "visual heads give" if region.visual[traces[-1].layers].any() else "heads give"
     means = " and ".join(
-        f"{percent(np.mean(list(own.values())))} ({name})"
+        f"{percent(float(np.mean(list(own.values()))))} ({name})"
         for own, name in zip(shares, names, strict=True)
     )
     told.append(f"The {heads} the region {means} of their attention, on average over the answer.")
