@@ -36,7 +36,7 @@ setup(
     ],
     package_data={
         "vrga": ["py.typed"],
-        "vrga.report": ["*.jinja", "*.js"],
+        "vrga.report": ["*.jinja", "*.css", "*.js"],
         "vrga.app": ["*.css", "*.js"],
         "vrga.demo": ["weights/*"],
         "vrga.demo.fine": ["weights/*"],

@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.timing import RESULTS
 from vrga.analysis import closer as closer_look
 from vrga.analysis.recovery import CONFIGS, FORMER
+from vrga.demo.data import PROMPTS
 from vrga.evaluation.wording import markdown, percent, share
 from vrga.intervals import Interval, paired_difference
 
@@ -30,19 +31,26 @@ def read(name: str) -> dict:
 
 def demo() -> str:
     """What steering did on the embedded model."""
-    run, rows = read("demo"), []
-    for prompt, found in run["prompts"].items():
-        for name, text in (("accuracy", percent), ("rrar", share)):
+    run = read("demo")
+    lines = [
+        "| prompt | measure | without VRGA | with VRGA | difference |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for prompt in PROMPTS:
+        found = run["prompts"][prompt]
+        for name, told, text in (
+            ("first", "region", percent), ("rrar", "RRAR", share), ("accuracy", "right", percent),
+        ):  # fmt: skip
             off, on, change = (found[name][arm] for arm in ("off", "on", "difference"))
-            measure = name.replace("rrar", "RRAR")
-            rows.append([prompt, measure, text(off), text(on), text(change, "+")])
+            lines.append(f"| {prompt} | {told} | {text(off)} | {text(on)} | {text(change, '+')} |")
     region = run["prompts"]["direct"]["region"]
-    told = (
-        f"The true cell lies in T in {percent(region['hit'])}, the map peaks on it in "
-        f"{percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the image."
-    )
-    columns = ("prompt", "measure", "without VRGA", "with VRGA", "difference")
-    return f"{markdown(columns, rows)}\n\n{told}"
+    lines += [
+        "",
+        f"Split {run['split']}. The true cell lies in T in {percent(region['hit'])}, the map peaks "
+        f"on it in {percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the "
+        "image.",
+    ]
+    return "\n".join(lines)
 
 
 def lookback() -> str:

@@ -16,6 +16,7 @@ WORDS = "trace.json"  # of a trace's folder, written last
 _OF_TRACES = re.compile(r"trace\.safetensors(\.mode)?|image-\d+-\d+\.png")
 PROMPTS = ("direct", "cot", "back")
 SPLITS = ("clean", "noise", "similar", "crowded", "large", "long", "vast")
+HARD = "similar"  # drawn unless another is asked for: on "clean" the embedded model is never wrong
 FINE_SPLITS = ("fine-easy", "fine-hard", "fine-photos")
 STEERINGS = ("off", "always", "back", "back+relocate")
 SELECTIONS = ("step", "prefill")
@@ -39,6 +40,13 @@ def check_split(split: str, known: Sequence[str] = SPLITS) -> None:
     """Raise ValueError for a split of drawn questions that is not known."""
     if split not in known:
         raise ValueError(f"split {split!r}: known are {', '.join(known)}")
+
+
+def drawn_split(split: str | None, data: Path | None) -> str:
+    """The split that was asked for, else `HARD`; a file's questions are of none ("clean")."""
+    if split is not None:
+        return split
+    return "clean" if data is not None else HARD
 
 
 def check_style(style: str) -> None:

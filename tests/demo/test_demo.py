@@ -1,6 +1,9 @@
 """The embedded model, its task, and the demo's table."""
 
 import itertools
+import json
+import math
+import shlex
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from typer.testing import CliRunner
 
 import vrga
 from vrga import VRGAConfig
+from vrga.beforehand import SPLITS as KNOWN_SPLITS
+from vrga.beforehand import drawn_split
 from vrga.cli import app
 from vrga.demo.data import (
     CELL,
@@ -25,7 +30,8 @@ from vrga.demo.data import (
     prepare,
     split_options,
 )
-from vrga.demo.show import run_arm
+from vrga.demo.fine.show import picked
+from vrga.demo.show import headline, next_commands, run_arm, sure
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +85,51 @@ def test_no_colour_is_no_answer(text):
     assert parse_answer(text) is None
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [((0.04, 0.01, 0.07), "rises"), ((-0.04, -0.07, -0.01), "falls"),
+     ((0.01, -0.02, 0.03), "no clear change"), ((-0.01, -0.03, 0.0), "no clear change"),
+     ((0.0, math.nan, math.nan), "cannot tell, too few questions")],
+    ids=["up", "down", "around 0", "up to 0", "no interval"],
+)  # fmt: skip
+def test_the_headline_says_of_a_change_what_its_interval_does(change, said):
+    assert sure(change) == said
+    measured = {"off": (0.025, 0.02, 0.03), "on": (0.061, 0.05, 0.07), "difference": change}
+    lines = headline({"cot": {"first": measured, "rrar": measured, "accuracy": measured}})
+    assert [line.endswith(said) for line in lines] == [True] * 3
+    assert "2.5 % -> 6.1 %" in lines[0] and "0.025 -> 0.061" in lines[1]
+    assert max(map(len, lines)) < 100
+
+
+@pytest.mark.parametrize(
+    "once, closer, place, why",
+    [([1, 0, 0], [1, 1, 1], 1, "picked: the first that is wrong at first, then right; 2 of 3 are "),
+     ([1, 0, 0], [0, 0, 1], 2, "1 of 3 are like this, 1 the other way round"),
+     ([1, 0], [1, 0], 0, "the first question, as a closer look mends none: 0 of 2 are")],
+    ids=["mended", "mended and lost", "none mended"],
+)  # fmt: skip
+def test_the_demo_opens_with_what_changes_and_says_how_it_was_picked(once, closer, place, why):
+    found, told = picked(once, closer)
+    assert found == place and why in told
+
+
+def test_questions_are_drawn_where_the_model_may_be_wrong(tmp_path):
+    assert drawn_split(None, None) == "similar" and drawn_split("clean", None) == "clean"
+    assert drawn_split(None, tmp_path / "questions.jsonl") == "clean"  # a file has no split
+    assert tuple(SPLITS) == KNOWN_SPLITS
+
+
+def test_the_commands_at_the_end_can_be_typed(tmp_path):
+    image = tmp_path / "a b" / "question.png"
+    ask, show, serve = (shlex.split(x, comments=True) for x in next_commands(
+        image, "what's the K?", image.parent
+    ))  # fmt: skip
+    assert ask[1:] == ["generate", "--image", str(image), "--question", "what's the K?",
+                       "--trace", str(image.parent / "traces")]  # fmt: skip
+    assert show[1:] == ["report", ask[-1], "-o", str(image.parent / "report.html")]
+    assert serve[1] == "app"
+
+
 @pytest.mark.slow
 def test_direct_accuracy_on_held_out_images(arms):
     _, found = arms
@@ -123,10 +174,25 @@ def test_the_query_is_the_questions_end_not_the_instructions(embedded):
 
 @pytest.mark.slow
 def test_the_demo_prints_its_table_and_writes_its_picture(tmp_path):
-    done = CliRunner().invoke(app, ["demo", "--output", str(tmp_path), "--questions", "6"])
+    saved = tmp_path / "x" / "demo.json"
+    command = ["demo", "--output", str(tmp_path), "--questions", "6", "--save", str(saved)]
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     for name in ("demo.png", "closer.png"):
         assert (tmp_path / name).stat().st_size > 10_000
-    for words in ("without VRGA", "with VRGA", "accuracy", "RRAR", "direct", "cot", "true cell",
-                  "asked once", "looked closer", "true box", "fine-hard"):  # fmt: skip
+    for words in ("without VRGA", "with VRGA", "right answers", "RRAR", "direct", "true cell",
+                  "asked once", "looked closer", "true box", "fine-hard",
+                  "picked: the first", "What steering changes", "What next"):  # fmt: skip
         assert words in done.output
+    found = json.loads(saved.read_text())
+    direct = found["prompts"]["direct"]
+    assert found["split"] == "similar" and direct["accuracy"]["off"][0] < 1
+    assert direct["first"]["difference"][1] > 0  # the interval leaves out 0
+    typed = [
+        shlex.split(line, comments=True)
+        for line in done.output.split("What next\n")[1].splitlines()
+    ]
+    for _, *arguments in typed[:2]:  # the third one serves until it is stopped
+        again = CliRunner().invoke(app, arguments)
+        assert again.exit_code == 0, again.output
+    assert typed[2][1] == "app" and (tmp_path / "report.html").stat().st_size > 10_000

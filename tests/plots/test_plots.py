@@ -1,19 +1,25 @@
 """Pictures show what they say: brightness, outlines, lines, marks, shading."""
 
+import json
+import re
 from dataclasses import replace
 from functools import partial
+from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny import VIDEO, VISION_END, VISION_START, tiny_model, token_types
 from traces import filled_trace
 
 import vrga
 from vrga import Trace, VRGAConfig
+from vrga.images import COLD, HEAT, STRENGTH, heat_colors
 from vrga.intervals import pearson
+from vrga.method.prompt import Grid
 from vrga.method.timeline import Relocation
 from vrga.plots import (
     atlas_figure,
@@ -24,6 +30,7 @@ from vrga.plots import (
     token_figure,
     trend_figure,
 )
+from vrga.plots.pictures import picture
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +43,10 @@ def panels(figure):
     return [a for a in figure.axes if a.axison and a.get_label() != "<colorbar>"]
 
 
-def darkness(axis):
-    """The shade over a picture, [h, w]."""
-    return axis.get_images()[1].get_array()[..., 3]
+def heat_of(axis):
+    """The levels of the map over a picture, [h, w], as its opacity tells."""
+    opacity = axis.get_images()[1].get_array()[..., 3]
+    return (opacity / STRENGTH - COLD) / (1 - COLD)
 
 
 def outline(axis):
@@ -69,7 +77,7 @@ def test_the_map_of_a_region_is_bright_where_it_is_high(trace, tmp_path):
     assert weak.max() < top / 10
     for axis, heat, grid in zip(marked, region.map, region.grids, strict=True):
         heat = heat.numpy()
-        np.testing.assert_allclose(darkness(axis), 0.65 * (1 - heat / top), atol=1e-6)
+        np.testing.assert_allclose(heat_of(axis), heat / top, atol=1e-6)
         mask = region.mask[grid.index].view(grid.h, grid.w)
         # An edge is drawn where one of the two cells that it parts is in T.
         for r in range(1, grid.h):
@@ -112,7 +120,7 @@ def test_each_token_has_its_own_map(trace, tmp_path):
     assert [a.get_title() for a in shown] == [f"{i + 1}: {trace.texts[0][i]}" for i in (3, 1)]
     for axis, step in zip(shown, (3, 1), strict=True):
         heat = trace.map_of(0)[step].view(trace.regions[0].map[0].shape).numpy()
-        np.testing.assert_allclose(darkness(axis), 0.65 * (1 - heat / heat.max()), atol=1e-6)
+        np.testing.assert_allclose(heat_of(axis), heat / heat.max(), atol=1e-6)
     drawn(figure, tmp_path / "tokens.png")
 
 
@@ -123,7 +131,7 @@ def test_all_tokens_of_all_images_are_shown(trace):
     (axis, *_) = panels(token_figure(trace, [0], row=1, heads=one))
     heat = trace.maps[0, 0, 1].float().numpy()
     n = trace.regions[1].map[0].numel()
-    assert np.allclose(darkness(axis).flatten(), 0.65 * (1 - heat[:n] / heat.max()), atol=1e-6)
+    assert np.allclose(heat_of(axis).flatten(), heat[:n] / heat.max(), atol=1e-6)
 
 
 def test_what_was_not_recorded_is_not_drawn(trace):
@@ -150,8 +158,8 @@ def test_what_follows_the_end_of_a_row_is_not_drawn():
     figure = compare_figure(trace, filled_trace())
     for axis, steps in zip(figure.axes[:2], (2, 4), strict=True):
         heat = filled_trace().map_of(0)[:steps].mean(0).numpy()
-        shown = darkness(axis).flatten()
-        assert np.allclose(shown, 0.65 * (1 - heat[: len(shown)] / heat.max()), atol=1e-6)
+        shown = heat_of(axis).flatten()
+        assert np.allclose(shown, heat[: len(shown)] / heat.max(), atol=1e-6)
     trace.inside = torch.tensor([[0, 1], [1, 1], [1, 1], [1, 0]]).bool()
     assert trace.spans(0) == [(1, 2)] and trace.spans(1) == [(0, 3)]
 
@@ -190,8 +198,9 @@ def test_a_trend_that_was_not_measured_says_why(config, watch, why):
     with pytest.raises(ValueError, match=why):
         trend_figure(trace)
     heads = torch.ones_like(trace.regions[0].visual)
-    with pytest.raises(ValueError, match=why):
-        compare_figure(trace, trace, heads=heads)
+    figure = compare_figure(trace, trace, heads=heads)  # region and image are always known
+    line = figure.axes[-2].lines[1].get_ydata()
+    assert np.allclose(line, trace.region[:, :, 0].mean((1, 2)).numpy(), atol=1e-6)
 
 
 def test_an_empty_trace_has_no_trend():
@@ -215,22 +224,61 @@ def test_the_lines_of_a_trend_differ_in_grey(trace):
     assert len({line.get_linestyle() for line in lines}) == len(lines) == 4
 
 
-def test_two_runs_share_their_scale(trace, tmp_path):
+def test_two_runs_lie_on_one_axis(trace, tmp_path):
     base = filled_trace(1.0)
     figure = compare_figure(base, trace, 2, row=1)
-    left, right = figure.axes[-2:]
-    assert left.get_ylim() == right.get_ylim()
-    for run, axis, column in ((base, left, 0), (trace, right, 1)):
-        wanted = run.region[:, :, 1][:, run.regions[1].visual].mean(1)
-        assert np.allclose(axis.lines[1].get_ydata(), wanted.numpy(), atol=1e-6)
+    for axis, measure in zip(figure.axes[-2:], ("region", "image"), strict=True):
+        assert axis.get_title() == f"on the {measure}"
+        for run, line, name in zip((base, trace), axis.lines, ("base", "steered"), strict=False):
+            wanted = getattr(run, measure)[:, :, 1][:, run.regions[1].visual].mean(1)
+            assert np.allclose(line.get_ydata(), wanted.numpy(), atol=1e-6)
+            assert line.get_label() == name and line.get_xdata().tolist() == [1, 2, 3, 4]
+        assert axis.lines[0].get_linestyle() != axis.lines[1].get_linestyle()
+        assert axis.lines[2].get_xdata()[0] == 3  # the token that is looked from
+    for run, column in ((base, 0), (trace, 1)):
         heat = run.map_of(1)[2].numpy()
-        shown = darkness(figure.axes[column]).flatten()
-        assert np.allclose(shown, 0.65 * (1 - heat[: len(shown)] / heat.max()), atol=1e-6)
+        shown = heat_of(figure.axes[column]).flatten()
+        assert np.allclose(shown, heat[: len(shown)] / heat.max(), atol=1e-6)
     mean = compare_figure(base, trace, row=1)
     heat = trace.map_of(1).mean(0).numpy()
-    shown = darkness(mean.axes[1]).flatten()
-    assert np.allclose(shown, 0.65 * (1 - heat[: len(shown)] / heat.max()), atol=1e-6)
+    shown = heat_of(mean.axes[1]).flatten()
+    assert np.allclose(shown, heat[: len(shown)] / heat.max(), atol=1e-6)
     drawn(figure, tmp_path / "compare.png")
+
+
+@pytest.mark.parametrize("figure", [trend_figure, lambda one: compare_figure(one, one)],
+                         ids=["trend", "compare"])  # fmt: skip
+def test_an_answer_of_one_step_has_a_mark_and_one_number_on_its_axis(figure):
+    made = figure(filled_trace(tokens=2))
+    axis = made.axes[-1]
+    made.draw_without_rendering()
+    low, high = axis.get_xlim()
+    assert (low, high) == (0.5, 1.5)
+    assert [place for place in axis.get_xticks() if low <= place <= high] == [1]
+    highest = max(line.get_ydata().max() for line in axis.lines)
+    assert highest < axis.get_ylim()[1] <= 1.02  # the mark is whole
+    assert all(line.get_marker() == "o" for line in axis.lines)
+    assert all(label.get_text().endswith("%") for label in axis.get_yticklabels())
+
+
+def test_the_heat_of_figures_is_that_of_the_pages():
+    script = files("vrga.report").joinpath("drawing.js").read_text("utf-8")
+    ramp = re.search(r"HEAT = (\[\[.*?\]\])", script)[1]
+    assert tuple(map(tuple, json.loads(ramp))) == HEAT
+    assert f"({COLD} + {1 - COLD} * t)" in script
+    colors = heat_colors(np.array([[0.0, 0.125, 0.25, 1.0, 2.0]]))
+    assert colors.shape == (1, 5, 4)
+    between = (np.array(HEAT[0]) + HEAT[1]) / 2  # half-way to the second colour
+    wanted = np.stack([HEAT[0], between, HEAT[1], HEAT[-1], HEAT[-1]]) / 255
+    assert np.allclose(colors[0, :, :3], wanted, atol=1e-6)
+    assert np.all(np.diff(colors[0, :4, 3]) > 0) and colors[0, -1, 3] == STRENGTH
+
+
+def test_the_map_shows_on_a_dark_picture():
+    axis = Figure().subplots()
+    picture(axis, Image.new("RGB", (20, 10)), Grid(torch.arange(2), 1, 2), np.array([[0.0, 1.0]]))
+    cold, hot = axis.get_images()[1].get_array()[0]
+    assert (hot[:3] * hot[3]).max() > 0.5 > 10 * (cold[:3] * cold[3]).max()
 
 
 def test_the_atlas_marks_the_chosen_heads(trace, tmp_path):

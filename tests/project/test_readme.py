@@ -29,7 +29,8 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md")]
 REAL = "<!-- real checkpoint -->\n"
 BLOCK = re.compile(rf"({re.escape(REAL)})?```python\n(.*?)```", re.DOTALL)
-SHOTS = ["app_wide.png", "app_phone.png"]  # by docs/screenshots.py, which needs a browser
+# By docs/screenshots.py and docs/screenshots_report.py, which need a browser.
+SHOTS = ["app_wide.png", "app_phone.png", "report_wide.png", "report_phone.png"]
 MADE = {  # what a page's code leaves behind
     "README.md": [],
     "guide.md": ["region.png", "trend.png"],
@@ -233,7 +234,7 @@ def test_a_table_must_stand_in_one_page_once(monkeypatch):
 def test_the_pictures_of_the_pages_can_be_drawn(tmp_path):
     for script in ("pictures", "house"):
         runpy.run_path(str(ROOT / "docs" / f"{script}.py"))["main"](tmp_path)
-    drawn = {path.name for path in tmp_path.iterdir()} | set(SHOTS)  # see tests/app/
+    drawn = {path.name for path in tmp_path.iterdir()} | set(SHOTS)  # see tests/app/, tests/report/
     text = "\n".join(page.read_text() for page in PAGES)
     assert drawn == set(re.findall(r"pictures/(\w+\.png)\)", text))
     assert all((ROOT / "docs" / "pictures" / name).exists() for name in drawn)

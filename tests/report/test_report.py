@@ -3,9 +3,11 @@
 import base64
 import json
 import re
+import runpy
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -336,14 +338,17 @@ def test_a_folder_without_a_trace_is_one_line_and_status_2(tmp_path, monkeypatch
 
 @pytest.fixture(scope="module")
 def open_page(tmp_path_factory):
-    """Open the page of some traces in headless Chromium, at a window's size in CSS pixels."""
-    opened = []
+    """Open the page of some traces in headless Chromium, at a window's size in CSS pixels.
+
+    One browser for each size: to start one takes longer than a test.
+    """
+    opened = {}
 
     def open_(traces, size=WIDE):
         from selenium.webdriver.support.ui import WebDriverWait
 
-        found = chromium(size)
-        opened.append(found)
+        found = opened.get(size) or opened.setdefault(size, chromium(size))
+        found.get_log("browser")  # what a failed test left
         paths = [trace.save(tmp_path_factory.mktemp("trace") / "t") for trace in traces]
         page = write_report(paths, tmp_path_factory.mktemp("page") / "report.html")
         found.get(page.as_uri())
@@ -352,7 +357,7 @@ def open_page(tmp_path_factory):
         return found
 
     yield open_
-    for found in opened:
+    for found in opened.values():
         found.quit()
 
 
@@ -370,6 +375,10 @@ def chosen(driver):
     return [e.text for e in driver.find_elements("css selector", ".token.chosen")]
 
 
+def opened_at(driver):
+    return driver.execute_script("return page.opening")
+
+
 def shown(driver, run=0):
     return driver.find_element("id", f"shares-{run}").text
 
@@ -380,10 +389,11 @@ def test_hovering_a_token_changes_both_maps(open_page, hostile):
     driver = open_page(hostile)
     before, told = pictures(driver), shown(driver)
     assert len(before) == 2
-    ActionChains(driver).move_to_element(token(driver, 0, 2)).perform()
+    other = 3 if opened_at(driver) != 3 else 2
+    ActionChains(driver).move_to_element(token(driver, 0, other)).perform()
     after = pictures(driver)
     assert all(a != b for a, b in zip(before, after, strict=True)) and shown(driver) != told
-    assert chosen(driver) == [HOSTILE[2]] * 2
+    assert chosen(driver) == [HOSTILE[other]] * 2
     shaded = [e.text for e in driver.find_elements("css selector", "#text-0 .token.back")]
     assert shaded == ["<back>"]
     # What the model wrote is text.
@@ -391,22 +401,131 @@ def test_hovering_a_token_changes_both_maps(open_page, hostile):
     assert driver.get_log("browser") == []
 
 
-def test_the_picture_is_bright_where_the_map_is_high(open_page):
-    trace = filled_trace()
+CELLS = """
+  const canvas = document.querySelectorAll('canvas')[arguments[2]], draw = canvas.getContext('2d');
+  const [h, w] = arguments, found = [];
+  for (let r = 0; r < h; r++) for (let c = 0; c < w; c++) {
+    const [x, y] = [(c + 0.5) * canvas.width / w, (r + 0.5) * canvas.height / h];
+    found.push([...draw.getImageData(Math.round(x), Math.round(y), 1, 1).data.slice(0, 3)]);
+  }
+  return found;"""
+
+
+def colors(driver, grid, picture=0):
+    """The colour in the middle of each image token, float [h * w, 3]."""
+    return np.array(driver.execute_script(CELLS, grid.h, grid.w, picture), dtype=float)
+
+
+def set_to(driver, name, value):
+    """Use a control of the page."""
+    driver.execute_script(
+        "const [name, value] = arguments, box = document.getElementById(name);"
+        "if (box.type === 'checkbox') box.checked = value; else box.value = value;"
+        "box.dispatchEvent(new Event('input')); box.dispatchEvent(new Event('change'));",
+        name, value,
+    )  # fmt: skip
+
+
+def looked_at(trace, token):
+    """The map of the visual heads at a token, flat."""
+    return trace.map_of(0)[trace.steps_of(0).index(token)].numpy()
+
+
+@pytest.mark.parametrize("tint", [(8, 6, 10), (250, 250, 245)], ids=["dark", "light"])
+def test_the_map_shows_on_a_dark_photograph_as_on_a_light_one(open_page, tint):
+    trace, grid = filled_trace(), filled_trace().regions[0].grids[0]
+    trace.images[0] = [Image.new("RGB", (28 * grid.w, 28 * grid.h), tint)]
     driver = open_page([trace])
-    script = """
-      const canvas = document.querySelector('canvas'), draw = canvas.getContext('2d');
-      const [h, w] = arguments, found = [];
-      for (let r = 0; r < h; r++) for (let c = 0; c < w; c++) {
-        const [x, y] = [(c + 0.5) * canvas.width / w, (r + 0.5) * canvas.height / h];
-        found.push(draw.getImageData(Math.round(x), Math.round(y), 1, 1).data[0]);
-      }
-      return found;"""
-    grid = trace.regions[0].grids[0]
-    light = np.array(driver.execute_script(script, grid.h, grid.w)) / 200
-    own = [i for i, pair in enumerate(trace.heads.tolist()) if trace.regions[0].visual[tuple(pair)]]
-    wanted = trace.maps[0, own, 0, : grid.h * grid.w].float().mean(0)
-    assert np.abs(light - (1 - 0.78 * (1 - wanted / wanted.max())).numpy()).max() < 0.02
+    looked = looked_at(trace, opened_at(driver))
+    drawn, order = colors(driver, grid), np.argsort(looked)
+    apart = np.abs(drawn[order[-1]] - drawn[order[0]]).max()
+    assert apart > 60, "the cell looked at most does not stand out"
+    # Closer to glowing yellow, the more it was looked at.
+    warmth = drawn[:, 0] - drawn[:, 2]
+    assert np.corrcoef(warmth, looked)[0, 1] > 0.8
+    set_to(driver, "opacity", 0)
+    assert np.abs(colors(driver, grid) - tint).max() <= 1
+    set_to(driver, "opacity", 65)
+    set_to(driver, "original", True)
+    assert np.abs(colors(driver, grid) - tint).max() <= 1
+    assert driver.find_element("id", "scale-0").text == "the original"
+
+
+def test_the_change_from_base_to_steered_is_a_map_of_its_own(open_page):
+    traces = [filled_trace(1.0), filled_trace(3.0)]
+    driver = open_page(traces)
+    grid, token_ = traces[0].regions[0].grids[0], opened_at(driver)
+    before, after = (looked_at(trace, token_) for trace in traces)
+    set_to(driver, "kind", "change")
+    drawn, change = colors(driver, grid, 1), after - before
+    assert (change > 0).any() and (change < 0).any()
+    clear = np.abs(change) > 0.1 * np.abs(change).max()  # fainter ones are as good as grey
+    assert np.array_equal((drawn[:, 0] - drawn[:, 2] > 0)[clear], (change > 0)[clear])
+    title = driver.find_element("id", "title-1").text
+    assert title == "steered, gain 3.0 \u2212 not steered"
+    told = driver.find_element("id", "scale-1").text
+    assert f"{100 * np.abs(change).max():.3g}" in told and "less" in told and "more" in told
+    assert driver.find_element("id", "title-0").text == "not steered"
+
+
+@pytest.fixture
+def parted():
+    """Two answers that differ in a word, and of which the second is longer by one."""
+    traces = [filled_trace(1.0), filled_trace(3.0, tokens=6)]
+    traces[0].texts[0] = ["the ", "K ", "is ", "red", "."]
+    traces[1].texts[0] = ["so ", "the ", "K ", "is ", "blue", "."]
+    return traces
+
+
+def test_words_that_differ_are_marked_and_same_words_go_together(open_page, parted):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    driver = open_page(parted)
+    marked = driver.find_elements("css selector", ".token.differs")
+    assert [e.text.strip() for e in marked] == ["red", "so", "blue"]
+    for run, number, wanted in ((1, 2, ["K", "K"]), (1, 4, ["red", "blue"]), (1, 0, ["so"])):
+        ActionChains(driver).move_to_element(token(driver, run, number)).perform()
+        assert [text.strip() for text in chosen(driver)] == wanted
+    assert shown(driver).startswith("This answer has no such token")
+    assert driver.find_element("id", "where").text == "token 1 of 6"
+    assert "The answers differ" in driver.find_element("css selector", ".verdict").text
+    assert driver.get_log("browser") == []
+
+
+def test_pictures_and_answers_are_side_by_side_and_stay_only_for_the_answers(open_page, parted):
+    driver = open_page(parted, (1400, 900))
+    places = driver.execute_script(
+        "return ['pictures-0', 'pictures-1', 'text-0', 'text-1'].map((id) =>"
+        " document.getElementById(id).getBoundingClientRect().toJSON())"
+    )
+    assert all(0 <= box["top"] < box["bottom"] <= 900 for box in places)
+    assert places[1]["right"] <= places[2]["left"] == places[3]["left"]
+    driver.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+    viewer = "return document.getElementById('viewer').getBoundingClientRect().bottom"
+    trends = "return document.getElementById('trends').getBoundingClientRect().top"
+    assert driver.execute_script(viewer) <= driver.execute_script(trends)
+    assert driver.get_log("browser") == []
+
+
+def test_shares_of_attention_sum_to_all_and_the_region_is_said_within_the_image(open_page, parted):
+    parted[1] = masked_trace()  # does not tell the question from other text
+    driver = open_page(parted)
+    for run, names in ((0, ["image", "question", "other prompt", "answer so far"]),
+                       (1, ["image", "text"])):  # fmt: skip
+        told = shown(driver, run)
+        region = re.search(r" \(region ([\d.]+) %\)", told)
+        parts = re.findall(r"([a-z ]+?) ([\d.]+) %", told.replace(region[0], ""))
+        assert [name.strip() for name, _ in parts] == names
+        assert round(sum(float(value) for _, value in parts), 6) == 100
+        assert float(region[1]) <= float(parts[0][1])
+
+
+def test_an_answer_of_one_step_has_an_axis_that_says_so(open_page):
+    driver = open_page([filled_trace(tokens=2)])
+    said = driver.find_element("id", "trend-region").text.split("\n")
+    assert said[-2:] == ["1", "the only token with a step"]
+    assert len(driver.find_elements("css selector", "#trend-region circle.dot")) == 1
+    assert driver.get_log("browser") == []
 
 
 def test_arrow_keys_go_from_token_to_token(open_page, hostile):
@@ -414,6 +533,7 @@ def test_arrow_keys_go_from_token_to_token(open_page, hostile):
     from selenium.webdriver.common.keys import Keys
 
     driver = open_page(hostile)
+    driver.execute_script("select(0, 0)")
     # Unless a token has the focus, Home and End scroll the page.
     ActionChains(driver).send_keys(Keys.ARROW_RIGHT, Keys.END, Keys.HOME).perform()
     assert driver.find_element("id", "where").text == "token 2 of 5"
@@ -447,11 +567,11 @@ def test_another_head_shows_another_map(open_page, hostile):
     assert names[:2] == ["visual heads", "all layers"] and any("late layers" in n for n in names)
     before, trend = (
         pictures(driver),
-        driver.find_element("id", "trend-1").get_attribute("innerHTML"),
+        driver.find_element("id", "trends").get_attribute("innerHTML"),
     )
     heads.select_by_visible_text("all layers")
     assert all(a != b for a, b in zip(before, pictures(driver), strict=True))
-    assert driver.find_element("id", "trend-1").get_attribute("innerHTML") != trend
+    assert driver.find_element("id", "trends").get_attribute("innerHTML") != trend
     # A click on a head of the atlas chooses it.
     cell = driver.find_element("css selector", "#atlas rect.has")
     driver.execute_script("arguments[0].dispatchEvent(new MouseEvent('click'))", cell)
@@ -515,6 +635,7 @@ def test_on_a_phone_a_tap_works_and_nothing_is_wider_than_the_screen(open_page, 
     from selenium.webdriver.common.actions.pointer_input import PointerInput
 
     driver = open_page(hostile, PHONE)
+    driver.execute_script("select(1, 0)")
     script = "return [document.documentElement.scrollWidth, window.innerWidth]"
     wide, window = driver.execute_script(script)
     assert window == PHONE[0] and wide <= window
@@ -591,3 +712,14 @@ def test_a_row_without_an_image_has_texts_and_no_picture(open_page):
     assert pictures(driver) == [] and "No image" in driver.find_element("id", "atlas").text
     assert len(driver.find_elements("css selector", "#text-0 .token")) == 5
     assert driver.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_page_on_the_report_can_be_drawn(tmp_path):
+    chromium().quit()  # or skip
+    script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "screenshots_report.py"))
+    script["main"](tmp_path)
+    for name, size in script["SHOTS"].items():
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == size
+            assert len(picture.convert("RGB").getcolors(10**7)) > 50

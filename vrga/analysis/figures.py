@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vrga.intervals import Interval
+from vrga.plots.marks import mark, points
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe and Ito's, which differ for colour-blind eyes
 LABELS = {
@@ -69,7 +70,8 @@ def ablate_figure(arms: Mapping[str, dict]) -> Figure:
     axis = figure.subplots()
     for place, (name, one) in enumerate(arms.items()):
         filled = name.endswith("visual") or name == "none"
-        _dot(axis, one["accuracy"], place, filled, factor=100, across=True)
+        fill = "black" if filled else "white"
+        mark(axis, one["accuracy"], place, factor=100, across=True, fill=fill)
     axis.axvline(100 * next(iter(arms.values()))["accuracy"][0], color="0.6", linewidth=1, zorder=0)
     names = [f"{name} ({round(one['heads'], 1):g} heads)" for name, one in arms.items()]
     axis.set(
@@ -92,7 +94,7 @@ def rrar_figure(prompts: Mapping[str, dict]) -> Figure:
         for shift, (part, (shape, fill)) in zip((-0.2, 0, 0.2), parts.items(), strict=True):
             key = "rrar" if part == "all" else part
             if not np.isnan(one[key][0]):
-                _dot(axis, one[key], column + shift, fill, shape=shape)
+                mark(axis, one[key], column + shift, shape=shape, fill=fill)
     for part, (shape, fill) in parts.items():
         axis.plot([], [], shape, color="black", markerfacecolor=fill, label=part)
     axis.set(
@@ -138,19 +140,6 @@ def dispersion_figure(courses: Mapping[str, Mapping[str, Sequence[Interval]]]) -
 _ARMS = {"off": "without VRGA", "on": "with VRGA"}
 
 
-def _dot(axis, interval, place, fill, *, shape="o", factor=1, across=False) -> None:
-    """A value with its interval at a place on the other axis."""
-    value, low, high = (factor * x for x in interval)
-    fill = {True: "black", False: "white"}.get(fill, fill)
-    # Rounding may put an end a hair inside its value.
-    ends = None if np.isnan(low) else [[max(value - low, 0)], [max(high - value, 0)]]
-    x, y = (value, place) if across else (place, value)
-    axis.errorbar(
-        x, y, fmt=shape, color="black", markerfacecolor=fill, capsize=3,
-        **{"xerr" if across else "yerr": ends},
-    )  # fmt: skip
-
-
 def recovery_figure(configs: Mapping[str, dict]) -> Figure:
     """Differences of accuracy from the unsteered model: region found (filled) and true (hollow).
 
@@ -159,25 +148,15 @@ def recovery_figure(configs: Mapping[str, dict]) -> Figure:
     """
     figure = Figure(figsize=(7, 1.0 + 0.45 * len(configs)), layout="constrained")
     axis = figure.subplots()
-    axis.axvline(0, color="0.6", linewidth=1)
     kinds = (("change", "region found", BLUE, BLUE), ("bound", "true region", ORANGE, "white"))
     for shift, (kind, label, color, fill) in zip((-0.14, 0.14), kinds, strict=True):
-        value, low, high = 100 * np.array([one[kind] for one in configs.values()]).T
-        axis.errorbar(
-            value,
-            np.arange(len(configs)) + shift,
-            xerr=[value - low, high - value],
-            fmt="o",
-            color=color,
-            markerfacecolor=fill,
-            capsize=3,
-            label=label,
-        )
-    axis.set(
-        xlabel="accuracy against the unsteered model, percentage points",
-        yticks=range(len(configs)),
-        yticklabels=list(configs),
-    )
+        for place, one in enumerate(configs.values()):
+            mark(
+                axis, one[kind], place + shift, factor=100, across=True, color=color, fill=fill,
+                label=label if place == 0 else None,
+            )  # fmt: skip
+    points(axis)
+    axis.set(yticks=range(len(configs)), yticklabels=list(configs))
     axis.invert_yaxis()
     axis.legend(fontsize=8)
     return figure

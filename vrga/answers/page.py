@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vrga.images import data_uri
+from vrga.images import data_uri, heat_colors
 from vrga.marks import marked_words
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from vrga.answers.ask import Answer
 
 LONGEST_SIDE = 640  # pixels of an image
-SHADE = 0.65  # how far the map darkens what is not looked at, as in the figures
 
 
 def drawn(answer: Answer) -> str:
@@ -57,9 +56,8 @@ def picture(image: Image.Image | None, region: Region, index: int) -> str:
     scale = min(1.0, LONGEST_SIDE / max(width, height)) if image is not None else 1.0
     width, height = max(round(width * scale), 1), max(round(height * scale), 1)
     top = max(float(heat.max()) for heat in region.map)  # all images share one scale
-    shade = np.zeros((grid.h, grid.w, 4), np.uint8)
     heat = region.map[index].float().numpy() / max(top, 1e-12)
-    shade[..., 3] = np.rint(255 * SHADE * (1 - heat))
+    shade = np.rint(255 * heat_colors(heat)).astype(np.uint8)
     own = ""
     if image is not None:
         small = image if scale == 1 else image.resize((width, height))

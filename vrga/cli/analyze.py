@@ -31,7 +31,7 @@ def heads(
     model: options.Model = None,
     output: options.Output = Path("out/analyze/heads"),
     limit: options.Limit = None,
-    split: options.Split = "clean",
+    split: options.Split = None,
     batch_size: options.Batch = 32,
     seed: Seed = 0,
 ) -> None:
@@ -59,7 +59,7 @@ def ablate(
     ] = None,
     style: options.Style = "semantic",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 300 drawn ones.")] = None,
-    split: options.Split = "clean",
+    split: options.Split = None,
     batch_size: options.Batch = 32,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
@@ -88,7 +88,7 @@ def rrar(
     ] = "cot,direct,guided,back",
     style: options.Style = "semantic",
     limit: options.Limit = None,
-    split: options.Split = "clean",
+    split: options.Split = None,
     batch_size: options.Batch = 32,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
@@ -115,7 +115,7 @@ def dispersion(
     bins: Annotated[int, typer.Option(help="Equal parts of an answer.")] = 10,
     style: options.Style = "semantic",
     limit: options.Limit = None,
-    split: options.Split = "clean",
+    split: options.Split = None,
     batch_size: options.Batch = 32,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
@@ -141,7 +141,7 @@ def recovery(
     prompt: options.Prompt = "cot",
     style: options.Style = "semantic",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 200 drawn ones.")] = None,
-    split: options.Split = "similar",
+    split: options.Split = None,
     config: Annotated[
         list[str] | None,
         typer.Option(help="One of those compared, or default, and again for more; all compared."),
@@ -153,7 +153,6 @@ def recovery(
 ) -> None:
     """Accuracy that steering wins, over gates and gains, beside the true region's upper bound."""
     check_known("--prompt", [prompt], PROMPTS)
-    split = "clean" if data is not None else split
     study = _study(
         output, data, model, limit, split, style=style, batch=batch_size,
         max_new_tokens=max_new_tokens, seed=seed, resume=resume,

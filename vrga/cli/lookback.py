@@ -26,7 +26,7 @@ def lookback(
     preset: options.Start = None,
     gain: options.Gain = None,
     limit: options.Limit = None,
-    split: options.Split = "clean",
+    split: options.Split = None,
     batch_size: options.Batch = 8,
     max_new_tokens: options.Longest = 2048,
     resume: options.Resume = False,

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vrga.beforehand import SPLITS, check_folder, check_readable, check_split, check_style
+from vrga.beforehand import (
+    HARD,
+    SPLITS,
+    check_folder,
+    check_readable,
+    check_split,
+    check_style,
+    drawn_split,
+)
 from vrga.config import PRESETS
 from vrga.evaluation.wording import say_config
 from vrga.hf.brought import Chosen, chosen_for
@@ -56,7 +64,10 @@ Gain = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help="Folder for results.json, table.md and the figure.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")]
-Split = Annotated[str, typer.Option(help=f"Of drawn questions: {', '.join(SPLITS)}.")]
+Split = Annotated[
+    str | None,
+    typer.Option(help=f"Of drawn questions: {', '.join(SPLITS)}; {HARD} if absent."),
+]
 Style = Annotated[
     str, typer.Option(help="The back prompt: semantic, solution, or a text with {question}.")
 ]
@@ -71,7 +82,7 @@ def study_of(
     data: Path | None,
     model: str | None,
     limit: int | None,
-    split: str,
+    split: str | None,
     splits: Sequence[str] = SPLITS,
     *,
     style: str = "semantic",
@@ -82,6 +93,7 @@ def study_of(
     Args:
         splits: those of drawn questions that are known; more: of `Study`.
     """
+    split = drawn_split(split, data)
     if data is not None and split != "clean":
         raise ValueError("--split is for drawn questions: leave it out with a data file")
     check_split(split, splits)

@@ -31,7 +31,7 @@ def tune(
     ] = None,
     prompt: options.Prompt = "cot",
     style: options.Style = "semantic",
-    split: options.Split = "clean",
+    split: options.Split = None,
     limit: Annotated[
         int | None, typer.Option(min=4, help="Questions in both halves; 1000 drawn ones.")
     ] = None,

@@ -5,12 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from vrga.config import VRGAConfig
 from vrga.demo.data import Sample, parse_answer
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import drawn_items
-from vrga.evaluation.looking import Looks
+from vrga.evaluation.looking import PUBLISHED, Looks, looks_of
+from vrga.method.heads import visual_heads
+from vrga.method.region import Region
+from vrga.recording.trace import Trace
+
+
+@dataclass(frozen=True)
+class DemoLooks(Looks):
+    """Where the heads looked, and what the first token saw.
+
+    Args:
+        first: attention on the region T from the first generated token, mean over the visual heads
+            of `Looks.rrar`.
+    """
+
+    first: float
+
+
+def demo_looks(
+    trace: Trace, row: int, steps: int, region: Region, truth: list[Tensor] | None
+) -> DemoLooks:
+    """As `looks_of`, of an answer of a step at least."""
+    heads = visual_heads(region.heads, PUBLISHED)
+    first = float(trace.region[0, :, row][heads].mean())
+    return DemoLooks(**vars(looks_of(trace, row, steps, region, truth)), first=first)
 
 
 @dataclass(frozen=True)
@@ -24,7 +49,7 @@ class Arm:
 
     texts: list[str]
     right: np.ndarray
-    looks: list[Looks | None]
+    looks: list[DemoLooks | None]
 
     def look(self, name: str) -> np.ndarray:
         """A figure of the looks, float [N]."""
@@ -40,7 +65,9 @@ def run_arm(
     batch: int = 100,
 ) -> Arm:
     """Answer every question; None leaves the model unpatched, and nothing is measured."""
-    asker = Asker(model, processor, config, batch=batch, measure=config is not None)
+    asker = Asker(
+        model, processor, config, batch=batch, measure=config is not None, looks=demo_looks
+    )
     requests = [i.request(prompt, i.id, max_new_tokens=96) for i in drawn_items(samples)]
     found = {answer.id: answer for answer in asker.ask(requests)}
     answers = [found[one.id] for one in requests]

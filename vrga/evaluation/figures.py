@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from vrga.intervals import Interval
+from vrga.plots.marks import mark, points
 
 
 def change_figure(tuning: Mapping[str, Interval], held_out: Mapping[str, Interval]) -> Figure:
@@ -21,22 +22,10 @@ def change_figure(tuning: Mapping[str, Interval], held_out: Mapping[str, Interva
     ]
     figure = Figure(figsize=(7, 0.9 + 0.3 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    axis.axvline(0, color="0.6", linewidth=1)
-    for place, (_, (value, low, high), filled) in enumerate(rows):
-        axis.errorbar(
-            100 * value,
-            place,
-            xerr=[[100 * (value - low)], [100 * (high - value)]],
-            fmt="o",
-            color="black",
-            markerfacecolor="black" if filled else "white",
-            capsize=3,
-        )
-    axis.set(
-        xlabel="accuracy against the unpatched model, percentage points",
-        yticks=range(len(rows)),
-        yticklabels=[name for name, _, _ in rows],
-    )
+    for place, (_, interval, filled) in enumerate(rows):
+        mark(axis, interval, place, factor=100, across=True, fill="black" if filled else "white")
+    points(axis, "accuracy against the unpatched model")
+    axis.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows])
     axis.tick_params(labelsize=8)
     axis.invert_yaxis()
     return figure

@@ -23,6 +23,7 @@ from vrga.plots.pictures import (
     images_of,
     legend,
     mask_of,
+    overlay,
     picture,
     plain,
     trend,
@@ -153,24 +154,26 @@ def compare_figure(
     *,
     heads: Tensor | None = None,
 ) -> Figure:
-    """Two runs side by side: where they look on the image, and how attention goes on.
+    """Two runs: side by side where they look on the image, and below, on one axis for both, how
+    much of the attention the region and the image get.
 
     Args:
-        base, steered: recorded with `maps` and without `watch`.
+        base, steered: recorded with `maps`.
         token: the generated token to look from; None is the mean over all.
         row: of the batch.
         heads: bool [L, H]; None is the visual heads.
 
     Raises:
-        ValueError: as of `token_figure` and `trend_figure`.
+        ValueError: as of `token_figure`.
     """
-    recorded = [trace.steps_of(row) for trace in (base, steered)]
-    count = max(len(trace.regions[row].grids) for trace in (base, steered))
+    traces = {"base": base, "steered": steered}
+    for trace in traces.values():
+        trace.steps_of(row)  # raises for a row that is not there
+    count = max(len(trace.regions[row].grids) for trace in traces.values())
     figure = Figure(figsize=(8, 3.2 * count + 2.6), layout="constrained")
-    ratios = [3.2] * count + [2.2]
-    axes = figure.subplots(count + 1, 2, squeeze=False, height_ratios=ratios)
-    for column, (name, trace) in enumerate({"base": base, "steered": steered}.items()):
-        steps, region = recorded[column], trace.region_at(row, 0 if token is None else token)
+    axes = figure.subplots(count + 1, 2, squeeze=False, height_ratios=[3.2] * count + [2.2])
+    for column, (name, trace) in enumerate(traces.items()):
+        steps, region = trace.steps_of(row), trace.region_at(row, 0 if token is None else token)
         if token is not None and token not in steps:
             raise ValueError(f"token {token} was not recorded in the {name} run")
         maps = trace.map_of(row, heads)
@@ -186,10 +189,14 @@ def compare_figure(
             picture(axis, image, grid, heat, mask_of(region, grid), float(shown.max()))
         said = "mean over all tokens" if token is None else word(trace, row, token)
         axes[0, column].set_title(plain(f"{name}, {said}"), fontsize=10)
-        trend(axes[count, column], trace, row, region.visual if heads is None else heads)
-    top = max(axis.get_ylim()[1] for axis in axes[count])
-    for axis in axes[count]:
-        axis.set_ylim(0, top)
+    chosen = {
+        name: trace.regions[row].visual if heads is None else heads
+        for name, trace in traces.items()
+    }
+    for axis, measure in zip(axes[count], ("region", "image"), strict=True):
+        overlay(axis, traces, row, chosen, measure)
+        if token is not None:
+            axis.axvline(token + 1, color="0.6", linewidth=1, zorder=0)
     axes[count, 1].set_ylabel("")
     legend(figure, axes[count, 0])
     return figure

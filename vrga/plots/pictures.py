@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 from torch import Tensor
 
-from vrga.images import to_rgb
+from vrga.images import heat_colors, to_rgb
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
 from vrga.recording.trace import Trace
@@ -19,6 +21,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "black")
 STYLES = {"image": "-", "region": "--", "question": "-.", "generated": ":"}
 # Black outline over white: it stands out on any image, in grey and for colour-blind eyes.
 OUTLINE = (("white", 3.5), ("black", 1.5))
+FEW = 3  # points that are marked, as a line through them is short or none
 
 
 def picture(
@@ -29,15 +32,13 @@ def picture(
     mask: np.ndarray | None = None,
     top: float | None = None,
 ) -> None:
-    """An image (or white) under a map [h, w], bright where it reaches `top`, and an outline."""
+    """An image (or white) under a map [h, w], glowing where it reaches `top`, and an outline."""
     image = Image.new("RGB", (grid.w, grid.h), "white") if image is None else to_rgb(image)
     axis.imshow(image, extent=(0, grid.w, grid.h, 0))
     axis.set(xticks=[], yticks=[], aspect="equal" if _square(image, grid) else "auto")
     if heat is not None:
         top = heat.max() if top is None else top
-        # The map darkens what was not looked at, so that the image's colours stay true.
-        shade = np.zeros((*heat.shape, 4))
-        shade[..., 3] = 0.65 * (1 - heat / max(top, 1e-12))
+        shade = heat_colors(heat / max(top, 1e-12))
         axis.imshow(shade, extent=(0, grid.w, grid.h, 0), interpolation="nearest")
     if mask is not None:
         for color, width in OUTLINE:
@@ -59,13 +60,47 @@ def trend(axis: Axes, trace: Trace, row: int, heads: Tensor | None) -> None:
     for (name, style), color in zip(STYLES.items(), COLORS, strict=True):
         shares = getattr(trace, name)[: len(tokens), :, row]  # [steps, L, H]
         mean = shares.mean((1, 2)) if heads is None else shares[:, heads].mean(1)
-        axis.plot(tokens, mean.numpy(), style, color=color, label=name)
+        mark = "o" if len(tokens) <= FEW else None
+        axis.plot(tokens, mean.numpy(), style, color=color, label=name, marker=mark)
     for first, end in trace.spans(row):
         axis.axvspan(
             tokens[first] - 0.5, tokens[end - 1] + 0.5, color="0.85", zorder=0, label="<back>"
         )
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel="generated token", ylabel="share of attention", ylim=(0, None))
+    _axes_of_tokens(axis, int(tokens[-1]))
+
+
+def overlay(
+    axis: Axes, traces: Mapping[str, Trace], row: int, heads: Mapping[str, Tensor], measure: str
+) -> None:
+    """A share of attention in several runs, each with a line of its own on one axis.
+
+    Args:
+        traces: by name, the unsteered one first; heads: bool [L, H] of each.
+        measure: of `SHARES`.
+    """
+    last = 1
+    for (name, trace), style, color in zip(
+        traces.items(), ("--", "-"), ("black", COLORS[1]), strict=True
+    ):
+        tokens = np.array(trace.steps_of(row)) + 1
+        shares = getattr(trace, measure)[: len(tokens), :, row][:, heads[name][trace.layers]]
+        mark = "o" if len(tokens) <= FEW else None  # one point is no line
+        axis.plot(tokens, shares.mean(1).numpy(), style, color=color, label=name, marker=mark)
+        last = max(last, int(tokens[-1]))
+    for first, end in trace.spans(row):  # of the steered run
+        place = tokens[first] - 0.5, tokens[end - 1] + 0.5
+        axis.axvspan(*place, color="0.85", zorder=0, label="<back>")
+    _axes_of_tokens(axis, last)
+    axis.set_title(f"on the {measure}", fontsize=10)
+
+
+def _axes_of_tokens(axis: Axes, last: int) -> None:
+    """Tokens from 1 on across, shares from 0 on upwards; sane for a single token too."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.set(xlabel="generated token", ylabel="share of attention")
+    top = max(1.08 * axis.dataLim.ymax, 1e-3)  # above the highest share, also of equal ones
+    axis.set(xlim=(0.5, last + 0.5), ylim=(0, min(top, 1.02)))
 
 
 def legend(figure: Figure, axis: Axes) -> None:

@@ -6,43 +6,24 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from vrga.images import to_rgb
 from vrga.intervals import pearson
 from vrga.recording.trace import SHARES, Trace
+from vrga.report.channels import channels_of, fitting, levels
+from vrga.report.comparison import opening, question_of, side_by_side, verdict
 
 LONGEST_SIDE = 1280  # pixels of an image in the page
 LARGEST_PNG = 300_000  # bytes; larger ones become JPEG
 # Controls that turn the direction of all text after them: shown as signs. Arabic needs none.
 TURNING = {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-SERIES = tuple(name for name in SHARES if name != "prompt")
-
-
-@dataclass
-class Channel:
-    """Heads whose attention is shown as one: a group, or a single head.
-
-    Args:
-        name: as shown; of the same name in both runs, it is compared.
-        heads: bool [L, H], over the trace's layers.
-        map: attention on the image's tokens, float [steps, n], or None where none was recorded.
-        single: (layer, head) of a single head, or None.
-    """
-
-    name: str
-    heads: Tensor
-    map: Tensor | None
-    single: tuple[int, int] | None = None
 
 
 def write_report(
@@ -86,12 +67,21 @@ def render(traces: Sequence[Trace], *, row: int = 0, megabytes: float = 16.0) ->
     for trace in traces:
         trace.steps_of(row)
     asked = _asked(traces, row)
+    found = question_of(traces, row, asked).translate(TURNING)
     page = shown(traces, row=row, megabytes=megabytes)
     runs = page["runs"]
-    page |= {"differ": _differ(runs), "atlases": [0] if _same_heads(runs) else [0, 1]}
+    pairs = side_by_side([run["tokens"] for run in runs])
+    for run, (partners, differs) in zip(runs, pairs, strict=True):
+        run |= {"partners": partners, "differs": differs}
+    page |= {
+        "differ": _differ(runs),
+        "atlases": [0] if _same_heads(runs) else [0, 1],
+        "opening": opening(traces, row, pairs),
+    }
+    told = verdict(traces, row, pairs, [run["name"] for run in runs], page["opening"])
     environment = Environment(loader=PackageLoader("vrga.report", ""), autoescape=True)
     template = environment.get_template("report.html.jinja")
-    return template.render(asked=asked, runs=runs, page=as_json(page))
+    return template.render(question=found, asked=asked, verdict=told, runs=runs, page=as_json(page))
 
 
 def shown(
@@ -124,7 +114,9 @@ def _asked(traces: Sequence[Trace], row: int) -> str:
     asked = [trace.asked[row] for trace in traces if trace.asked is not None]
     if len(set(asked)) > 1:
         # Long prompts may begin alike.
-        start = max(len(os.path.commonprefix(asked)) - 30, 0)
+        pairs = enumerate(zip(*asked, strict=False))
+        parted = next((i for i, (a, b) in pairs if a != b), min(map(len, asked)))
+        start = max(parted - 30, 0)
         first, second = (text[start : start + 80] for text in asked)
         raise ValueError(
             f"the traces are of different prompts, from character {start + 1} on {first!r} and "
@@ -171,9 +163,10 @@ def _run(trace: Trace, row: int, images: list[str], budget: float, layers: bool)
     region, steps = trace.regions[row], trace.steps_of(row)
     grids = [(grid.h, grid.w) for grid in region.grids]
     cells = torch.cat([grid.index for grid in region.grids]) if grids else torch.zeros(0).long()
-    channels = _channels(trace, row, layers)
-    kept, sizes = _fitting(channels, grids, len(steps), budget)
-    series = [name for name in SERIES if getattr(trace, name) is not None]
+    channels = channels_of(trace, row, layers)
+    kept, sizes = fitting(channels, grids, len(steps), budget)
+    series = [name for name in SHARES if getattr(trace, name) is not None]
+    maps = [levels(c.map, grids, sizes) for c in kept]
     shares = np.stack(
         [
             [
@@ -202,11 +195,8 @@ def _run(trace: Trace, row: int, images: list[str], budget: float, layers: bool)
         "left_out": len(channels) - len(kept),
         "series": series,
         "shares": _packed(np.rint(shares.clip(0, 1) * 65535).astype("<u2")),
-        "maps": _packed(
-            np.concatenate(
-                [np.zeros((0,), np.uint8)] + [_levels(c.map, grids, sizes) for c in kept]
-            )
-        ),
+        "maps": _packed(np.concatenate([np.zeros((0,), np.uint8)] + [m for m, _ in maps])),
+        "tops": _packed(np.concatenate([np.zeros((0,), "<f4")] + [top for _, top in maps])),
         "grids": grids,
         "sizes": sizes,
         "images": places,
@@ -217,7 +207,7 @@ def _run(trace: Trace, row: int, images: list[str], budget: float, layers: bool)
             if later.row == row
         ],
         "relevance": _packed(
-            _levels(torch.cat([m.flatten() for m in region.map])[None], grids, grids)
+            levels(torch.cat([m.flatten() for m in region.map])[None], grids, grids)[0]
         )
         if grids
         else "",
@@ -243,80 +233,6 @@ def _tokens(trace: Trace, row: int) -> list[str]:
         end = trace.ids.shape[1] if trace.ends is None else int(trace.ends[row]) + 1
         return [f"#{token} " for token in trace.ids[row, :end].tolist()]
     return [f"step {step} " for step in range(int(trace.steps[-1]) + 1)]
-
-
-def _channels(trace: Trace, row: int, single: bool = False) -> list[Channel]:
-    """Groups of heads, single layers if wanted, then single heads with a map, those with the lowest
-    EFR first."""
-    _, layers, _, heads = trace.image.shape
-    steps = len(trace.steps_of(row))
-    n, region = sum(grid.h * grid.w for grid in trace.regions[row].grids), trace.regions[row]
-    numbers = trace.layers.tolist()
-    pairs = [] if trace.heads is None else [tuple(pair) for pair in trace.heads.tolist()]
-    maps = None if trace.maps is None or not n else trace.maps[:steps, :, row, :n].float()
-    everything = torch.ones(layers, heads, dtype=torch.bool)
-    visual = region.visual[trace.layers]
-
-    found = []
-    if visual.any():
-        whole = set(map(tuple, region.visual.nonzero().tolist())) <= set(pairs)
-        found.append(Channel("visual heads", visual, trace.map_of(row) if whole and n else None))
-    parts = {"all layers": range(layers)}
-    if layers >= 3:
-        edges = [round(layers * i / 3) for i in range(4)]
-        for i, name in enumerate(("early", "middle", "late")):
-            part = range(edges[i], edges[i + 1])
-            span = f"{numbers[part[0]]} to {numbers[part[-1]]}"
-            parts[f"{name} layers, {span}"] = part
-    if single:
-        parts |= {f"layer {numbers[i]}": range(i, i + 1) for i in range(layers)}
-    for name, part in parts.items():
-        chosen = torch.zeros_like(everything)
-        chosen[list(part)] = True
-        mean = None
-        if trace.layer_maps is not None and n:
-            mean = trace.layer_maps[:steps, list(part), row, :n].float().mean(1)
-        found.append(Channel(name, chosen, mean))
-    for i in sorted(range(len(pairs)), key=lambda i: float(region.heads.efr[pairs[i]])):
-        layer, head = pairs[i]
-        chosen = torch.zeros_like(everything)
-        chosen[numbers.index(layer), head] = True
-        shown = None if maps is None else maps[:, i]
-        found.append(Channel(f"layer {layer}, head {head}", chosen, shown, (layer, head)))
-    return found
-
-
-def _fitting(
-    channels: list[Channel], grids: list[tuple[int, int]], steps: int, budget: float
-) -> tuple[list[Channel], list[tuple[int, int]]]:
-    """The channels whose maps fit into `budget` bytes, groups in any case, and the maps' sizes."""
-    groups = sum(c.map is not None and c.single is None for c in channels)
-    sizes = list(grids)
-    while groups * steps * sum(h * w for h, w in sizes) > budget and sizes != [(1, 1)] * len(sizes):
-        sizes = [(math.ceil(h / 2), math.ceil(w / 2)) for h, w in sizes]
-    room = max(steps * sum(h * w for h, w in sizes), 1)
-    singles = max(int(budget // room) - groups, 0)
-    kept = [c for c in channels if c.single is None]
-    return kept + [c for c in channels if c.single is not None][:singles], sizes
-
-
-def _levels(
-    maps: Tensor | None, grids: list[tuple[int, int]], sizes: list[tuple[int, int]]
-) -> np.ndarray:
-    """Maps [steps, n] as uint8, 255 at the highest of each step; made coarser to `sizes`; flat."""
-    if maps is None:
-        return np.zeros((0,), np.uint8)
-    parts = []
-    for part, (h, w), size in zip(
-        maps.split([h * w for h, w in grids], 1), grids, sizes, strict=True
-    ):
-        part = part.view(len(part), 1, h, w)
-        while part.shape[2:] != size:
-            part = avg_pool2d(part, 2, ceil_mode=True)
-        parts.append(part.flatten(1))
-    joined = torch.cat(parts, 1)
-    top = joined.amax(1, keepdim=True).clamp_min(1e-12)
-    return (joined / top * 255).round().to(torch.uint8).flatten().numpy()
 
 
 def _heads(region) -> dict | None:
