@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vrga.config import VRGAConfig
+from vrga.foreign import Model, Tokenizer
 from vrga.kernels.reference import ENTROPY, GATE, MASS
 from vrga.method.region import Region
 from vrga.method.timeline import Relocation, Timeline
@@ -111,7 +112,7 @@ class Trace:
             parts.append(repr(text if len(text) <= 60 else text[:57] + "..."))
         return f"Trace({', '.join(parts)})"
 
-    def plot(self, row: int = 0, *, kind: str = "trend", **options: object) -> Figure:
+    def plot(self, row: int = 0, *, kind: str = "trend", **options: Any) -> Figure:
         """A figure of one row, see `vrga.plots`.
 
         Args:
@@ -155,7 +156,7 @@ class Trace:
             setattr(self, name, share)
 
     def describe(
-        self, recorder: Recorder, config: VRGAConfig, model: object, tokenizer: object | None
+        self, recorder: Recorder, config: VRGAConfig, model: Model, tokenizer: Tokenizer | None
     ) -> None:
         """Note what was asked, answered and set; the model itself is let go of."""
         self.config = asdict(config)
@@ -172,7 +173,7 @@ class Trace:
 
     def attach(
         self,
-        tokenizer: object | None = None,
+        tokenizer: Tokenizer | None = None,
         images: Sequence[Sequence[Image.Image]] | None = None,
     ) -> Trace:
         """Add what a report shows and the model does not know: texts and images.
@@ -253,11 +254,11 @@ class Trace:
             import pandas
         except ImportError as error:
             raise ImportError("to_pandas needs pandas: pip install 'vrga[plot]'") from error
-        self.check_filled()
-        t, n, b, h = self.image.shape
+        image, steps, layers = self.filled()
+        t, n, b, h = image.shape
         shape = (t, n, b, h)
         step, layer, row, head = torch.meshgrid(
-            self.steps, self.layers, torch.arange(b), torch.arange(h), indexing="ij"
+            steps, layers, torch.arange(b), torch.arange(h), indexing="ij"
         )
         columns = {"step": step, "layer": layer, "head": head, "row": row}
         columns |= {k: getattr(self, k) for k in MEASURES if getattr(self, k) is not None}
@@ -276,14 +277,24 @@ class Trace:
         if self.image is None:
             raise ValueError(f"the trace is empty: {self._missing}")
 
+    def filled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, steps and layers, which all traces but an empty one have.
+
+        Raises:
+            ValueError: as of `check_filled`.
+        """
+        self.check_filled()
+        assert self.image is not None and self.steps is not None and self.layers is not None
+        return self.image, self.steps, self.layers
+
     def steps_of(self, row: int) -> list[int]:
         """The recorded steps that are of the row's answer; they are the first ones.
 
         Raises:
             ValueError: an empty trace, a row that it does not have, or one with no such step.
         """
-        self.check_filled()
-        rows, steps = self.image.shape[2], self.steps.tolist()
+        image, numbers, _ = self.filled()
+        rows, steps = image.shape[2], numbers.tolist()
         if not 0 <= row < rows:
             raise ValueError(f"row={row}: the trace has rows 0 to {rows - 1}")
         end = steps[-1] + 1 if self.ends is None else int(self.ends[row])
@@ -316,7 +327,7 @@ class Trace:
         wanted = [tuple(pair) for pair in heads.nonzero().tolist()]
         known = [] if self.heads is None else [tuple(pair) for pair in self.heads.tolist()]
         missing = [pair for pair in wanted if pair not in known]
-        if missing or not wanted:
+        if self.maps is None or missing or not wanted:
             raise ValueError(
                 f"no maps of {len(missing) or 'any'} heads (layer, head) {missing[:3]}: record "
                 "them, patch.record(maps='visual')"
