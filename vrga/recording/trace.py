@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 
 SHARES = ("image", "region", "watched", "question", "prompt", "generated")
 MEASURES = (*SHARES, "entropy", "spread", "gate")
+
+
+class Filled(NamedTuple):
+    """Parts of a trace that is not empty; see `Trace`."""
+
+    image: Tensor
+    region: Tensor
+    steps: Tensor
+    layers: Tensor
 
 
 @dataclass
@@ -254,11 +263,11 @@ class Trace:
             import pandas
         except ImportError as error:
             raise ImportError("to_pandas needs pandas: pip install 'vrga[plot]'") from error
-        image, steps, layers = self.filled()
-        t, n, b, h = image.shape
+        own = self.filled()
+        t, n, b, h = own.image.shape
         shape = (t, n, b, h)
         step, layer, row, head = torch.meshgrid(
-            steps, layers, torch.arange(b), torch.arange(h), indexing="ij"
+            own.steps, own.layers, torch.arange(b), torch.arange(h), indexing="ij"
         )
         columns = {"step": step, "layer": layer, "head": head, "row": row}
         columns |= {k: getattr(self, k) for k in MEASURES if getattr(self, k) is not None}
@@ -277,15 +286,16 @@ class Trace:
         if self.image is None:
             raise ValueError(f"the trace is empty: {self._missing}")
 
-    def filled(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, steps and layers, which all traces but an empty one have.
+    def filled(self) -> Filled:
+        """What all traces but an empty one have.
 
         Raises:
             ValueError: as of `check_filled`.
         """
         self.check_filled()
-        assert self.image is not None and self.steps is not None and self.layers is not None
-        return self.image, self.steps, self.layers
+        assert self.image is not None and self.region is not None
+        assert self.steps is not None and self.layers is not None
+        return Filled(self.image, self.region, self.steps, self.layers)
 
     def steps_of(self, row: int) -> list[int]:
         """The recorded steps that are of the row's answer; they are the first ones.
@@ -293,8 +303,8 @@ class Trace:
         Raises:
             ValueError: an empty trace, a row that it does not have, or one with no such step.
         """
-        image, numbers, _ = self.filled()
-        rows, steps = image.shape[2], numbers.tolist()
+        own = self.filled()
+        rows, steps = own.image.shape[2], own.steps.tolist()
         if not 0 <= row < rows:
             raise ValueError(f"row={row}: the trace has rows 0 to {rows - 1}")
         end = steps[-1] + 1 if self.ends is None else int(self.ends[row])
