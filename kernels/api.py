@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from .reference import (
     decode_attention_reference,
     probe_scores_reference,
 )
+
+if TYPE_CHECKING:
+    from .launch import Workspace
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
 Way = Literal["biased", "torch", "triton"]
@@ -54,7 +57,7 @@ class Kernels:
 
     def __init__(self, impl: str):
         self.impl = impl
-        self._workspace = None
+        self._workspace: Workspace | None = None
 
     def way(
         self, query: Tensor, *, plain: bool = True, gradients: bool = False, sums: bool = True
@@ -100,7 +103,7 @@ class Kernels:
         images: Tensor,
         *,
         sets: Callable[[], KeySets],
-        **numbers: object,
+        **numbers: Any,
     ) -> Tensor:
         """`decode_attention_reference`, computed in a way.
 
@@ -135,7 +138,7 @@ class Kernels:
         opened: tuple[float, ...],
         closed: tuple[float, ...],
         extent: Tensor | None,
-        **numbers: object,
+        **numbers: Any,
     ) -> None:
         """Write the `stats` of `decode_attention`, whose output is not wanted."""
         if way == "torch":
@@ -160,7 +163,7 @@ class Kernels:
         scale: float,
     ) -> None:
         """`probe_scores_reference`, as `impl` says; no gradient passes through a probe."""
-        numbers = dict(offset=offset, scale=scale)
+        numbers: dict[str, Any] = {"offset": offset, "scale": scale}
         if self.impl == "torch" or (self.impl == "auto" and not q.is_cuda):
             probe_scores_reference(q, k, last, hidden, out, **numbers)
             return
@@ -168,7 +171,7 @@ class Kernels:
 
         probe_scores(q, k, last, hidden, out, workspace=self._kept(), **numbers)
 
-    def _kept(self) -> object:
+    def _kept(self) -> Workspace:
         from .launch import Workspace
 
         if self._workspace is None:

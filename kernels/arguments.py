@@ -43,28 +43,28 @@ def check_arguments(
         refuse("opened, closed", (opened, closed), "one weight for each of 1 to 4 groups, in both")
     if not all(0 <= w < float("inf") for w in (*opened, *closed)):
         refuse("opened, closed", (opened, closed), "weights that are finite and not negative")
-    wanted = {
+    wanted: dict[str, tuple[Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]] = {
         "flags": (flags, (batch, flags.shape[-1]), (torch.int32,)),
         "images": (images, (batch,), (torch.int32,)),
         "gate": (gate, (batch, heads), (torch.bool, torch.uint8)),
         "extent": (extent, (batch, 3), (torch.int32,)),
         "stats": (stats, (batch, heads, rows, 3 + len(opened)), (torch.float32,)),
     }
-    for name, (tensor, shape, dtypes) in wanted.items():
-        if tensor is None:
+    for name, (found, shape, dtypes) in wanted.items():
+        if found is None:
             continue
-        if tuple(tensor.shape) != shape:
-            refuse(f"{name}.shape", tuple(tensor.shape), str(list(shape)))
-        if tensor.dtype not in dtypes:
-            refuse(f"{name}.dtype", tensor.dtype, " or ".join(map(str, dtypes)))
-        if name != "gate" and not (tensor.is_contiguous() or name == "flags"):
-            refuse(f"{name}.stride()", tensor.stride(), "contiguous")
+        if tuple(found.shape) != shape:
+            refuse(f"{name}.shape", tuple(found.shape), str(list(shape)))
+        if found.dtype not in dtypes:
+            refuse(f"{name}.dtype", found.dtype, " or ".join(map(str, dtypes)))
+        if name != "gate" and not (found.is_contiguous() or name == "flags"):
+            refuse(f"{name}.stride()", found.stride(), "contiguous")
     if flags.stride(1) != 1:
         refuse("flags.stride(1)", flags.stride(1), "1")
     if flags.shape[1] > k.shape[2]:
         refuse("flags.shape[1]", flags.shape[1], f"at most the {k.shape[2]} keys")
-    given = {name: tensor for name, (tensor, _, _) in wanted.items()}
-    _check_devices(refuse, q, {"k": k, "v": v} | given)
+    given = {name: found for name, (found, _, _) in wanted.items()}
+    _check_devices(refuse, q, {"k": k, "v": v, **given})
 
 
 def check_probe(q: Tensor, k: Tensor, last: Tensor, hidden: Tensor, out: Tensor) -> None:

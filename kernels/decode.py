@@ -449,6 +449,10 @@ def launch_options(size: int, dtype: torch.dtype) -> dict[str, int]:
     return {"BN": 32, "num_warps": 4, "num_stages": 4 if key <= 256 else 2}
 
 
+# q, k, v, flags, images; gate, extent, stats
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a call of `decode_attention` launches, for arguments of given shapes and numbers.
@@ -532,7 +536,7 @@ def decode_attention(
 
 
 def _plan(
-    tensors: tuple[Tensor | None, ...],
+    tensors: Tensors,
     scale: float,
     opened: tuple[float, ...],
     closed: tuple[float, ...],

@@ -8,6 +8,7 @@ the same shapes, so a `Launch` does that once and then starts the variant it fou
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -89,7 +90,7 @@ class Workspace:
     def __init__(self, keep_memory: bool = True):
         self._keep_memory = keep_memory
         self._buffers: dict[torch.device, list[Tensor]] = {}
-        self.plans: dict[tuple, object] = {}
+        self.plans: dict[tuple, Any] = {}  # each of the kernel that made it
 
     def floats(self, count: int, device: torch.device) -> Tensor:
         """At least `count` uninitialised float32 on `device`."""

@@ -163,7 +163,7 @@ def decode_attention_reference(
         told = (share * logarithm).flatten(1, 2) @ sets.members[..., :1]
         mass_entropy = -told.view(mass.shape)
     is_open = _is_open(gate, mass, mass_entropy, sets.visible, images, focus, entropy)
-    if stats is not None:
+    if stats is not None and mass_entropy is not None:
         stats[..., MASS], stats[..., ENTROPY], stats[..., GATE] = mass, mass_entropy, is_open
         stats[..., GROUP:] = sums[..., 3:]
 
@@ -264,6 +264,7 @@ def _is_open(
     """The gate, bool [B, H, Q]: given [B, H], or by mass on I and H_mass, [B, H, Q] each."""
     if gate is not None:
         return gate.bool()[:, :, None].expand(mass.shape)
+    assert mass_entropy is not None  # computed where no gate is given
     ratio = mass * (visible / images[:, None])[:, None]
     return ratio > (entropy * mass_entropy).clamp_min(focus)
 

@@ -12,3 +12,4 @@ Processor = Any
 Tokenizer = Any
 Cache = Any
 ModelOutput = Any
+BatchFeature = Any  # what a processor gives: a model's inputs by their names, with .to(device)

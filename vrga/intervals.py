@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+Values = np.ndarray | Sequence[float]  # numbers or bools
 Interval = tuple[float, float, float]  # value, lower and upper end of the 95 % interval
 Z = 1.959964  # 97.5th percentile of the normal distribution
 # Fewer pairs decide nothing at 95 %: were all five to differ one way, a sign test's p were 0.06.
@@ -14,7 +16,7 @@ FEWEST_PAIRS = 6
 FEWEST_EQUAL = 100
 
 
-def wilson(hits: np.ndarray) -> Interval:
+def wilson(hits: Values) -> Interval:
     """A proportion with its Wilson score interval; NaN without entries. NaN entries are left out.
 
     Args:
@@ -31,7 +33,7 @@ def wilson(hits: np.ndarray) -> Interval:
     return p, min(max(low, 0.0), p), max(min(high, 1.0), p)  # rounding leaves [0, 1]
 
 
-def mean_interval(values: np.ndarray) -> Interval:
+def mean_interval(values: Values) -> Interval:
     """A mean with its normal interval; NaN entries are left out.
 
     The ends are NaN for fewer than two entries, and all three for none.
@@ -45,7 +47,7 @@ def mean_interval(values: np.ndarray) -> Interval:
 
 
 def paired_difference(
-    steered: np.ndarray, base: np.ndarray, resamples: int = 10_000, seed: int = 0
+    steered: Values, base: Values, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """The mean difference of two arms on the same questions, with its bootstrap interval.
 
@@ -71,7 +73,7 @@ def paired_difference(
     return float(change.mean()), float(low), float(high)
 
 
-def difference(first: np.ndarray, second: np.ndarray) -> Interval:
+def difference(first: Values, second: Values) -> Interval:
     """The difference of two means over unrelated entries, with its normal interval (Welch).
 
     NaN entries are left out; the ends are NaN where a side has fewer than two entries.
@@ -81,7 +83,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> Interval:
     return a - b, a - b - half, a - b + half
 
 
-def mcnemar(steered: np.ndarray, base: np.ndarray) -> float:
+def mcnemar(steered: Values, base: Values) -> float:
     """Exact two-sided p-value of McNemar's test: do two arms differ in right answers?
 
     Pairs with a NaN are left out.
@@ -98,7 +100,7 @@ def mcnemar(steered: np.ndarray, base: np.ndarray) -> float:
     return min(1.0, 2 * tail / 2**n) if n else 1.0
 
 
-def pearson(x: np.ndarray, y: np.ndarray) -> Interval:
+def pearson(x: Values, y: Values) -> Interval:
     """Pearson's correlation with its interval by Fisher's transformation.
 
     NaN where either side does not vary; the ends are NaN for fewer than four pairs.

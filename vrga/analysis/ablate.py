@@ -16,7 +16,7 @@ from torch import Tensor
 from vrga.analysis.figures import ablate_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.beforehand import check_known
-from vrga.config import VRGAConfig
+from vrga.config import Ablated, VRGAConfig
 from vrga.evaluation.arms import Arm, accuracy, right
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mcnemar, paired_difference
@@ -24,7 +24,7 @@ from vrga.method.region import Region
 
 DRAWN = 300
 NONE = "none"
-KINDS = ("visual", "random", "low_focus")
+KINDS: tuple[Ablated, ...] = ("visual", "random", "low_focus")
 SELECTIONS = ("step", "prefill")
 
 
@@ -142,7 +142,7 @@ def figures(samples: dict[str, list[dict]], heads: int, first_layer: int, layers
     base, arms = right(samples[NONE]), {}
     for name, own in samples.items():
         selection = name.split()[0]
-        ours, other = right(own), samples.get(f"{selection} random")
+        ours = right(own)
         if selection == "prefill":
             counts = [one["region"]["visual_heads"] for one in own if one["region"]]
             ablated = float(np.mean(counts)) if counts else 0.0
@@ -156,7 +156,7 @@ def figures(samples: dict[str, list[dict]], heads: int, first_layer: int, layers
             "p": None if name == NONE else mcnemar(ours, base),
         }
         if name.endswith(" visual"):
-            change = paired_difference(right(other), ours)
+            change = paired_difference(right(samples[f"{selection} random"]), ours)
             arms[name] |= {"below_random": change, "verdict": verdict(change)}
     return {"failed": failures(samples), "arms": arms}
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,13 +87,14 @@ def analyze(
     own: dict[str, dict] = {}
     for number, name in enumerate(models):
         path = study.output / "models" / f"{number}.json"
-        own[name] = _known(path, settings | {"model": name}) if study.resume else None
-        if own[name] is None:
+        known = _known(path, settings | {"model": name}) if study.resume else None
+        if known is None:
             samples = _samples(study, number, validation)
             loaded = load(name, dtype=torch.float32)
-            own[name] = _one_model(study, loaded, samples, chosen, config, zoom, timed)
+            known = _one_model(study, loaded, samples, chosen, config, zoom, timed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"settings": settings | {"model": name}, "found": own[name]})
+            write_json(path, {"settings": settings | {"model": name}, "found": known})
+        own[name] = known
     settings["models"] = list(models)
     found = {"models": own, "pooled": pooled(list(own.values()), chosen)}
     told = [table(found["pooled"], study.split)]
@@ -167,7 +169,7 @@ def pooled(own: Sequence[Mapping], arms: Sequence[str]) -> dict:
     """
     right = {arm: _bits(own, "right", arm) for arm in arms}
     two = _bits(own, "two") > 0
-    found = {
+    found: dict[str, Any] = {
         "questions": len(two),
         "accuracy": {arm: wilson(hits) for arm, hits in right.items()},
         "less_once": {arm: paired_difference(hits, right[ONCE]) for arm, hits in right.items()},
@@ -196,11 +198,13 @@ def pooled(own: Sequence[Mapping], arms: Sequence[str]) -> dict:
         }
     times = [one["seconds"] for one in own if one["seconds"]]
     if times:
-        ways = {name: sum((one[name] for one in times), []) for name in times[0]}
+        ways: dict[str, list[float]] = {
+            name: sum((one[name] for one in times), []) for name in times[0]
+        }
         found["seconds"] = {name: float(np.median(taken)) for name, taken in ways.items()}
-        base = np.array(ways["once"])
+        once = np.array(ways["once"])
         found["times_once"] = {
-            name: float(np.median(np.array(taken) / base)) for name, taken in ways.items()
+            name: float(np.median(np.array(taken) / once)) for name, taken in ways.items()
         }
     found["verdict"] = verdict(found["less_once"][FOUND])
     return found

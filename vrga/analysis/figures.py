@@ -44,8 +44,8 @@ def heads_figure(found: dict) -> Figure:
         ylabel="image entropy $H_{img}$, nats",
         title=f"r = {found['r_over_means'][0]:.2f} over the {focus.size} heads' means",
     )
-    order = np.argsort(-chosen, axis=None, kind="stable")
-    order = [place for place in order[:12] if chosen.flat[place] > 0]
+    often = np.argsort(-chosen, axis=None, kind="stable")[:12]
+    order = [place for place in often if chosen.flat[place] > 0]
     names = [f"{place // focus.shape[1]}.{place % focus.shape[1]}" for place in order]
     bars.barh(range(len(order)), chosen.flat[order], color=BLUE, edgecolor="black")
     bars.set(

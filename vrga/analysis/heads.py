@@ -17,6 +17,7 @@ from vrga.evaluation.arms import progress
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import Item
 from vrga.evaluation.wording import Table, percent, share
+from vrga.foreign import Model, Processor
 from vrga.intervals import Interval, Z, mean_interval, pearson, wilson
 
 DRAWN = 500
@@ -39,7 +40,7 @@ class Heads:
     failed: int
 
 
-def measure(loaded: tuple, items: Sequence[Item], study: Study) -> Heads:
+def measure(loaded: tuple[Model, Processor], items: Sequence[Item], study: Study) -> Heads:
     """Run the prefill of every question, and nothing else.
 
     Raises:
@@ -148,10 +149,11 @@ def tables(found: dict, questions: int) -> list[Table]:
     for place in np.argsort(-chosen, axis=None, kind="stable")[:SHOWN]:
         layer, head = np.unravel_index(place, chosen.shape)
         if chosen[layer, head]:
+            times = round(float(chosen[layer, head]) * questions)
             often.add_row(
                 str(layer),
                 str(head),
-                percent(wilson(np.arange(questions) < round(chosen[layer, head] * questions))),
+                percent(wilson(np.arange(questions) < times)),
                 f"{found['focus'][layer][head]:.2f}",
                 f"{found['entropy'][layer][head]:.2f}",
             )

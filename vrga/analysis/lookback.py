@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from vrga.evaluation.wording import Table, percent, share
 
 DRAWN = 500
 FIRST = TEST_SEEDS.start + 10_000  # seed of the first drawn question
-STEERINGS = {
+STEERINGS: dict[str, dict[str, Any] | None] = {
     "off": None,  # the unpatched model
     "always": {"when": "always"},
     "back": {"when": "back"},
@@ -44,11 +45,11 @@ def arms(config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]) -
         )
     check_known("--prompts", prompts, PROMPTS)
     check_known("--steering", steerings, tuple(STEERINGS))
-    return [
-        Arm(name, STEERINGS[name] and dataclasses.replace(config, **STEERINGS[name]), prompt)
-        for prompt in prompts
-        for name in steerings
-    ]
+    configs = {
+        name: None if fields is None else dataclasses.replace(config, **fields)
+        for name, fields in STEERINGS.items()
+    }
+    return [Arm(name, configs[name], prompt) for prompt in prompts for name in steerings]
 
 
 def experiment(

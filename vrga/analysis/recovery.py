@@ -73,7 +73,8 @@ def analyze(
     """
     items = study.items(DRAWN, boxes=True)
     arms = [Arm(OFF, None, prompt)]
-    arms += [Arm(_name(n, t), c, prompt, given=t) for n, c in configs.items() for t in (0, 1)]
+    for name, config in configs.items():
+        arms += [Arm(_name(name, true), config, prompt, given=true) for true in (False, True)]
     settings = study.settings("recovery", items, prompt=prompt, configs=list(configs))
     samples = study.run(items, arms, settings)
     letters = None
@@ -91,7 +92,7 @@ def _name(config: str, true: bool) -> str:
 def figures(
     samples: Mapping[str, list[dict]],
     configs: Sequence[str],
-    letters: Mapping[str, str] | None = None,
+    letters: Mapping[str, str | None] | None = None,
 ) -> dict:
     """Accuracy and its differences, paired by question.
 
@@ -125,7 +126,7 @@ def figures(
     return found
 
 
-def outcomes(samples: Sequence[dict], letters: Mapping[str, str]) -> dict:
+def outcomes(samples: Sequence[dict], letters: Mapping[str, str | None]) -> dict:
     """What answers to drawn questions are, the letter scored apart from its colour.
 
     Args:

@@ -59,6 +59,7 @@ def guided(item: Item) -> Item:
 
 def place(item: Item) -> str:
     """Where in the image the box's middle lies, by thirds: "upper left", "right", "central"."""
+    assert item.box is not None  # `Study.items` refuses a question without
     (left, top, right, bottom), (width, height) = item.box, image_size(item)
     rows, columns = ("upper", "", "lower"), ("left", "", "right")
     row = rows[min(int(3 * (top + bottom) / 2 / height), 2)]

@@ -7,7 +7,7 @@ what is made of their samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from vrga.evaluation.items import Item, drawn_items, read_items
 from vrga.evaluation.looking import cells_in
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.wording import Table, say_config
+from vrga.foreign import Model, Processor
 from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.intervals import Interval
@@ -123,11 +124,11 @@ class Study:
                 )
         return items
 
-    def load(self) -> tuple[torch.nn.Module, object]:
+    def load(self) -> tuple[Model, Processor]:
         """The model and its processor; the embedded model in float32."""
         return load(dtype=torch.float32) if self.model is None else load(self.model)
 
-    def settings(self, analysis: str, items: Sequence[Item], **own) -> dict:
+    def settings(self, analysis: str, items: Sized, **own) -> dict:
         """What decides the samples' contents of an analysis; `own` are its options."""
         return {"analysis": analysis, "seed": self.seed, **self.common(len(items)), **own}
 
@@ -148,7 +149,12 @@ class Study:
         return Store(self.output / part, settings, resume=self.resume, fields=ANSWERED)
 
     def ask(
-        self, loaded: tuple, items: Sequence[Item], arms: Sequence[Arm], store: Store, **more
+        self,
+        loaded: tuple[Model, Processor],
+        items: Sequence[Item],
+        arms: Sequence[Arm],
+        store: Store,
+        **more,
     ) -> dict[str, list[dict]]:
         """The samples of each arm by its name; see `run_arms` for `more`."""
         model, processor = loaded
@@ -162,7 +168,7 @@ class Study:
         items: Sequence[Item],
         arms: Sequence[Arm],
         settings: dict,
-        loaded: tuple | None = None,
+        loaded: tuple[Model, Processor] | None = None,
         **more,
     ) -> dict[str, list[dict]]:
         """As `ask`, of the arms of an analysis; says how they steer.
@@ -209,7 +215,8 @@ def image_size(item: Item) -> tuple[int, int]:
 
 
 def check_box(item: Item) -> None:
-    """Raise ValueError unless a question's box is a part of its first image."""
+    """Raise ValueError unless the box of a question that has one is a part of its first image."""
+    assert item.box is not None
     if not item.images:
         raise ValueError(f"question {item.id!r} has a box and no image")
     try:

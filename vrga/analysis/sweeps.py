@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from vrga.config import VRGAConfig
 
@@ -35,8 +36,8 @@ def swept(base: VRGAConfig, sweeps: Sequence[str]) -> dict[str, VRGAConfig]:
             )
         fields[name] = [_value(text) for text in values.split(",")]
     configs = {}
-    for values in itertools.product(*fields.values()):
-        chosen = dict(zip(fields, values, strict=True))
+    for combination in itertools.product(*fields.values()):
+        chosen: dict[str, Any] = dict(zip(fields, combination, strict=True))
         if chosen.get("gate") == "static":  # has no thresholds: other values are the same config
             chosen = {k: v for k, v in chosen.items() if k not in ("gate_focus", "gate_entropy")}
         name = " ".join(f"{field}={value}" for field, value in chosen.items())

@@ -44,8 +44,8 @@ def halves(study: Study) -> tuple[list[Item], list[Item]]:
         raise ValueError(
             f"{study.data}: {len(order)} questions are too few to tune on one half of them"
         )
-    half = len(order) // 2
-    return [items[i] for i in order[:half]], [items[i] for i in order[half:]]
+    middle = len(order) // 2
+    return [items[i] for i in order[:middle]], [items[i] for i in order[middle:]]
 
 
 def tune(study: Study, configs: Mapping[str, VRGAConfig], *, prompt: str = "cot") -> dict:

@@ -88,13 +88,15 @@ def generate(
         warn=_warn,
     )
     console.print("" if stream else text, markup=False, highlight=False, soft_wrap=True)
-    if (map, trace) != (None, None) and len(images) != len(region.grids):
-        told = "the model cuts images into tiles, whose maps are shown without the images"
-        console.print(told, style="dim", soft_wrap=True)
-        from PIL import Image
+    if (map, trace) != (None, None):
+        assert region is not None  # a picture is refused without VRGA, and a trace has one
+        if len(images) != len(region.grids):
+            told = "the model cuts images into tiles, whose maps are shown without the images"
+            console.print(told, style="dim", soft_wrap=True)
+            from PIL import Image
 
-        images = [Image.new("RGB", (grid.w, grid.h), "white") for grid in region.grids]
-    if map is not None:
+            images = [Image.new("RGB", (grid.w, grid.h), "white") for grid in region.grids]
+    if map is not None and region is not None:
         from vrga.plots import region_figure, save
 
         path = save(region_figure(images, region, title=question), map)

@@ -42,7 +42,8 @@ class Dtype(str, enum.Enum):
     float16 = "float16"
 
 
-Preset = enum.Enum("Preset", {name: name for name in PRESETS}, type=str)
+# mypy would have the presets written out here once more.
+Preset = enum.Enum("Preset", {name: name for name in PRESETS}, type=str)  # type: ignore[misc]
 
 Data = Annotated[
     Path | None,

@@ -71,5 +71,6 @@ def run_arm(
     requests = [i.request(prompt, i.id, max_new_tokens=96) for i in drawn_items(samples)]
     found = {answer.id: answer for answer in asker.ask(requests)}
     answers = [found[one.id] for one in requests]
-    right = [parse_answer(a.text) == s.color for a, s in zip(answers, samples, strict=True)]
-    return Arm([a.text for a in answers], np.array(right), [a.looks for a in answers])
+    texts = [a.text for a in answers if a.text is not None]  # drawn questions never fail
+    right = [parse_answer(text) == s.color for text, s in zip(texts, samples, strict=True)]
+    return Arm(texts, np.array(right), [a.looks for a in answers])

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
+from vrga.foreign import BatchFeature
 from vrga.lookback import last_box
 
 CELL = 28  # pixels: one visual token of Qwen2.5-VL (patch 14, merge 2)
@@ -184,7 +184,7 @@ def messages(sample: Sample, prompt: str) -> list[dict]:
     return [{"role": "user", "content": content}]
 
 
-def prepare(processor, samples: Sequence[Sample], prompt: str) -> dict[str, Tensor]:
+def prepare(processor, samples: Sequence[Sample], prompt: str) -> BatchFeature:
     """Model inputs of a left-padded batch; `prompt` is a key of `PROMPTS`."""
     processor.tokenizer.padding_side = "left"
     chats = [

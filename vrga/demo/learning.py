@@ -17,6 +17,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from vrga.demo import build
 from vrga.demo.data import CELL, TRAIN_SEEDS
 from vrga.evaluation.arms import versions
+from vrga.foreign import Model
 from vrga.hf.backends import set_backend
 
 # (layer, head): one KV group in each of two middle layers learns to look at what is spoken of, so
@@ -79,7 +80,7 @@ class Learner:
         self.scheduler.step()
 
 
-def answers_learner(model: nn.Module, steps: int, rate: float) -> Learner:
+def answers_learner(model: Model, steps: int, rate: float) -> Learner:
     """The text model's: a warm-up, then a cosine; the vision tower stays as it is.
 
     The model's attention is "eager" from here on, the only one to return attention.
@@ -96,7 +97,7 @@ def answers_learner(model: nn.Module, steps: int, rate: float) -> Learner:
     return Learner(learned, rate, schedule, clip=1.0, betas=(0.9, 0.98), weight_decay=0.01)
 
 
-def word_classifiers(model: nn.Module, processor, *words: Sequence[str]) -> list[Tensor]:
+def word_classifiers(model: Model, processor, *words: Sequence[str]) -> list[Tensor]:
     """For each list of words the (fixed) embeddings of the words themselves, scaled, [words, d].
 
     With them as its classifiers, an image token comes out as the sum of the words that describe
@@ -151,7 +152,7 @@ def options(told: str, output: Path, vision_steps: int, batch: int) -> argparse.
     return parser
 
 
-def write_record(given: argparse.Namespace, model: nn.Module, seconds: float, **own) -> None:
+def write_record(given: argparse.Namespace, model: Model, seconds: float, **own) -> None:
     """Write training.json: how the model was trained, and `own`, what came of it."""
     record = {
         "seed": given.seed,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import trange
 
@@ -31,6 +31,7 @@ from vrga.demo.data import (
     make_samples,
 )
 from vrga.demo.learning import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT
+from vrga.foreign import Model
 from vrga.hf.backends import set_backend
 from vrga.hf.inputs import TYPES
 from vrga.method.back_spans import Phase, tag_table
@@ -118,7 +119,7 @@ class Batches(learning.DrawnBatches):
         return encode(chat), encode(target + "<|im_end|>")
 
 
-def train_vision(model: nn.Module, batches: Batches, steps: int) -> float:
+def train_vision(model: Model, batches: Batches, steps: int) -> float:
     """Teach the vision tower to name each cell's letter and colour; returns the last accuracy."""
     colors = list(COLORS)
     classifiers = learning.word_classifiers(model, batches.processor, LETTERS, colors)
@@ -139,7 +140,8 @@ def train_vision(model: nn.Module, batches: Batches, steps: int) -> float:
         labels = labels.flatten(1)
         cells = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
         logits = learning.named(cells, classifiers)
-        learner.step(sum(map(cross_entropy, logits, labels, weights)))
+        of_letters, of_colors = map(cross_entropy, logits, labels, weights)
+        learner.step(of_letters + of_colors)
         found = torch.stack([part.argmax(-1) for part in logits]) == labels
         hits = found.all(0)[labels[0] > 0].float()
     return hits.mean().item()
@@ -160,7 +162,7 @@ def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
     return -torch.stack(taught).clamp(1e-9, LOOKING_SHARE).log().mean()
 
 
-def train_answers(model: nn.Module, batches: Batches, steps: int, rate: float) -> float:
+def train_answers(model: Model, batches: Batches, steps: int, rate: float) -> float:
     """Teach the text model to answer and list; returns the mean loss of its last words."""
     learner = learning.answers_learner(model, steps, rate)
     spoken, total = [], []

@@ -22,7 +22,7 @@ class Checker:
     """One process that compares, started when first needed and again after a timeout."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
     def equal(self, answer: str, target: str, timeout: float = 5.0) -> bool:
@@ -37,12 +37,14 @@ class Checker:
             ImportError: math-verify is not installed.
         """
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._start()
+            process = self._process
+            if process is None or process.poll() is not None:
+                process = self._start()
+            assert process.stdin is not None  # a pipe
             try:
-                self._process.stdin.write(json.dumps([answer, target]) + "\n")
-                self._process.stdin.flush()
-                reply = self._read(timeout)
+                process.stdin.write(json.dumps([answer, target]) + "\n")
+                process.stdin.flush()
+                reply = self._read(process, timeout)
             except OSError:
                 reply = ""
             if not reply:  # it takes too long, or the process died of it
@@ -56,24 +58,27 @@ class Checker:
             self._process.communicate()
             self._process = None
 
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
+    def _start(self) -> subprocess.Popen[str]:
+        process = self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        if self._read(START) != "ready":
-            self._process.kill()
-            lines = self._process.communicate()[1].split("\n")
+        if self._read(process, START) != "ready":
+            process.kill()
+            lines = process.communicate()[1].split("\n")
             self._process = None
             raise ImportError(f"math-verify does not start: {' '.join(lines[-2:]).strip()}")
+        return process
 
-    def _read(self, timeout: float) -> str:
+    @staticmethod
+    def _read(process: subprocess.Popen[str], timeout: float) -> str:
         """The next line of the process; empty if there is none in time, or no process."""
-        ready = select.select([self._process.stdout], [], [], timeout)[0]
-        return self._process.stdout.readline().strip() if ready else ""
+        assert process.stdout is not None  # a pipe
+        ready = select.select([process.stdout], [], [], timeout)[0]
+        return process.stdout.readline().strip() if ready else ""
 
 
 CHECKER = Checker()

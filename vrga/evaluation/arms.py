@@ -25,6 +25,7 @@ from vrga.evaluation.asking import Answer, Asker
 from vrga.evaluation.items import Item
 from vrga.evaluation.looking import looks_of
 from vrga.evaluation.store import Store
+from vrga.foreign import Model
 from vrga.intervals import Interval, mcnemar, mean_interval, paired_difference, wilson
 from vrga.method.region import Region
 
@@ -52,7 +53,7 @@ class Arm:
 
 
 def run_arms(
-    model: torch.nn.Module,
+    model: Model,
     processor,
     items: Sequence[Item],
     arms: Sequence[Arm],
@@ -107,7 +108,8 @@ def run_arms(
             with contextlib.closing(asker.ask(requests)) as answers:  # unpatched whatever happens
                 for answer in answers:
                     item = left[answer.id]
-                    right = None if answer.error else item.is_right(answer.text, arm.prompt)
+                    text = answer.text  # None with an error
+                    right = None if text is None else item.is_right(text, arm.prompt)
                     store.add([sample(answer, arm, item, right)])
                     bar.advance(task)
     samples = store.finish(by_key)

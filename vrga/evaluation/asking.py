@@ -6,21 +6,24 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from vrga.config import VRGAConfig
 from vrga.evaluation.looking import cells_in, looks_of
+from vrga.foreign import BatchFeature, Model
 from vrga.hf.families import FAMILIES
 from vrga.images import bounded, read_image
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
+from vrga.recording.trace import Trace
 from vrga.steering.passes import SteeringError
 from vrga.steering.patching import Patch, patch, patch_of
 
@@ -47,7 +50,7 @@ class Request:
     id: str
     chat: Callable[[], tuple[list[dict], str]]
     box: tuple[float, float, float, float] | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def request(
@@ -95,7 +98,7 @@ class Answer:
     seconds: float = 0.0
     steered: bool = False
     region: dict[str, int] | None = None
-    looks: object | None = None
+    looks: Any | None = None
     error: str | None = None
     found: Region | None = None
     steps: dict[str, object] | None = None
@@ -152,7 +155,7 @@ class Asker:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         processor,
         config: VRGAConfig | None,
         *,
@@ -175,7 +178,7 @@ class Asker:
         self._images = bounded(processor.image_processor, pixels)
         processor.tokenizer.padding_side = "left"
 
-    def ask(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def ask(self, requests: Iterable[Request]) -> Generator[Answer]:
         """Answer every request; those of a batch come together, in no fixed order.
 
         A request that cannot be read, does not fit into the model's context, or exhausts the
@@ -301,10 +304,10 @@ class Asker:
         for one in batch:
             yield from self._answer([one], steered)
 
-    def _inputs(self, batch: list[_Ready]) -> tuple[dict, list[tuple[_Ready, str]]]:
+    def _inputs(self, batch: list[_Ready]) -> tuple[BatchFeature, list[tuple[_Ready, str]]]:
         """Model inputs of a batch, and those of its requests that exceed the context."""
         kind = self.model.config.model_type
-        images = [one.images for one in batch]
+        images: list = [one.images for one in batch]
         if kind in FAMILIES and FAMILIES[kind].processor is not None:
             images = [image for row in images for image in row]  # Qwen's take one flat list
         inputs = self.processor(
@@ -327,7 +330,9 @@ class Asker:
         return Answer(one.request.id, prompt=one.chat, error=message)
 
     @torch.inference_mode()
-    def _generate(self, batch: list[_Ready], inputs: dict, steered: Patch | None) -> list[Answer]:
+    def _generate(
+        self, batch: list[_Ready], inputs: BatchFeature, steered: Patch | None
+    ) -> list[Answer]:
         options = dict(batch[0].request.options)
         until = options.pop("until", None) or []
         options.setdefault("do_sample", False)
@@ -335,7 +340,9 @@ class Asker:
             name = f"{self.seed}/{batch[0].request.id}".encode()
             torch.manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:6], "big"))
         inputs = inputs.to(self.model.device)
-        started, trace, watch = time.perf_counter(), None, None
+        started = time.perf_counter()
+        trace: Trace | None = None
+        watch: _Boxes | None = None
         if steered is None:
             sequences = self.model.generate(**inputs, **options)
         else:
@@ -358,10 +365,11 @@ class Asker:
         for row, (one, text, length) in enumerate(zip(batch, texts, lengths, strict=True)):
             for stop in until:
                 text = text.split(stop)[0] if stop else text
-            region = looks = steps = None
-            place = 0 if steered is None else row * (len(steered.region) // len(batch))  # beams
-            asked = None if steered is None else _asked(steered, place)
-            if asked is not None and asked.grids:
+            asked = region = looks = steps = None
+            if steered is not None:
+                place = row * (len(steered.region) // len(batch))  # beams
+                asked = _asked(steered, place)
+            if steered is not None and asked is not None and asked.grids:
                 region, steps = _summary(asked), steered.steps[place]
                 if trace is not None and trace.image is not None:
                     # The last token is not a query; in a batch others go on after it.
@@ -402,7 +410,7 @@ class _Boxes:
         for one, row in zip(requests, grids, strict=True):
             cells = [torch.zeros(grid.h, grid.w, dtype=torch.bool) for grid in row]
             if one.request.box is not None and row:
-                cells[0] = cells_in(one.request.box, one.images[0].size, tuple(cells[0].shape))
+                cells[0] = cells_in(one.request.box, one.images[0].size, (row[0].h, row[0].w))
             self.cells.append(cells)
         return self.cells
 

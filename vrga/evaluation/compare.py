@@ -84,10 +84,10 @@ def _turned(ours: list[dict], theirs: list[dict]) -> Iterator[Turned]:
     for task in dict.fromkeys(one["task"] for one in theirs):
         before, after = (_by_arm(samples, task) for samples in (theirs, ours))
         if len(before) == len(after) == 1:
-            pairs = [(*before, *after)]
+            named = list(zip(before, after, strict=True))
         else:
-            pairs = [(arm, arm) for arm in before if arm in after]
-        for a, b in pairs:
+            named = [(arm, arm) for arm in before if arm in after]
+        for a, b in named:
             change = difference(after[b], before[a])
             if change["pairs"]:
                 name = f"{task} {b}" if a == b else f"{task} {a} -> {b}"

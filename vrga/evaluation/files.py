@@ -87,7 +87,7 @@ def _json(text: str) -> list[dict]:
     return _checked(found)
 
 
-def _checked(rows: list) -> list[dict]:
+def _checked(rows: object) -> list[dict]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("its rows are not objects")
     return rows

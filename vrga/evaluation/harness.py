@@ -9,15 +9,19 @@ import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tqdm
 
 from vrga.evaluation import local
 
+if TYPE_CHECKING:
+    from lmms_eval.tasks import TaskManager
+
 TASKS = "tasks"  # folder of a run, with the tasks that were made of files
 
 
-def task_index(folder: Path, names: Collection[str]) -> object:
+def task_index(folder: Path, names: Collection[str]) -> TaskManager:
     """lmms-eval's index of tasks.
 
     Args:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -19,6 +20,7 @@ from vrga.images import located
 
 PROMPTS = tuple(data.PROMPTS)  # direct, cot, back
 FIELDS = "id, image or images, question, answer, choices, box"
+LINE = "line"
 LARGEST = 1e9  # pixels of an image's side
 
 
@@ -84,7 +86,9 @@ def read_items(path: Path, style: str = "semantic") -> list[Item]:
     items: dict[str, Item] = {}
     for place, number, row in _rows(Path(path)):
         try:
-            item = _item(row(), str(number), Path(path).parent, style)
+            item = _item(
+                parsed(row) if place == LINE else row, str(number), Path(path).parent, style
+            )
         except (ValueError, KeyError, TypeError) as error:
             told = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
@@ -98,23 +102,23 @@ def read_items(path: Path, style: str = "semantic") -> list[Item]:
     return list(items.values())
 
 
-def _rows(path: Path) -> Iterator[tuple[str, int, Callable[[], object]]]:
-    """What a row is called, its number from 1, and how to read it."""
+def _rows(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """What a row is called, its number from 1, and the row, of which a line is not parsed yet."""
     try:
         text = read_text(path)
     except UnicodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
     if text.lstrip().startswith("["):
         try:
-            listed = parsed(text)
+            listed: Any = parsed(text)
         except ValueError as error:
             raise ValueError(f"{path} is no JSON list: {error}") from error
         for number, row in enumerate(listed, 1):
-            yield "question", number, lambda row=row: row
+            yield "question", number, row
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield "line", number, lambda line=line: parsed(line)
+            yield LINE, number, line
 
 
 def _item(row: object, number: str, folder: Path, style: str) -> Item:
@@ -172,10 +176,12 @@ def _words(row: dict, name: str) -> str:
 def _box(box: object) -> tuple[float, float, float, float] | None:
     if box is None:
         return None
-    numbers = isinstance(box, list) and all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= LARGEST for x in box
-    )
-    if not numbers or len(box) != 4:
+    if not (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in box)
+        and all(abs(x) <= LARGEST for x in box)
+    ):
         raise ValueError(f"box {box!r:.80} is not [left, top, right, bottom] in pixels")
     left, top, right, bottom = map(float, box)
     if not (0 <= left < right and 0 <= top < bottom):

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 LONGEST = 4000  # characters at the end of a text in which statements are sought
 _NEAR = 300  # characters before a statement that decide whether it is one
 # Full-width forms as ASCII; no more of Unicode, in which "x²" would become "x2".
-_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_WIDE: dict[int, int | str] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _WIDE |= {0x3000: " ", 0x3002: ". ", 0x3010: "[", 0x3011: "]", 0x3014: "[", 0x3015: "]"}
 _WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}")
 _KIND = r"(?:(?:option|choice|letter|alternative|answer|选项)\s*)"
@@ -198,22 +199,23 @@ def _statements(text: str, options: Mapping[str, str]) -> Iterator[tuple[int, st
             continue
         tail = _tail(text, cue.end())
         if re.match(_DENIED, tail, re.IGNORECASE):
-            tail = _after_but(tail)
-            if tail is None:
+            instead = _after_but(tail)
+            if instead is None:
                 continue
+            tail = instead
         yield cue.end(), _resolved(tail, options)
     for cue in _CHOSEN.finditer(text):
         if _supposed(text, cue) or re.search(_DENIED, _clause(text, cue.start()), re.IGNORECASE):
             continue
         tail = _tail(text, cue.end())
-        found = _resolved(tail, options, names_alone=True)
+        found = _named(tail, options)
         dismissed = found is None and _DISMISSED.search(re.split(r"[.;!?\n]", tail)[0])
         if found is not False and not dismissed:
             yield cue.end(), found
     for cue in _RIGHT.finditer(text):
-        letter = _letter_of(_NAME.match(cue[1]))
-        before = _clause(text, cue.start())
-        if letter not in options or _is_article(text, cue):
+        name = _NAME.match(cue[1])
+        letter, before = _letter_of(name), _clause(text, cue.start())
+        if name is None or letter not in options or _is_article(text, cue, name):
             continue
         if re.search(_MAYBE, before, re.I) or re.search(_DENIED, before, re.I):
             continue
@@ -234,13 +236,13 @@ def _statements(text: str, options: Mapping[str, str]) -> Iterator[tuple[int, st
             yield len(text), last
 
 
-def _resolved(
-    tail: str, options: Mapping[str, str], *, names_alone: bool = False
-) -> str | bool | None:
-    """The option that the words behind a cue name; None for none and several.
+def _resolved(tail: str, options: Mapping[str, str]) -> str | None:
+    """The option that the words behind a cue name; None for none and several."""
+    return _named(tail, options) or None
 
-    With `names_alone`, False where they do not begin with an option's name: "it is a car".
-    """
+
+def _named(tail: str, options: Mapping[str, str]) -> str | Literal[False] | None:
+    """As `_resolved`; False where the words do not begin with an option's name: "it is a car"."""
     by_text = [
         (len(option), letter)
         for letter, option in options.items()
@@ -253,15 +255,15 @@ def _resolved(
     exact = [letter for length, letter in by_text if length > 1]
     if len(exact) == 1 and " " in options[exact[0]].strip():
         return exact[0]  # "Both A and B" is an option
-    name = _NAME.match(tail, start)
-    letter = _letter_of(name)
-    if letter in options and not _runs_on(tail, name, options):
+    option = _option_at(tail, start, options)
+    if option is not None:
+        name, letter = option
         rest = tail[name.end() :]
         other = _ALSO.match(rest)
         if other and _letter_of(_NAME.match(rest, other.end())) in set(options) - {letter}:
             return None
         if _RULED_OUT.match(rest):
-            return False if names_alone else None
+            return False
         said = rest.lstrip(" .):]\"'-–")
         others = [k for k, o in options.items() if o and k != letter and _begins_with(said, o)]
         if options[letter] and _begins_with(said, options[letter]):
@@ -278,7 +280,18 @@ def _resolved(
         longest = max(length for length, _ in by_text)
         letters = [letter for length, letter in by_text if length == longest]
         return letters[0] if len(letters) == 1 else None
-    return False if names_alone else None
+    return False
+
+
+def _option_at(
+    text: str, start: int, options: Mapping[str, str]
+) -> tuple[re.Match[str], str] | None:
+    """The name of an option that stands at a place, and its letter; None where there is none."""
+    name = _NAME.match(text, start)
+    letter = _letter_of(name)
+    if name is None or letter is None or letter not in options or _runs_on(text, name, options):
+        return None
+    return name, letter
 
 
 def _begins_with(tail: str, option: str) -> bool:
@@ -311,10 +324,10 @@ def _runs_on(tail: str, name: re.Match, options: Mapping[str, str]) -> bool:
 
 def _first(text: str, options: Mapping[str, str]) -> str | None:
     """The option whose name a text begins with, unless it goes on to another."""
-    name = _NAME.match(text)
-    letter = _letter_of(name)
-    if letter not in options or _runs_on(text, name, options):
+    option = _option_at(text, 0, options)
+    if option is None:
         return None
+    name, letter = option
     found, rest = _resolved(text, options), text[name.end() :]
     if found != letter or _RULED_OUT.match(rest) or _sentence_end(text, name.end()) == "?":
         return None
@@ -335,7 +348,9 @@ def _first(text: str, options: Mapping[str, str]) -> str | None:
 
 def _bracketed(text: str, options: Mapping[str, str]) -> str | None:
     """The option in brackets that a text ends with, where it is the only one not ruled out."""
-    found, denied, ends = set(), set(), None
+    found: set[str] = set()
+    denied: set[str] = set()
+    ends = None
     for name in re.finditer(r"[(\[]([A-Z])[)\]]", text):
         if name[1] not in options or _ELSEWHERE.search(
             text[max(0, name.start() - 20) : name.start()]
@@ -365,9 +380,8 @@ def _letter_of(name: re.Match | None) -> str | None:
     return next((group.upper() for group in name.groups() if group), None)
 
 
-def _is_article(text: str, cue: re.Match) -> bool:
+def _is_article(text: str, cue: re.Match, name: re.Match) -> bool:
     """Whether the letter of "a is right" is in lower case, and so may be a word."""
-    name = _NAME.match(cue[1])
     bare = name[2] or name[3]
     word = cue.start() and (text[cue.start() - 1].isalnum() or text[cue.start() - 1] in "'’")
     return bool(word) or bool(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -112,13 +113,14 @@ class VRGAModel(lmms):
                 device_map=device_map,
                 attn_implementation=attn_implementation,
             )
-        self.prompt, self.template = prompt, None if prompt == TASK_PROMPT else prompt
+        self.prompt = prompt
+        self.template: str | None = None
         if prompt != TASK_PROMPT:
+            template = "semantic" if prompt == "back" else prompt
             if model.name_or_path == str(embedded()):
-                self.template = PROMPTS.get(prompt, prompt)  # the words it was trained with
-            elif prompt == "back":
-                self.template = "semantic"
-            lookback.prompt("?", self.template)  # refuses what is no prompt
+                template = PROMPTS.get(prompt, prompt)  # the words it was trained with
+            lookback.prompt("?", template)  # refuses what is no prompt
+            self.template = template
             # The scorers of this package's tasks are given no prompt, and must know the rule.
             os.environ[scoring.BOX] = str(int(scoring.asks_for_box(prompt)))
         else:
@@ -147,16 +149,17 @@ class VRGAModel(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests; a sample that failed answers nothing."""
-        keys, asked = [], {}
+        keys: list[str | None] = []
+        asked: dict[str, Instance] = {}
         for instance in requests:
-            key = f"{self.arm}/{instance.args[4]}/{instance.args[3]}"
             if (instance.metadata or {}).get("__padding_only__"):
-                key = None  # stands in where another process has more samples
+                keys.append(None)  # stands in where another process has more samples
+                continue
+            key = f"{self.arm}/{instance.args[4]}/{instance.args[3]}"
             while key in asked:
                 key += "+"  # the same sample once more
             keys.append(key)
-            if key is not None:
-                asked[key] = instance
+            asked[key] = instance
         done = {} if self.store is None else self.store.done
         found = {key: done[key] for key in asked if key in done}
         self.begin(len(asked))
@@ -174,7 +177,7 @@ class VRGAModel(lmms):
         for key, instance in instances.items():
             yield Request(
                 key,
-                lambda instance=instance: self._chat(instance),
+                functools.partial(self._chat, instance),
                 options=self._options(instance.args[2]),
             )
 

@@ -50,13 +50,14 @@ def looks_of(
         steps: tokens of the answer that the trace holds for this row.
         truth: cells of the box on each image's grid, bool [h, w], or None.
     """
-    image = trace.image[:steps, :, row]  # [T, L, H]
+    image = trace.filled().image[:steps, :, row]  # [T, L, H]
     image_inside = image_outside = math.nan
     if trace.inside is not None:
         inside = trace.inside[:steps, row].bool()
         image_inside, image_outside = _mean(image[inside]), _mean(image[~inside])
     rrar, hit, peak = math.nan, None, None
     if truth is not None and any(bool(cells.any()) for cells in truth):
+        assert trace.watched is not None  # the box's cells
         share = trace.watched[:steps, :, row] / image.clamp_min(1e-12)
         rrar = _mean(share[:, visual_heads(region.heads, PUBLISHED)])
         cells = torch.cat([cells.flatten() for cells in truth])

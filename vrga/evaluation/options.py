@@ -83,8 +83,8 @@ def _from_object(given: Mapping) -> dict[str, str]:
             return _from_object(dict(zip(map(str, labels), texts, strict=True)))
     # A table with a column for each letter says null where a question has fewer options.
     given = {key: text for key, text in given.items() if text is not None}
-    letters = [_key(key) for key in given]
-    if not set(letters) <= set(ascii_uppercase):
+    letters = [letter for key in given if (letter := _key(key)) is not None]
+    if len(letters) < len(given):
         return _from_list(list(given.values()))
     if len(set(letters)) < len(letters):
         raise ValueError(f"choices: a letter stands twice among {', '.join(map(str, given))}")
@@ -95,10 +95,9 @@ def _from_list(given: Sequence) -> dict[str, str]:
     if len(given) > len(ascii_uppercase):
         raise ValueError(f"{len(given)} choices; at most {len(ascii_uppercase)}")
     texts = [_text(text) for text in given]
-    marked = [_LETTERED.match(text) for text in texts]
-    if len(texts) > 1 and all(marked):
-        if [mark[1] for mark in marked] == list(ascii_uppercase[: len(texts)]):
-            texts = [mark[2] for mark in marked]  # they bring the letters that are put before them
+    marks = [mark for text in texts if (mark := _LETTERED.match(text))]
+    if len(texts) > 1 and [mark[1] for mark in marks] == list(ascii_uppercase[: len(texts)]):
+        texts = [mark[2] for mark in marks]  # they bring the letters that are put before them
     return dict(zip(ascii_uppercase, texts, strict=False))
 
 
@@ -111,6 +110,7 @@ def _text(given: object) -> str:
 
 
 def _key(key: object) -> str | None:
+    """The letter that a key is, A to Z; None for another key."""
     found = _KEY.match(str(key))
     return found[1].upper() if found else None
 

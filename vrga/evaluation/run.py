@@ -70,8 +70,14 @@ class Evaluation:
         """The files that tasks are read from, by the tasks' names."""
         from vrga.evaluation import local
 
-        names = [own_task(name) for name in self.tasks] if self.data is not None else []
-        return {n: local.find(n, self.data) for n in names if n not in (None, "vrga_grid")}
+        if self.data is None:
+            return {}
+        names = [own_task(name) for name in self.tasks]
+        return {
+            name: local.find(name, self.data)
+            for name in names
+            if name is not None and name != "vrga_grid"
+        }
 
     def settings(self) -> dict:
         """What a resumed run must have in common, as JSON values."""
@@ -112,7 +118,7 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
         Store(output, settings, resume=resume, fields=FIELDS).close()
     processes.wait_for_everyone()
     names, manager = _tasks(chosen, output, first, processes.wait_for_everyone)
-    device_map = chosen.device_map
+    device_map: str | dict | None = chosen.device_map
     if device_map is None and processes.num_processes > 1 and torch.cuda.is_available():
         device_map = {"": processes.device}
     dtype = torch.float32 if chosen.model is None and chosen.dtype == "auto" else chosen.dtype
@@ -174,12 +180,16 @@ def _tasks(chosen: Evaluation, output: Path, first: bool, wait) -> tuple[list[st
     from vrga.evaluation import local
     from vrga.evaluation.tasks.grid import Grid
 
-    folder, names, own = output / TASKS, [], []
+    folder = output / TASKS
+    names: list[str] = []
+    own: list[str] = []
     for name in chosen.tasks:
         ours = own_task(name)
-        here = ours is not None and (ours == "vrga_grid" or chosen.data is not None)
-        names.append(ours if here else name)
-        own += [ours] if here else []
+        if ours is not None and (ours == "vrga_grid" or chosen.data is not None):
+            own.append(ours)
+            names.append(ours)
+        else:
+            names.append(name)
     if first:
         grid = Grid(samples=chosen.limit or 1000, **split_options(chosen.split))
         local.write_tasks(own, chosen.data or Path(), folder, grid)

@@ -113,7 +113,7 @@ def _metrics(found: dict) -> dict[str, object]:
 
 
 def _rows(tasks: dict[str, dict]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for task, found in tasks.items():
         for arm, one in found["arms"].items():
             change = found["difference"] if arm == "vrga" else None

@@ -48,6 +48,8 @@ class KeyGroups:
             ValueError: `watch` with a method that weighs the image's parts otherwise.
         """
         method = config.method
+        opened: tuple[float, ...]
+        closed: tuple[float, ...]
         if watch is not None and method in ("released_mask", "ablation"):
             raise ValueError(f"watch works with method='vrga' or 'released', not {method!r}")
         if method == "ablation":
@@ -96,11 +98,11 @@ class KeyGroups:
         A weight of 0 gives the least finite number.
         """
         least, group = torch.finfo(dtype).min, flags >> 1
-        logs = (
+        opened, closed = (
             [math.log(weight) if weight else least for weight in weights]
             for weights in (self.opened, self.closed)
         )
-        return tuple(_by_group(group, numbers, dtype) for numbers in logs)
+        return _by_group(group, opened, dtype), _by_group(group, closed, dtype)
 
     def shares(self, stats: Tensor) -> dict[str, Tensor]:
         """Shares of attention after steering, by what they are of.
@@ -129,7 +131,7 @@ class KeyGroups:
                 "prompt": prompt,
                 "generated": (after[..., OTHER] - outside).clamp_min(0),
             }
-        rest = 0.0  # hard mask and ablations: no image token is in group 0
+        rest: Tensor | float = 0.0  # hard mask and ablations: no image token is in group 0
         if self.method not in ("ablation", "released_mask"):
             # For the boost, group 0 also holds the image outside T.
             rest = (mass - before[..., 1:].sum(-1)).clamp_min(0) * weight[..., OTHER] / total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from vrga.kernels.reference import KeySets, key_sets
 from vrga.method.prompt import visible_keys
 from vrga.method.steered_keys import SteeredKeys
+
+Made = TypeVar("Made")
 
 
 class View:
@@ -60,7 +63,7 @@ class PassViews:
 
     def __init__(self, keys: SteeredKeys):
         self.keys = keys
-        self._kept: dict[tuple, tuple[Tensor | None, object]] = {}
+        self._kept: dict[tuple, tuple[Tensor | None, Any]] = {}
 
     def view(
         self, mask: Tensor | None, query: Tensor, keys: int, past: int, window: int | None
@@ -89,7 +92,9 @@ class PassViews:
             return bias
         return torch.where(visible[:, None], bias, torch.finfo(bias.dtype).min)
 
-    def _once(self, make: Callable, mask: Tensor | None, query: Tensor, *numbers: object) -> object:
+    def _once(
+        self, make: Callable[..., Made], mask: Tensor | None, query: Tensor, *numbers: object
+    ) -> Made:
         if torch.compiler.is_compiling():  # which does not like id()
             return make(mask, query, *numbers)
         place = make.__name__, id(mask), *numbers, query.shape[2], query.device

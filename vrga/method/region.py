@@ -159,7 +159,8 @@ def _region(
     sample: Sample, keys: ImageKeys, heads: Heads, means: Sequence[Tensor], config: VRGAConfig
 ) -> Region:
     grids, index = sample.grids, keys.index
-    relevance = difference_map(*means, config.background_weight)
+    of_visual, of_background = means
+    relevance = difference_map(of_visual, of_background, config.background_weight)
     # Background heads show where attention sinks sit; without any there may be none.
     sinks = config.sink_border == "always" or bool(heads.background.any())
     share = config.sink_fraction if sinks else 0.0

@@ -31,8 +31,8 @@ class Placed:
 
     def to(self, device: torch.device) -> Placed:
         """The same on another device."""
-        found = (None if x is None else x.to(device) for x in vars(self).values())
-        return Placed(*found)
+        gate = None if self.gate is None else self.gate.to(device)
+        return Placed(self.flags.to(device), self.images.to(device), self.steered.to(device), gate)
 
 
 class SteeredKeys:
@@ -120,6 +120,7 @@ class SteeredKeys:
     def _log_weights(self, layer: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Of the prompt's keys, [B, H, F]."""
         placed = self.on(device)
+        assert placed.gate is not None  # a bias is of a gate that is known
         opened, closed = self.groups.log_weights(placed.flags, dtype)  # [B, F]
         return torch.where(placed.gate[layer][:, :, None], opened[:, None], closed[:, None])
 

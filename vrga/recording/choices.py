@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ def check_steps(steps: object) -> None:
     listed = isinstance(steps, Iterable)
     if steps is None or (isinstance(steps, Container) and not listed):
         return
+    found: list[int] | None
     if isinstance(steps, range):
         found = [steps[0], steps[-1]] if steps else []
     else:
@@ -84,7 +86,7 @@ def chosen_heads(maps: Heads | None, shape: tuple[int, int], layers: list[int]) 
     return chosen
 
 
-def _numbers(given: object) -> list[int] | None:
+def _numbers(given: Any) -> list[int] | None:
     """Whole numbers from a list, range, set, array or the like; None where it is none of these."""
     try:
         found = [] if isinstance(given, str) else list(given)

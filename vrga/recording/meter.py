@@ -48,6 +48,12 @@ class Meter:
         """The groups whose sums are measured."""
         return self.recorder.groups
 
+    @property
+    def _memory(self) -> Bank:
+        """Of compiled steps, which `wants` has refused where there is none."""
+        assert self._bank is not None
+        return self._bank
+
     def aim(self, keys: SteeredKeys) -> None:
         """Other regions are steered to from here on; what waits saw those before."""
         self.settle()
@@ -98,14 +104,14 @@ class Meter:
             past: keys before the pass; views: of the pass.
         """
         if torch.compiler.is_compiling():
-            self._bank.put(call.layer, call.query, stats)
+            self._memory.put(call.layer, call.query, stats)
         elif self.recorder.maps_of(call.layer):
             self._observe(call, stats, past, views)
 
     def watch(self, call: AttentionCall, past: int, views: PassViews) -> None:
         """Measure a call that runs the model's own attention; arguments likewise."""
         if torch.compiler.is_compiling():
-            self._bank.put(call.layer, call.query, None)
+            self._memory.put(call.layer, call.query, None)
             return
         self.recorder.count(call.layer)
         with exactly(call.query.device):
@@ -117,7 +123,9 @@ class Meter:
         while self._waiting:
             self._finish(*self._waiting.popitem(), views)
         bank, recorder = self._bank, self.recorder
-        count = 0 if bank is None else int(bank.at)
+        if bank is None:
+            return
+        count = int(bank.at)
         if not count:
             return
         for first, end in recorder.count_compiled(count):
@@ -159,6 +167,7 @@ class Meter:
         if waiting.stats and not recorder.maps_of(layer):
             return
         query, key, past = torch.cat(waiting.queries, 2), waiting.key, waiting.past
+        assert key is not None  # of the queries that wait
         rows, keys = query.shape[2], key.shape[2]
         with torch.no_grad():
             view = views.view(waiting.mask, query, keys, past - rows + 1, waiting.window)

@@ -32,7 +32,6 @@ class Recorder:
         layer_maps: whether to keep the mean over all heads of each measured layer likewise.
 
     Attributes:
-        groups: of the keys, by which the statistics are read; None before the prompt is through.
         inside: rows inside a <back> span at each query row taken, bool [B], where spans are
             followed.
         off: whether the patch was switched off.
@@ -60,7 +59,7 @@ class Recorder:
         self.layers = chosen_layers(layers, shape[0])
         self._maps = maps
         self.mapped = chosen_heads(maps, shape, self.layers)
-        self.groups: KeyGroups | None = None
+        self._groups: KeyGroups | None = None
         self.inside: list[Tensor] = []
         self.off = False
         self.rows = 0
@@ -81,7 +80,7 @@ class Recorder:
 
     def aim(self, timeline: Timeline, groups: KeyGroups) -> None:
         """The prompt is through: its rows are steered to this timeline's regions."""
-        self._timeline, self.groups, self._numbers = timeline, groups, range(0)
+        self._timeline, self._groups, self._numbers = timeline, groups, range(0)
         regions = timeline.first
         index = [torch.cat([g.index for g in r.grids]) for r in regions if r.grids]
         self._index = torch.full((len(regions), max(map(len, index), default=0)), -1)
@@ -105,6 +104,12 @@ class Recorder:
         # Drafts may have gone on behind the answer; its last token is never a query.
         self._answer = self.said.shape[1] - 1
         self._forget_from(self._answer)
+
+    @property
+    def groups(self) -> KeyGroups:
+        """Of the keys, by which the statistics are read; there are some from `aim` on."""
+        assert self._groups is not None
+        return self._groups
 
     @property
     def regions(self) -> list[Region]:
@@ -262,12 +267,12 @@ class Recorder:
         layers = [layer for layer in self.layers if self.maps_of(layer)]
         if not layers or not self._index.numel():
             return None, None
-        mean, heads = [], []
+        means, chosen = [], []
         for layer in layers:
             found = _gathered(self._found, [layer])[0].permute(2, 1, 0, 3)
-            mean.append(found[:, :1])
-            heads.append(found[:, int(self._layer_maps) :])
-        heads, mean = self._of_steps(torch.cat(heads, 1)), self._of_steps(torch.cat(mean, 1))
+            means.append(found[:, :1])
+            chosen.append(found[:, int(self._layer_maps) :])
+        heads, mean = self._of_steps(torch.cat(chosen, 1)), self._of_steps(torch.cat(means, 1))
         return heads if heads.shape[1] else None, mean if self._layer_maps else None
 
 

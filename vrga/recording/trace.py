@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vrga.config import VRGAConfig
+from vrga.foreign import Model, Tokenizer
 from vrga.kernels.reference import ENTROPY, GATE, MASS
 from vrga.method.region import Region
 from vrga.method.timeline import Relocation, Timeline
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 
 SHARES = ("image", "region", "watched", "question", "prompt", "generated")
 MEASURES = (*SHARES, "entropy", "spread", "gate")
+
+
+class Filled(NamedTuple):
+    """Parts of a trace that is not empty; see `Trace`."""
+
+    image: Tensor
+    region: Tensor
+    steps: Tensor
+    layers: Tensor
 
 
 @dataclass
@@ -111,7 +121,7 @@ class Trace:
             parts.append(repr(text if len(text) <= 60 else text[:57] + "..."))
         return f"Trace({', '.join(parts)})"
 
-    def plot(self, row: int = 0, *, kind: str = "trend", **options: object) -> Figure:
+    def plot(self, row: int = 0, *, kind: str = "trend", **options: Any) -> Figure:
         """A figure of one row, see `vrga.plots`.
 
         Args:
@@ -155,7 +165,7 @@ class Trace:
             setattr(self, name, share)
 
     def describe(
-        self, recorder: Recorder, config: VRGAConfig, model: object, tokenizer: object | None
+        self, recorder: Recorder, config: VRGAConfig, model: Model, tokenizer: Tokenizer | None
     ) -> None:
         """Note what was asked, answered and set; the model itself is let go of."""
         self.config = asdict(config)
@@ -172,7 +182,7 @@ class Trace:
 
     def attach(
         self,
-        tokenizer: object | None = None,
+        tokenizer: Tokenizer | None = None,
         images: Sequence[Sequence[Image.Image]] | None = None,
     ) -> Trace:
         """Add what a report shows and the model does not know: texts and images.
@@ -253,11 +263,11 @@ class Trace:
             import pandas
         except ImportError as error:
             raise ImportError("to_pandas needs pandas: pip install 'vrga[plot]'") from error
-        self.check_filled()
-        t, n, b, h = self.image.shape
+        own = self.filled()
+        t, n, b, h = own.image.shape
         shape = (t, n, b, h)
         step, layer, row, head = torch.meshgrid(
-            self.steps, self.layers, torch.arange(b), torch.arange(h), indexing="ij"
+            own.steps, own.layers, torch.arange(b), torch.arange(h), indexing="ij"
         )
         columns = {"step": step, "layer": layer, "head": head, "row": row}
         columns |= {k: getattr(self, k) for k in MEASURES if getattr(self, k) is not None}
@@ -276,14 +286,25 @@ class Trace:
         if self.image is None:
             raise ValueError(f"the trace is empty: {self._missing}")
 
+    def filled(self) -> Filled:
+        """What all traces but an empty one have.
+
+        Raises:
+            ValueError: as of `check_filled`.
+        """
+        self.check_filled()
+        assert self.image is not None and self.region is not None
+        assert self.steps is not None and self.layers is not None
+        return Filled(self.image, self.region, self.steps, self.layers)
+
     def steps_of(self, row: int) -> list[int]:
         """The recorded steps that are of the row's answer; they are the first ones.
 
         Raises:
             ValueError: an empty trace, a row that it does not have, or one with no such step.
         """
-        self.check_filled()
-        rows, steps = self.image.shape[2], self.steps.tolist()
+        own = self.filled()
+        rows, steps = own.image.shape[2], own.steps.tolist()
         if not 0 <= row < rows:
             raise ValueError(f"row={row}: the trace has rows 0 to {rows - 1}")
         end = steps[-1] + 1 if self.ends is None else int(self.ends[row])
@@ -316,7 +337,7 @@ class Trace:
         wanted = [tuple(pair) for pair in heads.nonzero().tolist()]
         known = [] if self.heads is None else [tuple(pair) for pair in self.heads.tolist()]
         missing = [pair for pair in wanted if pair not in known]
-        if missing or not wanted:
+        if self.maps is None or missing or not wanted:
             raise ValueError(
                 f"no maps of {len(missing) or 'any'} heads (layer, head) {missing[:3]}: record "
                 "them, patch.record(maps='visual')"

@@ -22,11 +22,11 @@ def check_trace(trace: Trace, images: Sequence[int] | None) -> None:
         images: how many images each row has; None where none are kept.
     """
     steps, layers, rows, heads = _measures(trace)
-    _ascending("steps", trace.steps, steps)
-    _ascending("layers", trace.layers, layers)
-    _regions(trace, rows, heads)
-    _maps(trace, steps, layers, rows)
-    _answers(trace, rows)
+    numbers = _ascending("steps", trace.steps, steps)
+    measured = _ascending("layers", trace.layers, layers)
+    _regions(trace, measured, rows, heads)
+    _maps(trace, measured, (steps, layers, rows, heads))
+    _answers(trace, int(numbers[-1]), rows)
     if trace.inside is not None:
         _tensor("inside", trace.inside, (steps, rows), torch.bool)
     if images is not None:
@@ -37,17 +37,17 @@ def check_trace(trace: Trace, images: Sequence[int] | None) -> None:
             raise ValueError(f"{name} is no object of finite values")
 
 
-def _measures(trace: Trace) -> tuple[int, ...]:
+def _measures(trace: Trace) -> tuple[int, int, int, int]:
     if trace.image is None or trace.image.ndim != 4 or not trace.image.numel():
         raise ValueError("image is not [steps, layers, rows, heads]")
-    shape = tuple(trace.image.shape)
+    steps, layers, rows, heads = shape = trace.image.shape
     for name in MEASURES:
         found = getattr(trace, name)
         if found is None:
             if name in ("image", "region", "entropy", "gate"):
                 raise ValueError(f"{name} is missing")
             continue
-        _tensor(name, found, shape)
+        _tensor(name, found, tuple(shape))
         if name == "spread":  # NaN where a head gives the image nothing
             if bool(found.isinf().any()):
                 raise ValueError(f"{name} is not finite")
@@ -55,10 +55,12 @@ def _measures(trace: Trace) -> tuple[int, ...]:
         low, high = _bounds(name, found)
         if low < -ROUNDING or (name in (*SHARES, "gate") and high > 1 + ROUNDING):
             raise ValueError(f"{name} is from {low:g} to {high:g}, and no share of attention")
-    return shape
+    return steps, layers, rows, heads
 
 
-def _maps(trace: Trace, steps: int, layers: int, rows: int) -> None:
+def _maps(trace: Trace, measured: Tensor, shape: tuple[int, int, int, int]) -> None:
+    """`measured` are the numbers of the layers, `shape` is of the measures."""
+    steps, layers, rows, heads = shape
     if (trace.maps is None) != (trace.heads is None):
         raise ValueError("maps come with heads, or both are missing")
     most = max(_tokens(region) for region in trace.regions)
@@ -66,7 +68,9 @@ def _maps(trace: Trace, steps: int, layers: int, rows: int) -> None:
         found = getattr(trace, name)
         if found is None:
             continue
-        middle = layers if name == "layer_maps" else len(trace.heads)
+        middle = layers
+        if name == "maps" and trace.heads is not None:
+            middle = len(trace.heads)
         if found.ndim != 4 or found.shape[3] < most:
             raise ValueError(f"{name} has shape {list(found.shape)}; {most} image tokens are named")
         _tensor(name, found, (steps, middle, rows, found.shape[3]))
@@ -77,15 +81,15 @@ def _maps(trace: Trace, steps: int, layers: int, rows: int) -> None:
     if trace.heads is None:
         return
     _tensor("heads", trace.heads, (len(trace.heads), 2), torch.int64)
-    pairs, known = trace.heads.tolist(), set(trace.layers.tolist())
-    if any(layer not in known or not 0 <= head < trace.image.shape[3] for layer, head in pairs):
+    pairs, known = trace.heads.tolist(), set(measured.tolist())
+    if any(layer not in known or not 0 <= head < heads for layer, head in pairs):
         raise ValueError("heads names one that is not measured")
     if len({tuple(pair) for pair in pairs}) < len(pairs):
         raise ValueError("heads names one twice")
 
 
-def _answers(trace: Trace, rows: int) -> None:
-    last = int(trace.steps[-1])
+def _answers(trace: Trace, last: int, rows: int) -> None:
+    """`last` is the last recorded step."""
     if trace.ids is not None:
         _tensor("ids", trace.ids, (rows, trace.ids.shape[-1]), torch.int64)
         if trace.ids.shape[1] <= last or int(trace.ids.min()) < 0:
@@ -109,14 +113,15 @@ def _answers(trace: Trace, rows: int) -> None:
             raise ValueError(f"asked has {len(trace.asked)} rows of {rows}")
 
 
-def _regions(trace: Trace, rows: int, heads: int) -> None:
+def _regions(trace: Trace, measured: Tensor, rows: int, heads: int) -> None:
     if len(trace.regions) != rows:
         raise ValueError(f"{rows} rows were measured, {len(trace.regions)} regions are described")
-    shape = trace.regions[0].visual.shape
-    if len(shape) != 2 or shape[1] != heads or int(trace.layers[-1]) >= shape[0]:
-        raise ValueError(f"the regions are of a model of {list(shape)} layers and heads")
+    found = trace.regions[0].visual.shape
+    if len(found) != 2 or found[1] != heads or int(measured[-1]) >= found[0]:
+        raise ValueError(f"the regions are of a model of {list(found)} layers and heads")
+    shape = found[0], found[1]
     for row, region in enumerate(trace.regions):
-        _region(f"region {row}", region, tuple(shape))
+        _region(f"region {row}", region, shape)
     before = 0
     for number, later in enumerate(trace.relocated):
         name = f"relocated region {number}"
@@ -125,7 +130,7 @@ def _regions(trace: Trace, rows: int, heads: int) -> None:
         if later.step < before:
             raise ValueError(f"{name} comes before the one before it")
         before = later.step
-        _region(name, later.region, tuple(shape))
+        _region(name, later.region, shape)
         first = trace.regions[later.row]
         if len(later.region.mask) < len(first.mask):
             raise ValueError(f"{name} is of {len(later.region.mask)} tokens")
@@ -178,12 +183,14 @@ def _bounds(name: str, found: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _ascending(name: str, found: Tensor | None, count: int) -> None:
+def _ascending(name: str, found: Tensor | None, count: int) -> Tensor:
+    """Whole numbers from 0 on, each larger than the one before it."""
     if found is None:
         raise ValueError(f"{name} is missing")
     _tensor(name, found, (count,), torch.int64)
     if int(found[0]) < 0 or int(found[-1]) > LARGEST or not bool((found[1:] > found[:-1]).all()):
         raise ValueError(f"{name} does not ascend from 0 on")
+    return found
 
 
 def _places(name: str, found: Tensor, length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -97,13 +98,14 @@ def read(path: Path) -> Trace:
     return trace
 
 
-def _assembled(words: dict, tensors: dict[str, Tensor]) -> tuple[Trace, object]:
+def _assembled(words: dict, tensors: dict[str, Tensor]) -> tuple[Trace, Any]:
     """The trace without its images, and how many images the rows have."""
-    trace = Trace(**{name: tensors[name] for name in _WHOLE if name in tensors})
-    for name in MEASURES:
-        setattr(trace, name, _as(torch.float32, getattr(trace, name)))
-    for name in ("maps", "layer_maps"):
-        setattr(trace, name, _as(torch.float16, getattr(trace, name)))
+    whole: dict[str, Any] = {name: tensors[name] for name in _WHOLE if name in tensors}
+    trace = Trace(**whole)
+    for names, dtype in ((MEASURES, torch.float32), (("maps", "layer_maps"), torch.float16)):
+        for name in names:
+            if name in tensors:
+                setattr(trace, name, _as(dtype, tensors[name]))
     for name in ("config", "versions", "texts", "asked"):
         setattr(trace, name, words[name])
     if trace.ends is None and trace.texts is not None:  # an older folder
@@ -181,9 +183,9 @@ def _region(entry: dict, tensors: dict[str, Tensor], prefix: str) -> Region:
     )
 
 
-def _as(dtype: torch.dtype, found: Tensor | None) -> Tensor | None:
+def _as(dtype: torch.dtype, found: Tensor) -> Tensor:
     """A tensor of floating point in the precision that a trace has; others as they are."""
-    return found if found is None or not found.is_floating_point() else found.to(dtype)
+    return found.to(dtype) if found.is_floating_point() else found
 
 
 def _png(row: int, number: int) -> str:

@@ -22,6 +22,12 @@ class ChosenRows:
         self._config, self.phase = config, phase
 
     @property
+    def _spans(self) -> Phase:
+        """What follows the spans; the config asks for it wherever it is read."""
+        assert self.phase is not None
+        return self.phase
+
+    @property
     def reason(self) -> str:
         """Why rows are left alone that are not chosen."""
         if callable(self._config.when):
@@ -31,7 +37,7 @@ class ChosenRows:
     @property
     def opened(self) -> Tensor | None:
         """Tokens of this pass that open a span at which a region is found anew, bool [B, Q]."""
-        return self.phase.opened if self._config.relocate == "back" else None
+        return self._spans.opened if self._config.relocate == "back" else None
 
     def follow(self, ids: Tensor | None, past: int | None) -> bool:
         """Follow the spans in new tokens; whether they decide anything.
@@ -65,8 +71,8 @@ class ChosenRows:
             ValueError: a function that gives something else.
         """
         config = self._config
-        if config.when in ("always", "back"):
-            return self._by_phase(self.phase.inside, self.phase.opened)
+        if isinstance(config.when, str):
+            return self._by_phase(self._spans.inside, self._spans.opened)
         if past is None:
             raise RuntimeError(
                 "a callable `when` needs decoding that is not compiled: call generate with "
@@ -77,13 +83,13 @@ class ChosenRows:
             found = list(chosen.shape) if isinstance(chosen, Tensor) else repr(chosen)
             raise ValueError(f"when(...) gave {found}; wanted: bool {list(ids.shape)}")
         chosen = chosen.to(ids.device, torch.bool)
-        return chosen & ~self.phase.opened if config.relocate == "back" else chosen
+        return chosen & ~self._spans.opened if config.relocate == "back" else chosen
 
     def on_host(self, asked: Tensor, past: int) -> Tensor | None:
         """`among` on the CPU, bool [B, Q]; None where the device would have to be waited for."""
         if callable(self._config.when):
             return asked if asked.device.type == "cpu" else None
-        told = self.phase.on_host(past)
+        told = self._spans.on_host(past)
         return None if told is None else self._by_phase(*told)
 
     def _by_phase(self, inside: Tensor, opened: Tensor) -> Tensor | None:

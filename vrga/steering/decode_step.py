@@ -138,7 +138,7 @@ class DecodeStep:
 
     def _asked(self, ids: Tensor | None, past: int | None) -> Tensor | None:
         """Which of the new tokens are to be steered, bool [B, Q]; None for all."""
-        if not self._choice.follow(ids, past):
+        if not self._choice.follow(ids, past) or ids is None:
             return None
         if self.phase is not None and self.meter is not None:
             self.meter.note(self.phase.inside)
@@ -156,17 +156,19 @@ class DecodeStep:
         if self.probe is not None:
             self.probe.collect(call)
         now = self._pass
-        measured = self.meter is not None and self.meter.wants(call.layer)
-        if not self.applied or (now.idle and not measured):
-            output = call.output()
-            if measured:
-                self.meter.watch(call, now.past, now.views)
-            return output
-        way = self._way(call, measured)
+        meter = self.meter  # of this call, or None
+        if meter is not None and not meter.wants(call.layer):
+            meter = None
+        if not self.applied or (now.idle and meter is None):
+            own = call.output()
+            if meter is not None:
+                meter.watch(call, now.past, now.views)
+            return own
+        way = self._way(call, meter is not None)
         if way == "biased" and not self._steers(call.layer):
             return call.output()
         with exactly(call.query.device):
-            steered = self._steer(call, way, measured)
+            steered = self._steer(call, way, meter)
         if self._keys.every_row and now.chosen is None:
             return steered, None
         output, weights = call.output()
@@ -186,14 +188,14 @@ class DecodeStep:
         """Whether a layer steers; a compiled step must not depend on it: it serves all prompts."""
         return torch.compiler.is_compiling() or self._keys.steers(layer)
 
-    def _steer(self, call: AttentionCall, way: Way, measured: bool) -> Tensor:
+    def _steer(self, call: AttentionCall, way: Way, meter: Meter | None) -> Tensor:
         if call.window is not None and torch.compiler.is_compiling():
             raise RuntimeError(
                 "sliding-window layers are steered in eager decoding alone: call generate with "
                 "disable_compile=True"
             )
         now = self._pass
-        stats = self.meter.room(call) if measured else None
+        stats = None if meter is None else meter.room(call)
         if call.window is None or call.rows == 1:
             out = self._rows(call, way, now.past, stats)
         else:
@@ -201,14 +203,14 @@ class DecodeStep:
             for i, part in call.each_row():
                 one = None if stats is None else torch.empty_like(stats[:, :, :1])
                 parts.append(self._rows(part, way, now.past + i, one))
-                if stats is not None:
+                if stats is not None and one is not None:
                     stats[:, :, i : i + 1] = one
             out = torch.cat(parts, 1)
-        if stats is None:
+        if meter is None or stats is None:
             return out
         if now.chosen is not None:  # what is not steered is shut
             stats[..., GATE] *= now.chosen.to(stats.device)[:, None]
-        self.meter.take(call, stats, now.past, now.views)
+        meter.take(call, stats, now.past, now.views)
         return out
 
     def _rows(self, call: AttentionCall, way: Way, past: int, stats: Tensor | None) -> Tensor:

@@ -35,8 +35,9 @@ class GenerateCall:
     ):
         self.options, self._recording, self.outer, self._own = options, recording, outer, own
         self.run: Run | None = None
-        self._announced = None if options.inputs is None else Announcement(options.inputs)
-        self._width = 0 if options.inputs is None else options.inputs.width
+        assert options.inputs is not None  # without any, generate() itself says what it misses
+        self._inputs, self._width = options.inputs, options.inputs.width
+        self._announced = Announcement(options.inputs)
         self._end = 0
         self._chosen = 0
 
@@ -55,14 +56,15 @@ class GenerateCall:
         It sees the newest tokens before generate() waits for the device anyway, so that the next
         pass need not; and it computes what compiled steps left to be computed.
         """
-        step = None if self.run is None else self.run.step
-        if isinstance(step, DecodeStep):
+        run = self.run
+        step = None if run is None else run.step
+        if run is not None and isinstance(step, DecodeStep):
             beams, phase = self.options.beams, step.phase
             if phase is not None and not beams and len(ids) == len(phase.state):
                 phase.look_ahead(ids[:, -1:], ids.shape[1] - 1)
             self._chosen += 1
             if self._chosen % CHUNK == 0 and self._recording is not None:
-                self.run.settle()
+                run.settle()
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     def end(self, output: object) -> None:
@@ -82,14 +84,14 @@ class GenerateCall:
             )
         if not self._own or not isinstance(sequences, Tensor):
             return  # somebody else's generate(), which may return or draw what it likes
-        run, given = self.run, self.options.inputs
+        run, given = self.run, self._inputs
         # Of embeddings, generate() returns the new tokens alone.
         said = sequences if given.ids is None else sequences[:, self._width :]
         if self._recording is not None and self._recording.run is run:
             run.settle()
             if not self.options.beams:
                 self._recording.recorder.hear(given, said, set(run.options.ends))
-        if run.ledger is not None:
+        if run.is_located:
             known = self._end == run.ledger.start and not self.options.beams
             run.said = said if known else None
             run.check_sum(self._end - run.ledger.start + said.shape[1] - 1, self.options.beams)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vrga.config import FILE, VRGAConfig, check_fields
 from vrga.hf.attention import KEYWORD
@@ -167,14 +167,18 @@ class Patch:
         check_implementation(impl, self._host.device)
         self._impl = impl
         self.query = query
-        self.enabled, self.given, self.ablated = True, None, None
+        self.enabled = True
+        self.given: GridCells | None = None
+        self.ablated: Tensor | Callable | None = None
         self._reader = PromptReader(self._host, tokenizer)
         self._here = _Here(self._host.cache_name)
         self._last: Run | None = None  # of the last prompt in any thread
         self._recording: Recording | None = None
         warn_if_untested()
-        hooks = {"before": self._before, "behind": self._behind, "inject": self._inject,
-                 "after": self._after}  # fmt: skip
+        hooks: dict[str, Callable] = {
+            "before": self._before, "behind": self._behind, "inject": self._inject,
+            "after": self._after,
+        }  # fmt: skip
         self._host.attach(hooks, self._generate)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -203,7 +207,7 @@ class Patch:
             parts.append("taken off")
         elif not self.enabled:
             parts.append("switched off")
-        if run is None or run.regions is None:
+        if run is None or not run.is_located:
             return f"Patch({', '.join([*parts, 'no prompt yet'])})"
         for row, region in enumerate(run.regions[:1]):
             heads, total = int(region.visual.sum()), region.visual.numel()
@@ -266,7 +270,8 @@ class Patch:
 
     @property
     def _regions(self) -> list[Region] | None:
-        return None if self._run is None else self._run.regions
+        run = self._run
+        return run.regions if run is not None and run.is_located else None
 
     @property
     def _step(self) -> Probe | DecodeStep | None:
@@ -281,9 +286,10 @@ class Patch:
         Raises:
             RuntimeError: no prompt has been seen yet.
         """
-        if self._regions is None:
+        found = self._regions
+        if found is None:
             raise RuntimeError("no region yet: run model.generate(...) with the patch enabled")
-        return self._regions
+        return found
 
     @property
     def steps(self) -> list[Steps]:
@@ -295,9 +301,10 @@ class Patch:
         Raises:
             RuntimeError: no prompt has been seen yet.
         """
-        if self._regions is None:
+        run = self._run
+        if run is None or not run.is_located:
             raise RuntimeError("no steps yet: run model.generate(...) with the patch enabled")
-        return self._run.steps
+        return run.steps
 
     @property
     def episodes(self) -> list[Episode]:
@@ -478,7 +485,7 @@ class Patch:
         found: Pass,
         run: Run | None,
         announced: Announcement | None,
-    ) -> Run:
+    ) -> ForwardPass:
         """A pass of one kind begins."""
         here, call = self._here, self._here.call
         answering = run is not None and run.progress.answering
@@ -486,6 +493,7 @@ class Patch:
             held = run.prompt if run is not None and found.past else None
             options = self._options(None if call is None else call.options)
             run = Run(self._host, self._reader, options, self)
+        assert run is not None  # a prompt alone comes without one
         if announced is not None:
             here.announced = None
             if call is not None:
@@ -497,13 +505,16 @@ class Patch:
             run.reached = found.past + inputs.width
             run.go_on(inputs, found.past)
         elif found.kind == "rest":
-            end = run.end if answering else announced.end(found.past)
+            end = run.end
+            if not answering:
+                assert announced is not None  # else it is not known to be a rest
+                end = announced.end(found.past)
             run.end_with(end, found.past, inputs.width)
         else:
             self._check_config(run, announced)
             run.next_step(found.past, inputs)
-        here.passing = ForwardPass(run, found, inputs)
-        return run
+        passing = here.passing = ForwardPass(run, found, inputs)
+        return passing
 
     def _compiled_step(self, inputs: ForwardInputs) -> None:
         """A compiled pass: the state of its prompt stands."""
@@ -533,10 +544,12 @@ class Patch:
     def _pass_by(self, args: tuple, kwargs: dict) -> None:
         """A pass goes by while the patch is switched off: its prompt's account goes on."""
         run = self._mine(self._host.run_in(self._host.named(args, kwargs)))
-        if run is None or run.ledger is None:
+        if run is None or not run.is_located:
             return
         inputs = ForwardInputs.of(self._host.named(args, kwargs))
-        run.pass_by(_held(inputs, run, None), inputs.ids, inputs.width)
+        past = _held(inputs, run, None)
+        assert past is not None  # the run was found by its cache
+        run.pass_by(past, inputs.ids, inputs.width)
 
     def _split(self, module: nn.Module, inputs: ForwardInputs, found: Pass) -> tuple[tuple, dict]:
         """Run the prompt alone, then go on with what assisted decoding drafted behind it.
@@ -547,9 +560,9 @@ class Patch:
         head = module(**self._host.cut(inputs, slice(0, length), past))
         rest = self._host.behind(inputs, slice(length, None), past, head)
         later = ForwardInputs.of(rest)
+        assert later.cache is not None  # `behind` has put it there
         run = later.cache.run
-        self._enter(later, Pass("step", past + length), run, None)
-        self._here.passing.head = head
+        self._enter(later, Pass("step", past + length), run, None).head = head
         return (), rest
 
     def _behind(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
@@ -565,6 +578,7 @@ class Patch:
         """Before the text model: hand this step to its attention layers."""
         if not self.enabled:
             return None
+        step: Probe | DecodeStep | ForwardPass | None
         if torch.compiler.is_compiling():
             run = self._mine(self._host.run_in(kwargs))
             step = None if run is None else run.step
@@ -608,7 +622,7 @@ class Patch:
         cache = self._host.cache_of(output)
         passing.check_cache(cache)
         run.pass_is_through(cache, self._recording, call)
-        if run.timeline is None:
+        if not run.is_located:
             return
         if call is None and passing.what.kind == "prompt":
             here.recent.come(run.prompt)
@@ -630,5 +644,6 @@ def _held(inputs: ForwardInputs, run: Run | None, announced: Announcement | None
         return run.reached
     length = cache.length
     # Older versions count a static cache's keys in one row, without padding.
-    whole = bool(length) and announced is not None and announced.whole(length)
-    return announced.width - inputs.width if whole else length
+    if length and announced is not None and announced.whole(length):
+        return announced.width - inputs.width
+    return length

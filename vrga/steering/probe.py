@@ -155,7 +155,8 @@ class Probe:
                 f"only {len(self._scored)} of the model's {layers} layers called the attention "
                 "function with vrga's keyword argument; this model cannot be patched"
             )
-        return ProbedRows(self._scored, samples, tuple(self._visible.shape))
+        batch, length = self._visible.shape
+        return ProbedRows(self._scored, samples, (batch, length))
 
     def close(self) -> None:
         """The pass is through: let go of its keys and of its cache."""

@@ -142,8 +142,8 @@ class ProbedRows(AttentionRows):
         sets, places = len(heads[0]), self._places(images)
         shape = sets, self._batch, len(self._layers), self._heads
         chosen = torch.zeros(shape, dtype=torch.bool, device="cpu")
-        for row, own in zip(self._samples, heads, strict=True):
-            chosen[:, row] = torch.stack(list(own))
+        for row, masks in zip(self._samples, heads, strict=True):
+            chosen[:, row] = torch.stack(list(masks))
         wanted = chosen.any(0).any(0).any(-1).nonzero()[:, 0].tolist()
         found: dict[torch.device, Tensor] = {}
         for block in self._blocks(wanted):

@@ -97,12 +97,9 @@ class Run:
         host: the model; reader: of its prompts; options: of the user; owner: the patch.
 
     Attributes:
-        prompt: what its tokens are; None before the first pass. query: int64 [B].
-        timeline: of the rows' regions; None before the prompt is through.
         step: what attention layers do in the current pass: a `Probe` while the prompt is read, a
             `DecodeStep` behind it, None where they do what the unpatched model does.
         reached: keys that the cache holds after the current pass; end: when the prompt is through.
-        ledger: notes of the answer's steps; None before the prompt is through.
         said: ids of the answer, int64 [B, T], where generate() returned them.
         cached: whether there is a cache.
         in_call: whether it is of a call of generate(); thread: that it began in.
@@ -117,14 +114,14 @@ class Run:
         self.thread = threading.current_thread()
         self._last_query = -1  # of all rows
         self._opens_answer = False  # whether the prompt ends where an answer begins
-        self.prompt: Prompt | None = None
-        self.query: Tensor | None = None
-        self.timeline: Timeline | None = None
+        self._prompt: Prompt | None = None
+        self._query: Tensor | None = None
+        self._timeline: Timeline | None = None
         self._found: dict[int, Region] = {}  # of rows whose question has come, amid the prompt
         self._kernels = Kernels(options.impl)
         self.step: Probe | DecodeStep | None = None
         self.reached = self.end = 0
-        self.ledger: Ledger | None = None
+        self._ledger: Ledger | None = None
         self.said: Tensor | None = None
         self.cached = False
         self.ran: Tensor | None = None
@@ -132,7 +129,7 @@ class Run:
         self._cache: Callable[[], object] = lambda: None
         self._reordered: KeyCache | None = None
         self.looked_for_bias = 0
-        self._device: torch.device | None = None
+        self._inputs_on: torch.device | None = None
 
     @property
     def config(self) -> VRGAConfig:
@@ -140,14 +137,49 @@ class Run:
         return self.options.config
 
     @property
-    def regions(self) -> list[Region] | None:
-        """What the rows are steered to; None before the prompt is through."""
-        return None if self.timeline is None else self.timeline.now
+    def prompt(self) -> Prompt:
+        """What its tokens are; known from `begin` on."""
+        assert self._prompt is not None
+        return self._prompt
+
+    @property
+    def query(self) -> Tensor:
+        """Positions of the questions' last tokens, int64 [B]; likewise."""
+        assert self._query is not None
+        return self._query
+
+    @property
+    def _device(self) -> torch.device:
+        """Of the prompt's inputs; likewise."""
+        assert self._inputs_on is not None
+        return self._inputs_on
+
+    @property
+    def is_located(self) -> bool:
+        """Whether the prompt is through, so that there are regions, and notes of steps."""
+        return self._ledger is not None
+
+    @property
+    def timeline(self) -> Timeline:
+        """Of the rows' regions, once they are located."""
+        assert self._timeline is not None
+        return self._timeline
+
+    @property
+    def ledger(self) -> Ledger:
+        """Notes of the answer's steps, once the regions are located."""
+        assert self._ledger is not None
+        return self._ledger
+
+    @property
+    def regions(self) -> list[Region]:
+        """What the rows are steered to, once they are located."""
+        return self.timeline.now
 
     @property
     def progress(self) -> Progress:
         """How far its prompt is."""
-        stepped = self.ledger is not None and self.ledger.passed > 0
+        stepped = self.is_located and self.ledger.passed > 0
         begun = self.in_call or stepped or self._opens_answer
         return Progress(self.reached, self.end, self._last_query, begun)
 
@@ -175,7 +207,7 @@ class Run:
         Raises:
             ValueError: images and grids that do not match, or a query that cannot be probed.
         """
-        self._device = inputs.tokens.device
+        self._inputs_on = inputs.tokens.device
         rows, width = inputs.rows, inputs.width
         mask = inputs.mask
         if mask is not None and mask.ndim == 4:  # as generate() makes it for a static cache
@@ -186,6 +218,7 @@ class Run:
         else:
             prompt, start = self.reader.read(inputs.named, (rows, width), mask), past
             if past:
+                assert held is not None  # else `what_is` has refused the pass
                 prompt = held.extend(prompt, past)
                 if mask is not None and mask.shape[1] == past + width:
                     prompt = replace(prompt, visible=mask.cpu() != 0)
@@ -194,7 +227,7 @@ class Run:
         self.host.check_positions(given, any(prompt.later(start).grids))
         ends = set(self.options.ends)
         query = self.reader.positions(prompt, self.options.query, start, ends)
-        self.prompt, self.query, self.end = prompt, check_query(query, prompt), end
+        self._prompt, self._query, self.end = prompt, check_query(query, prompt), end
         self._last_query = int(self.query.max())
         self._probe(inputs, past)
 
@@ -212,19 +245,19 @@ class Run:
         if rows:
             grids = self.prompt.grids
             probed = [place if row else -1 for place, row in zip(probed, grids, strict=True)]
-            self.step = Probe(probed, self.prompt.visible, self._kernels)
-            self.step.begin(past, self.host.holds(inputs))
+            probe = self.step = Probe(probed, self.prompt.visible, self._kernels)
+            probe.begin(past, self.host.holds(inputs))
 
     def end_with(self, end: int, past: int, width: int) -> None:
         """The end of the prompt comes, or comes again, behind its question: `width` tokens behind
         `past` keys. The region stays, and nothing is steered before the prompt's `end`."""
         self.end, self.reached = end, past + width
-        if self.ledger is not None:
+        if self.is_located:
             self.ledger.begin(end)
 
     def go_on(self, inputs: ForwardInputs, past: int) -> None:
         """A further piece of the prompt comes, behind `past` keys."""
-        if self.step is not None:
+        if isinstance(self.step, Probe):
             self.step.begin(past, self.host.holds(inputs))
 
     def pass_is_through(
@@ -246,7 +279,7 @@ class Run:
         if isinstance(self.step, Probe):
             self._found |= self._find(self.step, self.query.tolist())
             self.step.close()
-        if self.ledger is None and self.progress.complete:
+        if not self.is_located and self.progress.complete:
             if call is not None and call.options.beams:
                 self._follow_beams()
             self._locate(recording, call)
@@ -268,6 +301,7 @@ class Run:
     def _locate(self, recording: Recording | None, call: GenerateCall | None) -> None:
         """Put the rows' regions together, and set up the steering."""
         probe, self.step = self.step, None
+        assert not isinstance(probe, DecodeStep)  # which this function makes
         length = self.prompt.image.shape[1]
         question = self.reader.question(self.prompt, self.query, set(self.options.ends))
         regions = []
@@ -284,8 +318,8 @@ class Run:
                 raise ValueError("patch.given is not read by method='ablation': set it to None")
             masks = self._cells(self.options.given, "given")
             regions = [replace(r, mask=m) for r, m in zip(regions, masks, strict=True)]
-        self.timeline = Timeline(regions, self.reached)
-        self.ledger = Ledger(len(regions), self.reached)
+        self._timeline = Timeline(regions, self.reached)
+        self._ledger = Ledger(len(regions), self.reached)
         self._opens_answer = call is None and self.reader.opens_answer(self.prompt)
         self.ran, self.off = torch.zeros(2, 1, dtype=torch.int64, device=self._device).unbind()
         for counter in (self.ran, self.off):
@@ -367,7 +401,7 @@ class Run:
         """What measures the steps; they wait, and may be compiled, where the cache lets them."""
         cache, config, bank = self.cache, self.config, None
         stays = self._reordered is None and cache is not None and cache.only_grows
-        if stays and cache.static:
+        if cache is not None and stays and cache.static:
             bank = Bank(
                 {i: probe.layers[i] for i in recorder.layers},
                 steps=CHUNK if in_call else probe.capacity - self.reached,
@@ -442,15 +476,17 @@ class Run:
     def pass_by(self, past: int, ids: Tensor | None, rows: int) -> None:
         """A decode pass goes by while the patch is switched off."""
         self.reached = past + rows
-        if self.ledger is not None:
+        if self.is_located:
             self.ledger.note(past, rows, OFF)
         if isinstance(self.step, DecodeStep) and self.step.phase is not None and ids is not None:
             self.step.phase.advance(ids, past)
 
     def _look_again(self, step: DecodeStep, inputs: ForwardInputs, past: int) -> None:
         """Probe rows that open a <back> span in this pass."""
-        told = step.phase.on_host(past)
-        opened = step.phase.opened.cpu() if told is None else told[1]
+        phase = step.phase
+        assert phase is not None  # which relocate="back" asks for
+        told = phase.on_host(past)
+        opened = phase.opened.cpu() if told is None else told[1]
         opened = opened & torch.tensor(
             [bool(grids) for grids in self.prompt.grids], device="cpu"
         )[:, None]  # fmt: skip
@@ -520,10 +556,11 @@ class Run:
     @property
     def episodes(self) -> list[Episode]:
         """Each <back> at which a region was found anew."""
-        return [] if self.timeline is None else self.timeline.episodes
+        return self.timeline.episodes if self.is_located else []
 
     def count_compiled(self) -> None:
         """Note the steps that compiled code ran, by its own count; waits for the device."""
+        assert self.ran is not None and self.off is not None  # made with the ledger
         ran, off = int(self.ran), int(self.off)
         if not ran + off:
             return
@@ -537,7 +574,7 @@ class Run:
     @property
     def steps(self) -> list[Steps]:
         """What became of the answer's steps, row by row."""
-        if self.ledger is None:
+        if not self.is_located:
             return []
         self.count_compiled()
         ends = None
@@ -569,7 +606,7 @@ class Run:
         Raises:
             SteeringError: it is not.
         """
-        if self.ledger is None or not any(self.prompt.grids):
+        if not self.is_located or not any(self.prompt.grids):
             return
         self.count_compiled()
         # Drafts may have gone on behind the answer; its last token is never a query.

@@ -82,8 +82,11 @@ class Ledger:
         """
         self.forget_from(past)
         for i in range(count):
-            columns = (None if x is None else x[:, i] for x in (chosen, opened))
-            self._notes[past + i] = (reason, *columns)
+            self._notes[past + i] = (
+                reason,
+                None if chosen is None else chosen[:, i],
+                None if opened is None else opened[:, i],
+            )
 
     def begin(self, start: int) -> None:
         """The answer begins anew, at this position."""
@@ -121,7 +124,8 @@ class Ledger:
         return found
 
     def _of_row(self, row: int, generated: int) -> Steps:
-        steered, left = 0, {}
+        steered = 0
+        left: dict[str, int] = {}
         last = self.start + generated - 1
         for position, (reason, chosen, opened) in self._notes.items():
             if position >= last:

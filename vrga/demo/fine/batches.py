@@ -145,7 +145,9 @@ class FineBatches(DrawnBatches):
     def cells(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Pixels of overviews and crops, labels [2, tokens] of letter and colour (0: none), and
         whether each token is of a crop, bool [tokens]."""
-        views, sigmas, owners = [], [], []
+        views: list[View] = []
+        sigmas: list[float] = []
+        owners: list[FineSample] = []
         for sample in self.samples():
             larger = int(self.rng.choice((GRID[0], GRID[0], *LARGER)))
             own = [self.whole(sample, larger), *self.crops(sample), *self.crops(sample, True)]
@@ -174,7 +176,9 @@ class FineBatches(DrawnBatches):
         assistant tokens. A look is (row, query, key, number of the query's looks): an image token
         that shows what is spoken of.
         """
-        views, sigmas, rows, kinds = [], [], [], []
+        views: list[View] = []
+        sigmas: list[float] = []
+        rows, kinds = [], []
         for sample in self.samples():
             sigma = self.rng.uniform(0, NOISE)
             larger = self.rng.random() < SHARES["larger"]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import trange
 
@@ -25,6 +25,7 @@ from vrga.demo.data import LETTERS
 from vrga.demo.fine.batches import FineBatches
 from vrga.demo.fine.data import CARDS, GRID, sentences
 from vrga.demo.learning import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT
+from vrga.foreign import Model
 from vrga.hf.backends import set_backend
 from vrga.hf.checkpoints import load
 
@@ -36,7 +37,7 @@ COARSE = 0.3  # weight of letters in overviews, where they cannot be told
 READ, GUESSED = 4.0, 0.25
 
 
-def train_vision(model: nn.Module, batches: FineBatches, steps: int) -> dict[str, float]:
+def train_vision(model: Model, batches: FineBatches, steps: int) -> dict[str, float]:
     """Teach the vision tower to name each token's letter and colour; the last accuracies."""
     classifiers = learning.word_classifiers(model, batches.processor, LETTERS, list(CARDS))
     visual = model.model.visual
@@ -93,7 +94,7 @@ def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
 
 
 def train_answers(
-    model: nn.Module, batches: FineBatches, steps: int, rate: float, keep
+    model: Model, batches: FineBatches, steps: int, rate: float, keep
 ) -> dict[str, float]:
     """Teach the text model to answer; the last shares of letters that it gets right.
 

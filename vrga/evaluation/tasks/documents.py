@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -101,8 +102,8 @@ def images(doc: dict) -> list[Image.Image]:
         OSError: an image that is missing or cannot be read; names its file.
         ValueError: an address, which is not fetched.
     """
-    values = next((doc[name] for name in IMAGE if doc.get(name) is not None), [])
-    values = values if isinstance(values, list) else [values]
+    found: Any = next((doc[name] for name in IMAGE if doc.get(name) is not None), [])
+    values = found if isinstance(found, list) else [found]
     return [read_image(value) for value in values]
 
 

@@ -25,15 +25,16 @@ def process(doc: dict, results: list[str]) -> dict:
     """Items of all three, with the figure and the question they belong to."""
     said = yes_no(results[0], box=only_box(default=False))
     expected = target(doc) == "yes"
+    right = said == expected
     place = "_".join(str(doc[name]) for name in ("category", "subcategory", "set_id"))
     item = {
         "prediction": said,
         "target": expected,
-        "right": said == expected,
+        "right": right,
         "figure": f"{place}_{doc['figure_id']}",
         "question": f"{place}_{doc['question_id']}",
     }
-    return {"aAcc": {**item, "score": float(item["right"])}, "fAcc": item, "qAcc": item}
+    return {"aAcc": {**item, "score": float(right)}, "fAcc": item, "qAcc": item}
 
 
 def per_figure(items: list[dict]) -> float:

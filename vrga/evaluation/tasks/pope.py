@@ -17,7 +17,7 @@ def process(doc: dict, results: list[str]) -> dict:
     """Every measure's item, over all questions and within the question's category."""
     expected = yes_no(documents.target(doc))
     said = yes_no(results[0], box=only_box(default=False))
-    item = {"prediction": said, "target": expected}
+    item: dict[str, object] = {"prediction": said, "target": expected}
     items = {measure: item for measure in MEASURES}
     items["accuracy"] = {**item, "score": float(said == expected)}
     category = doc.get("category")
