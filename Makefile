@@ -62,7 +62,7 @@ lock:
 	.venv-lock/bin/pip install -q uv==0.13.9
 	printf '%s\n' $(foreach one,$(TORCH),"$(one)") pip setuptools wheel > .venv-lock/more.in
 	cd .venv-lock && bin/uv pip compile -q --universal --python-version 3.10 --no-annotate \
-	  --no-header --extra test --extra plot --extra report --extra app --extra eval --extra docs \
+	  --no-header --extra test --extra plot --extra report --extra app --extra eval --extra train --extra docs \
 	  ../setup.py more.in > all.txt
 	{ echo "# Written by \"make lock\" for Python 3.10 and later, with $(TORCH)."; \
 	  echo "# Tested on Python 3.11; torch and what its builds bring are not pinned here."; \
@@ -80,7 +80,7 @@ $(ENV)/demo-ready: setup.py constraints.txt
 # lmms-eval would replace torch by another build: it comes without its requirements, which the
 # extra "eval" lists.
 $(ENV)/ready: $(ENV)/demo-ready
-	$(INSTALL) --no-build-isolation -e ".[test,plot,report,app,eval]"
+	$(INSTALL) --no-build-isolation -e ".[test,plot,report,app,eval,train]"
 	$(INSTALL) --no-deps "$(LMMS_EVAL)"
 	touch $@
 
