@@ -179,6 +179,7 @@ class Stage:
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
             self._write(trainer, processor)
+        _together()  # no process goes on before the model is written
         if self.store is not None:
             self.store.finish()
         return record.stopped
@@ -242,8 +243,7 @@ class Record(TrainerCallback):
             check_room(self.stage.folder, model)
 
     def on_save(self, args, state, control, **more):
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # others may still be writing their part
+        _together()  # others may still be writing their part
         if rank() == 0:
             where = self.stage.folder / f"checkpoint-{state.global_step}"
             complete(where, self.processor, self.stage.base)
@@ -325,6 +325,12 @@ def dataset(rows: Sequence[Mapping], items: Mapping[str, Item]):
         return {**batch, "images": images}
 
     return table.with_transform(read)
+
+
+def _together() -> None:
+    """Wait for the other processes."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def _in_order(lines) -> list[dict]:

@@ -1,0 +1,36 @@
+"""Run by torchrun in a test: SFT, then GRPO, and what each process holds at the end of both."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from vrga.training import stage
+from vrga.training.rl import rl
+from vrga.training.settings import RL, SFT
+from vrga.training.sft import sft
+
+folder = Path(sys.argv[1])
+write = stage.Stage._write
+
+
+def written(self, trainer, processor):
+    """Beside writing the model: a digest of this process's own weights."""
+    digest = hashlib.sha256()
+    for parameter in trainer.accelerator.unwrap_model(trainer.model).parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    name = f"{self.folder.name}-{stage.rank()}-of-{stage.processes()}.txt"
+    (folder / name).write_text(digest.hexdigest())
+    write(self, trainer, processor)
+
+
+stage.Stage._write = written
+console = Console(quiet=True)
+common = dict(max_steps=2, save_every=1, checkpointing=False, learning_rate=1e-3)
+sft(folder, SFT(batch=4, per_device=2, **common), console=console)
+rl(
+    folder,
+    RL(batch=2, group=4, per_device=4, max_new_tokens=32, scale_rewards="batch", **common),
+    console=console,
+)
