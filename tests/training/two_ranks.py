@@ -27,10 +27,18 @@ def written(self, trainer, processor):
 
 stage.Stage._write = written
 console = Console(quiet=True)
-common = dict(max_steps=2, save_every=1, checkpointing=False, learning_rate=1e-3)
-sft(folder, SFT(batch=4, per_device=2, **common), console=console)
+common = dict(max_steps=2, save_every=1, checkpointing=False, warmup=0.0)
+sft(folder, SFT(batch=4, per_device=2, learning_rate=1e-5, **common), console=console)
 rl(
     folder,
-    RL(batch=2, group=4, per_device=4, max_new_tokens=32, scale_rewards="batch", **common),
+    RL(
+        batch=4,
+        group=4,
+        per_device=8,
+        max_new_tokens=40,
+        temperature=1.5,
+        learning_rate=1e-3,
+        **common,
+    ),
     console=console,
 )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vrga.beforehand import check_folder, check_readable
+from vrga.beforehand import check_file, check_folder, check_readable
 from vrga.hf.files import check_model
 
 train = typer.Typer(
@@ -206,6 +206,54 @@ def rl(
         console.print(told[0], style="red", soft_wrap=True)
         status = HACKED
     raise typer.Exit(status)
+
+
+@train.command()
+def evaluate(
+    folder: Folder,
+    data: Annotated[
+        Path | None, typer.Argument(help="Held-out questions; drawn ones if absent.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each question.")] = 4,
+    limit: Annotated[int, typer.Option(min=1, help="Questions.")] = 500,
+    split: Annotated[
+        str | None, typer.Option(help="Of drawn questions; that of training if absent.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    resume: Resume = False,
+) -> None:
+    """Ask held-out questions before SFT, after it and after RL."""
+    check_readable(folder, "training", folder=True)
+    check_readable(data, "questions")
+    from vrga.evaluation.command import guarded
+    from vrga.training.evaluate import evaluate
+
+    def run() -> None:
+        evaluate(
+            folder, data, samples=samples, limit=limit, split=split, temperature=temperature,
+            resume=resume, console=console,
+        )  # fmt: skip
+
+    raise typer.Exit(guarded(run, folder / "evaluation", console))
+
+
+@train.command()
+def report(
+    folder: Folder,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page; report.html if absent.")
+    ] = None,
+) -> None:
+    """Write the page of a training; says where a reward rises that is not earned."""
+    check_readable(folder, "training", folder=True)
+    if output is not None:
+        check_file(output, "--output")
+    from vrga.training.report import write_report
+
+    path, told = write_report(folder, output)
+    if told is not None:
+        console.print(told, style="red", soft_wrap=True)
+    _said(f"report: {path}")
 
 
 def _options(kind: str, folder: Path, output: Path | None, config, given, **fields):
