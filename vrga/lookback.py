@@ -22,7 +22,7 @@ ALIASES = {
 }
 TAG = "back"
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,23}")
 
 _BOX = "put the final answer in \\boxed{}."
 STYLES = {
@@ -47,11 +47,12 @@ def check_tag(tag: str) -> str:
     """The word of a tag, if it can be one.
 
     Raises:
-        ValueError: more or other than a word, or "think".
+        ValueError: more or other than a word of 24 characters, or "think".
     """
     if not isinstance(tag, str) or not _WORD.fullmatch(tag) or tag == "think":
         raise ValueError(
-            f"tag={tag!r}: a word without brackets, such as back or recheck, and not think"
+            f"tag={tag!r}: a word without brackets of at most 24 characters, such as back or "
+            "recheck, and not think"
         )
     return tag
 

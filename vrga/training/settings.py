@@ -53,7 +53,7 @@ class Common:
 
     def _check(self, name: str, fine: bool, accepted: str) -> None:
         if not fine:
-            raise ValueError(f"{name}={getattr(self, name)!r}: {accepted}")
+            raise ValueError(f"setting {name}={getattr(self, name)!r}: must be {accepted}")
 
 
 @dataclass(frozen=True)
@@ -193,5 +193,5 @@ def _checked(name: str, value: object, kind: type) -> object:
     fine = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
     if not fine or (isinstance(value, float) and not math.isfinite(value)):
         told = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}
-        raise ValueError(f"{name}={value!r}: give {told[kind]}")
+        raise ValueError(f"setting {name}={value!r}: give {told[kind]}")
     return value
