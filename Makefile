@@ -11,11 +11,23 @@ BIN := $(ENV)/bin
 # Most modules of the larger packages are never imported: what is, compiles itself.
 INSTALL := $(BIN)/python -m pip install -q --no-compile $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test quick latest test-versions lint bench docs lock clean
+.PHONY: demo train-demo test quick latest test-versions lint bench docs lock clean
 
 # So small a model is fastest on one thread.
 demo: $(ENV)/demo-ready
 	OMP_NUM_THREADS=1 $(BIN)/vrga demo
+
+# Trains the small model to look back: rollouts, rows, SFT, GRPO; its table and page are in
+# out/train-demo. Killed, it goes on where it was with another "make train-demo RESUME=--resume".
+TRAINED ?= out/train-demo
+RESUME ?=
+train-demo: $(ENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/vrga train rollouts --limit 300 --samples 8 --output $(TRAINED) $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train data $(TRAINED) --reflection 0.5 $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train sft $(TRAINED) $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train rl $(TRAINED) $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train evaluate $(TRAINED) --limit 200 --samples 2 $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train report $(TRAINED)
 
 test: $(ENV)/ready
 	$(BIN)/python -m pytest tests

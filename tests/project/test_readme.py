@@ -81,7 +81,7 @@ def spoken(text):
 def options_of(words):
     """Options of a vrga command, and None for a command that there is not."""
     command, given = typer.main.get_command(app), list(words)
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and given:
         name = given.pop(0)
         if name not in command.commands:
             return None

@@ -275,3 +275,10 @@ def test_every_field_of_the_files_in_the_package_is_used():
             assert set(settings._section(settings.SHIPPED[name], kind.__name__.lower())) <= {
                 field.name for field in dataclasses.fields(kind)
             }
+
+
+def test_the_files_of_the_package_are_printed():
+    for name in (*settings.SHIPPED, "zero3.yaml"):
+        done = run("train", "config", name)
+        assert done.exit_code == 0 and done.stdout == settings.shipped(name).read_text()
+    assert "in the package are" in str(run("train", "config", "zero2").exception)

@@ -209,6 +209,16 @@ def rl(
 
 
 @train.command()
+def config(
+    name: Annotated[str, typer.Argument(help="embedded, paper-7b; zero3 for accelerate launch.")],
+) -> None:
+    """Print a settings file of this package, to change a copy of it."""
+    from vrga.training.settings import shipped
+
+    typer.echo(shipped(name).read_text("utf-8"), nl=False)
+
+
+@train.command()
 def evaluate(
     folder: Folder,
     data: Annotated[
@@ -254,6 +264,32 @@ def report(
     if told is not None:
         console.print(told, style="red", soft_wrap=True)
     _said(f"report: {path}")
+
+
+@train.command()
+def ablate(
+    ablation: Annotated[str, typer.Argument(help="sft, rl, reflection, style or lambda.")],
+    output: Annotated[Path, typer.Option(help="Folder that ablations share.")] = Path("out/ablate"),
+    seeds: Annotated[int, typer.Option(help="Trainings of each arm.")] = 4,
+    questions: Annotated[int, typer.Option(min=1, help="Of rollouts.")] = 300,
+    samples: Annotated[int, typer.Option(help="Answers to each of them.")] = 8,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of SFT in each arm.")] = 80,
+    limit: Annotated[int, typer.Option(min=1, help="Held-out questions.")] = 500,
+    answers: Annotated[int, typer.Option(help="Answers to each of them.")] = 4,
+    split: Annotated[str, typer.Option(help="Of drawn questions.")] = "similar",
+    config: Config = None,
+) -> None:
+    """One of the paper's ablations, on the embedded model; goes on with what is in the folder."""
+    check_folder(output, "--output")
+    from vrga.training.stage import check_trl
+
+    check_trl()
+    from vrga.training.ablate import ablate
+
+    ablate(
+        ablation, output, seeds=seeds, questions=questions, samples=samples, rows=rows,
+        limit=limit, answers=answers, split=split, config=config, console=console,
+    )  # fmt: skip
 
 
 def _options(kind: str, folder: Path, output: Path | None, config, given, **fields):

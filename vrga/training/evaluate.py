@@ -30,12 +30,10 @@ def evaluate(
     limit: int = 500,
     split: str | None = None,
     temperature: float = 1.0,
-    models: Mapping[str, Path] | None = None,
-    output: Path | None = None,
     resume: bool = False,
     console: Console,
 ) -> dict:
-    """Ask the base and every model of the folder the same questions.
+    """Ask the base, and the models of sft/ and rl/ where they are, the same questions.
 
     Args:
         folder: of the training.
@@ -43,8 +41,6 @@ def evaluate(
         samples: answers to each question.
         limit: questions.
         split: of drawn questions; None is that of training.
-        models: others than sft/ and rl/ of the folder, by name; the base is always asked.
-        output: None is evaluation/ in the folder.
 
     Returns:
         What results.json holds: figures of each model with 95 % intervals over questions.
@@ -55,8 +51,8 @@ def evaluate(
     check_sampling(samples, temperature)
     trained, held, _ = read_rollouts(folder / "rollouts")
     asked = _held_out(trained, data, limit, split)
-    output = output or folder / "evaluation"
-    known = models or {
+    output = folder / "evaluation"
+    known = {
         name: folder / name / MODEL
         for name in ("sft", "rl")
         if (folder / name / MODEL / "config.json").is_file()
@@ -89,11 +85,11 @@ def summary(questions: Questions, answers: Sequence[dict]) -> dict:
     """Figures of one model: shares over all answers, their intervals over questions."""
     said = [told(one["text"] or "", questions.tag) for one in answers]
     figures = {
-        "accuracy": _by_question(answers, [one["score"] or 0.0 for one in answers]),
-        "form": _by_question(answers, [one["reward"] or 0.0 for one in answers]),
+        "accuracy": by_question(answers, [one["score"] or 0.0 for one in answers]),
+        "form": by_question(answers, [one["reward"] or 0.0 for one in answers]),
     }
     for name in Said.__dataclass_fields__:
-        figures[name] = _by_question(answers, [float(getattr(one, name)) for one in said])
+        figures[name] = by_question(answers, [float(getattr(one, name)) for one in said])
     intervals = {name: mean_interval(values) for name, values in figures.items()}
     spoken = lookback.stats([one["text"] or "" for one in answers], questions.tag)
     tokens = [one["tokens"] for one in answers if one["tokens"] is not None]
@@ -107,7 +103,7 @@ def summary(questions: Questions, answers: Sequence[dict]) -> dict:
 
 def compared(answers: Sequence[dict], base: Sequence[dict]) -> tuple[float, float, float]:
     """The change of accuracy on the same questions, with its interval."""
-    first, second = (_by_question(x, [one["score"] or 0.0 for one in x]) for x in (answers, base))
+    first, second = (by_question(x, [one["score"] or 0.0 for one in x]) for x in (answers, base))
     return paired_difference(first, second)
 
 
@@ -145,8 +141,8 @@ def _held_out(trained: Questions, data: Path | None, limit: int, split: str | No
     return asked
 
 
-def _by_question(answers: Sequence[dict], values: Sequence[float]) -> np.ndarray:
-    """Means over the answers of each question, in the order of ids."""
+def by_question(answers: Sequence[dict], values: Sequence[float]) -> np.ndarray:
+    """Means of values over the answers of each question, float [N] in the order of ids."""
     own: dict[str, list[float]] = {}
     for one, value in zip(answers, values, strict=True):
         own.setdefault(one["id"], []).append(value)

@@ -12,6 +12,7 @@ from typing import TypeVar
 FOLDER = Path(__file__).parent
 # Files inside this package, by name: for the embedded model, and for one of the paper's size.
 SHIPPED = {name: FOLDER / f"{name}.yaml" for name in ("embedded", "paper-7b")}
+LAUNCH = "zero3"  # for accelerate launch
 SCALES = ("group", "batch", "none")
 FORMS = ("strict", "any")
 
@@ -156,6 +157,18 @@ def read(
         )
     checked = {key: _checked(key, value, types[key]) for key, value in values.items()}
     return kind(**checked), name
+
+
+def shipped(name: str) -> Path:
+    """A file inside this package by its name, with or without .yaml.
+
+    Raises:
+        ValueError: no such file.
+    """
+    known = (*SHIPPED, LAUNCH)
+    if name.removesuffix(".yaml") not in known:
+        raise ValueError(f"settings {name!r}: in the package are {', '.join(known)}")
+    return FOLDER / f"{name.removesuffix('.yaml')}.yaml"
 
 
 def _section(path: Path, name: str) -> dict[str, object]:
