@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 import vrga
 from vrga.hf.files import embedded
-from vrga.training.stage import newest, read_steps
+from vrga.training.checkpoints import newest
+from vrga.training.record import read_steps
 
 pytest.importorskip("trl", reason="TRL needs Python 3.11")
 

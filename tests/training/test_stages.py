@@ -13,7 +13,7 @@ from command import run
 from safetensors.torch import load_file
 
 import vrga
-from vrga.training import settings, stage
+from vrga.training import checkpoints, record, settings, stage
 from vrga.training.data import read_data
 from vrga.training.questions import Questions
 from vrga.training.settings import RL, SFT, read
@@ -99,8 +99,8 @@ def test_a_saved_processor_is_named_for_autoprocessor(trained):
 
 @pytest.mark.slow
 def test_every_step_is_recorded_with_what_was_paid_for(trained):
-    assert [one["step"] for one in stage.read_steps(trained / "sft")] == [1, 2, 3]
-    steps = stage.read_steps(trained / "rl")
+    assert [one["step"] for one in record.read_steps(trained / "sft")] == [1, 2, 3]
+    steps = record.read_steps(trained / "rl")
     for one in steps:
         assert one["reward"] == pytest.approx(one["accuracy"] + 0.2 * one["form"], abs=1e-6)
         assert {"trigger", "valid", "empty", "copied", "length"} <= one.keys()
@@ -128,7 +128,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_one_that_was_not_interrupted(begu
     assert differ(*map(weights, paths)) == ([], 0.0)
     kept = ("step", "loss", "reward", "answers")
     one, whole = (
-        [{key: step.get(key) for key in kept} for step in stage.read_steps(path.parent)]
+        [{key: step.get(key) for key in kept} for step in record.read_steps(path.parent)]
         for path in paths
     )
     assert one == whole
@@ -192,11 +192,11 @@ def test_a_run_begins_where_it_is_told_to(begun, trained, tmp_path):
 def test_a_full_disk_stops_a_run_that_goes_on_later(trained, begun, monkeypatch):
     shutil.rmtree(begun / "sft")
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(stage.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
     how = ("train", "sft", begun, *SMALL["sft"], *EVERY)
     done = run(*how)
     assert done.exit_code == 3 and "make room" in done.output and "--resume" in done.output
-    assert stage.newest(begun / "sft") is None
+    assert checkpoints.newest(begun / "sft") is None
     monkeypatch.undo()
     assert run(*how, "--resume").exit_code == 0
     same = [weights(folder / "sft" / "model") for folder in (begun, trained)]
@@ -204,10 +204,10 @@ def test_a_full_disk_stops_a_run_that_goes_on_later(trained, begun, monkeypatch)
 
 
 def test_what_a_library_says_of_a_full_disk_is_that_error():
-    with pytest.raises(OSError) as raised, stage._disk_errors():
+    with pytest.raises(OSError) as raised, checkpoints.disk_errors():
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert raised.value.errno == errno.ENOSPC
-    with pytest.raises(RuntimeError), stage._disk_errors():
+    with pytest.raises(RuntimeError), checkpoints.disk_errors():
         raise RuntimeError("something else")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vrga.training import stage
+from vrga.training import ranks, stage
 from vrga.training.rl import rl
 from vrga.training.settings import RL, SFT
 from vrga.training.sft import sft
@@ -20,7 +20,7 @@ def written(self, trainer, processor):
     digest = hashlib.sha256()
     for parameter in trainer.accelerator.unwrap_model(trainer.model).parameters():
         digest.update(parameter.detach().numpy().tobytes())
-    name = f"{self.folder.name}-{stage.rank()}-of-{stage.processes()}.txt"
+    name = f"{self.folder.name}-{ranks.rank()}-of-{ranks.processes()}.txt"
     (folder / name).write_text(digest.hexdigest())
     write(self, trainer, processor)
 

@@ -15,6 +15,7 @@ from vrga.evaluation.arms import versions
 from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mean_interval, paired_difference
+from vrga.training.checkpoints import MODEL
 from vrga.training.data import SUMMARY, make
 from vrga.training.evaluate import by_question
 from vrga.training.questions import Questions
@@ -23,7 +24,6 @@ from vrga.training.rl import rl
 from vrga.training.rollouts import ask, read_rollouts
 from vrga.training.settings import RL, SFT, read
 from vrga.training.sft import sft
-from vrga.training.stage import MODEL
 
 
 @dataclass(frozen=True)

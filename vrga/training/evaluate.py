@@ -14,10 +14,10 @@ from vrga.evaluation.arms import versions
 from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mean_interval, paired_difference
+from vrga.training.checkpoints import MODEL
 from vrga.training.questions import Questions
 from vrga.training.rewards import Said, told
 from vrga.training.rollouts import ask, check_sampling, read_rollouts
-from vrga.training.stage import MODEL
 
 RESULTS = "results.json"
 

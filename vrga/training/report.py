@@ -12,9 +12,9 @@ from vrga.training.evaluate import RESULTS
 from vrga.training.filters import ANSWER_GATES, TEACHER_GATES
 from vrga.training.hacking import hacking
 from vrga.training.page import asked, marked, rendered
+from vrga.training.record import read_steps
 from vrga.training.rollouts import read_rollouts
 from vrga.training.settings import RL
-from vrga.training.stage import read_steps
 
 PAGE = "report.html"
 CURVES = {

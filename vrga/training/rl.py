@@ -8,11 +8,13 @@ from rich.console import Console
 from trl import GRPOConfig, GRPOTrainer
 
 from vrga.evaluation.store import fingerprint
+from vrga.training.checkpoints import MODEL
 from vrga.training.data import SUMMARY, read_data
+from vrga.training.record import Record
 from vrga.training.rewards import rewards
 from vrga.training.rollouts import read_rollouts
 from vrga.training.settings import RL
-from vrga.training.stage import MODEL, Record, Stage, dataset
+from vrga.training.stage import Stage, dataset
 
 
 def rl(

@@ -8,10 +8,12 @@ from rich.console import Console
 from trl import SFTConfig, SFTTrainer
 
 from vrga.evaluation.store import fingerprint
+from vrga.training.checkpoints import MODEL
 from vrga.training.data import ROWS, read_data
+from vrga.training.record import Record
 from vrga.training.rollouts import read_rollouts
 from vrga.training.settings import SFT
-from vrga.training.stage import MODEL, Record, Stage, dataset
+from vrga.training.stage import Stage, dataset
 
 
 def sft(
