@@ -155,8 +155,8 @@ def _train(
         )  # fmt: skip
     quiet = Console(quiet=True)
     if arm.sft and not _trained(folder / "sft"):
-        options, _ = read(SFT, config, None, seed=seed)
-        sft(folder, options, resume=_begun(folder / "sft"), console=quiet)
+        cold, _ = read(SFT, config, None, seed=seed)
+        sft(folder, cold, resume=_begun(folder / "sft"), console=quiet)
     target = folder / arm.model
     if arm.rl and not _trained(target):
         options, _ = read(RL, config, None, seed=seed, weight=arm.weight)

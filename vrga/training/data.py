@@ -118,9 +118,10 @@ def read_data(folder: Path) -> tuple[list[dict], dict]:
         summary = json.loads((folder / "data" / SUMMARY).read_text("utf-8"))
         lines = (folder / "data" / ROWS).read_text("utf-8").split("\n")
         rows = [json.loads(line) for line in lines if line]
-        for row in rows:
-            row["id"], row["kind"], row["completion"]  # noqa: B018 - what must be there
-        summary["kept"]  # noqa: B018
+        if not all({"id", "kind", "completion"} <= row.keys() for row in rows):
+            raise KeyError("a row lacks id, kind or completion")
+        if "kept" not in summary:
+            raise KeyError("kept")
     except FileNotFoundError as error:
         raise ValueError(f"{folder} has no rows: run vrga train data {folder} first") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -178,12 +179,12 @@ def _taught(
                 if passed >= wanted:
                     break
     store.finish(by_key)
-    fell = [store.done[key]["fell"] for key in by_key if key in store.done]
-    return Counter(gate for gate in fell if gate is not None)
+    gates = [store.done[key]["fell"] for key in by_key if key in store.done]
+    return Counter(gate for gate in gates if gate is not None)
 
 
 def _fell(questions: Questions, item: Item, chain: Chain, reply: Reply, style: str) -> str | None:
-    if reply.error is not None:
+    if reply.text is None:
         return "teacher"
     return filters.verdict(questions, item, chain.text, reply.text, style)
 

@@ -83,7 +83,8 @@ def select(
         chains: of a question at most, chosen at random.
     """
     fell: Counter = Counter()
-    wanted, by_id = set(kept), {}
+    wanted = set(kept)
+    by_id: dict[str, list[Chain]] = {}
     for one in answers:
         if one["error"] is not None:
             fell["failed"] += 1

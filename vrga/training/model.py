@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from vrga.foreign import Model, Processor
 from vrga.hf.checkpoints import load
 
 
-def loaded(where: str | Path | None, tag: str) -> tuple[torch.nn.Module, object]:
+def loaded(where: str | Path | None, tag: str) -> tuple[Model, Processor]:
     """The model of a checkpoint, in float32 without a GPU, and its processor.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -152,7 +152,7 @@ def _asked(
     temperature: float,
     longest: int,
     server: Server | None,
-) -> Iterator[tuple[str, list[Answer]]]:
+) -> Generator[tuple[str, list[Answer]]]:
     """Each question's id with its answers; one answer with an error where it failed."""
     if not items:
         return
@@ -184,15 +184,16 @@ def _lines(questions: Questions, item: Item, answers: Iterable[Answer], samples:
     lines = []
     for number, key in enumerate(keys_of(item, samples)):
         one = None if error is not None else answers[number]
+        text = None if one is None else one.text
         lines.append(
             {
                 "key": key,
                 "id": item.id,
                 "sample": number,
-                "text": one and one.text,
+                "text": text,
                 "tokens": one and one.tokens,
-                "score": one and float(questions.is_right(item, one.text)),
-                "reward": one and questions.reward(one.text),
+                "score": None if text is None else float(questions.is_right(item, text)),
+                "reward": None if text is None else questions.reward(text),
                 "error": error,
             }
         )

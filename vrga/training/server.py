@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class Server:
         samples: int = 1,
         temperature: float = 1.0,
         max_new_tokens: int = 2048,
-    ) -> Iterator[tuple[str, list[Answer]]]:
+    ) -> Generator[tuple[str, list[Answer]]]:
         """Ask questions, each a text and its images, by their ids; in the order of the replies.
 
         A question that fails, or whose reply takes too long, is one answer with an error.

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 FOLDER = Path(__file__).parent
 # Files inside this package, by name: for the embedded model, and for one of the paper's size.
@@ -28,6 +28,8 @@ class Common:
         epochs: passes over the rows.
         max_steps: so many steps in place of the epochs'; 0 is those of the epochs.
         save_every: steps between two checkpoints; keep: of the newest ones.
+        batch: what a step takes, of all processes together: rows of SFT, questions of RL.
+        per_device: rows, or answers, of a forward pass.
         lora: rank of an adapter that is trained in place of the weights; 0 trains the weights.
         checkpointing: recompute activations in the backward pass, which saves memory.
         seed: of order and sampling.
@@ -38,6 +40,8 @@ class Common:
     schedule: str = "cosine"
     epochs: float = 1.0
     max_steps: int = 0
+    batch: int = 128
+    per_device: int = 4
     save_every: int = 50
     keep: int = 2
     lora: int = 0
@@ -45,7 +49,7 @@ class Common:
     seed: int = 0
 
     def __post_init__(self):
-        positive = ["learning_rate", "epochs", "save_every", "keep"]
+        positive = ["learning_rate", "epochs", "batch", "per_device", "save_every", "keep"]
         for name in positive:
             self._check(name, getattr(self, name) > 0, "above 0")
         for name in ("max_steps", "lora", "seed"):
@@ -59,20 +63,7 @@ class Common:
 
 @dataclass(frozen=True)
 class SFT(Common):
-    """Supervised training on the rows: the cold start.
-
-    Args:
-        batch: rows of a step, of all processes together.
-        per_device: rows of a forward pass.
-    """
-
-    batch: int = 128
-    per_device: int = 4
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("batch", "per_device"):
-            self._check(name, getattr(self, name) > 0, "above 0")
+    """Supervised training on the rows: the cold start."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +71,7 @@ class RL(Common):
     """GRPO: answers are rewarded beside others to the same question.
 
     Args:
-        batch: questions of a step, of all processes together.
-        group: answers to each.
-        per_device: answers of a forward pass.
+        group: answers to each question.
         weight: lambda, what the form's reward counts beside the right answer's 1.
         scale_rewards: by whose spread advantages are divided: "group", "batch", or "none".
         form: "strict", `lookback.reward`; "any" pays for every span, whatever is in it, and is
@@ -95,9 +84,7 @@ class RL(Common):
     learning_rate: float = 1e-6
     schedule: str = "constant_with_warmup"
     epochs: float = 2.0
-    batch: int = 128
     group: int = 8
-    per_device: int = 4
     weight: float = 0.1
     scale_rewards: str = "group"
     form: str = "strict"
@@ -107,7 +94,7 @@ class RL(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("batch", "per_device", "temperature", "max_new_tokens"):
+        for name in ("temperature", "max_new_tokens"):
             self._check(name, getattr(self, name) > 0, "above 0")
         self._check("group", self.group >= 2, "at least 2, for answers are compared")
         for name in ("weight", "beta"):
@@ -116,7 +103,7 @@ class RL(Common):
         self._check("form", self.form in FORMS, f"one of {', '.join(FORMS)}")
 
 
-Kind = TypeVar("Kind", SFT, RL)
+Kind = TypeVar("Kind", bound=Common)
 
 
 def read(
@@ -141,7 +128,7 @@ def read(
     """
     name = config or ("embedded" if model is None else "paper-7b")
     path = SHIPPED.get(name.removesuffix(".yaml"), Path(name))
-    values = _section(path, kind.__name__.lower())
+    values: dict[str, Any] = _section(path, kind.__name__.lower())
     types = {field.name: type(field.default) for field in dataclasses.fields(kind)}
     for text in given:
         key, equals, value = text.partition("=")
@@ -155,7 +142,9 @@ def read(
             f"{', '.join(other)}: no setting of {kind.__name__.lower()}; there are "
             f"{', '.join(types)}"
         )
-    checked = {key: _checked(key, value, types[key]) for key, value in values.items()}
+    checked: dict[str, Any] = {
+        key: _checked(key, value, types[key]) for key, value in values.items()
+    }
     return kind(**checked), name
 
 

@@ -7,11 +7,13 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vrga.evaluation.items import Item
 from vrga.evaluation.store import Store
+from vrga.foreign import Model, Processor
 from vrga.hf.families import family_of
 from vrga.images import read_image
 from vrga.training.checkpoints import MODEL, complete, disk_errors, newest
@@ -66,7 +68,7 @@ class Stage:
         self.store = Store(folder, settings, resume=resume, fields=STEP) if rank() == 0 else None
         self.checkpoint = newest(folder) if resume else None
 
-    def load(self, questions: Questions) -> tuple[torch.nn.Module, object]:
+    def load(self, questions: Questions) -> tuple[Model, Processor]:
         """The model to go on with, and its processor.
 
         The Trainer reads no weights when it resumes, for a file's names are not the model's, and
@@ -79,7 +81,7 @@ class Stage:
         where = self.base if self.checkpoint is None or adapted else self.checkpoint
         return loaded(where, questions.tag)
 
-    def arguments(self, kind: type, rows: int) -> dict[str, object]:
+    def arguments(self, kind: type, rows: int) -> dict[str, Any]:
         """Arguments that SFTConfig and GRPOConfig have in common.
 
         Args:
@@ -123,7 +125,7 @@ class Stage:
             ddp_backend="gloo" if alone and processes() > 1 else None,
         )
 
-    def adapter(self, model: torch.nn.Module) -> object | None:
+    def adapter(self, model: Model) -> Any:
         """What PEFT puts on a model's text layers, or None.
 
         Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
 from vrga.demo.data import asked_letter
@@ -85,7 +85,7 @@ def replies(
     model: str | None = None,
     timeout: float = 120.0,
     parallel: int = 8,
-) -> Iterator[Reply]:
+) -> Generator[Reply]:
     """Ask a teacher about chains by their keys; one that fails is a reply with an error.
 
     Args:
