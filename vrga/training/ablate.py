@@ -59,7 +59,7 @@ FULL = Arm()
 ABLATIONS: Mapping[str, Mapping[str, Arm]] = {
     "sft": {"SFT and RL": FULL, "without SFT": Arm(sft=False)},
     "rl": {"SFT and RL": FULL, "without RL": Arm(rl=False)},
-    "reflection": {f"{100 * r:g} %": Arm(reflection=r) for r in (0.5, 0.1, 0.3, 0.7, 0.9)},
+    "reflection": {f"{100 * r:g} %": Arm(reflection=r) for r in (0.5, 0.0, 0.1, 0.3, 0.7, 0.9)},
     "style": {"semantic": FULL, "solution": Arm(style="solution")},
     "lambda": {f"lambda {w:g}": Arm(weight=w) for w in (0.1, 0.0, 0.5, 2.0)},
 }
