@@ -33,6 +33,7 @@ SHOTS = ["app_wide.png", "app_phone.png"]  # by docs/screenshots.py, which needs
 MADE = {  # what a page's code leaves behind
     "README.md": [],
     "guide.md": ["region.png", "trend.png"],
+    "look-back.md": ["look-back.html", "trend.png"],
     "traces-and-report.md": ["tokens.png", "compare.png", "atlas.png", "report.html"],
 }
 
