@@ -162,12 +162,14 @@ def test_a_teacher_of_ones_own_that_fails_is_counted_and_never_trained_on(
     folder, tmp_path, monkeypatch
 ):
     (tmp_path / "own_teacher.py").write_text(
+        "import threading\n"
         "from vrga.training.teachers import grid\n"
         "ASKED = []\n"
         "def teach(item, chain, style, tag):\n"
         "    ASKED.append(chain)\n"
         "    number = len(ASKED)\n"
-        "    if number == 1: raise TimeoutError('too late')\n"
+        "    if number == 1: threading.Event().wait()\n"
+        "    if number == 6: raise RuntimeError('no quota')\n"
         "    if number == 2: return None\n"
         "    if number == 3: return 'nonsense'\n"
         "    good = grid(item, chain, style, tag)\n"
@@ -175,19 +177,20 @@ def test_a_teacher_of_ones_own_that_fails_is_counted_and_never_trained_on(
         "    return good\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    done = data(folder, "--teacher", "own_teacher:teach", "--reflection", 0.5)
+    how = ("--teacher", "own_teacher:teach", "--timeout", 0.5)
+    done = data(folder, *how, "--reflection", 0.5)
     assert done.exit_code == 0, done.output
     rows, summary = read_data(folder)
-    assert summary["fell"]["teacher"] == {"teacher": 2, "form": 1, "answer": 1}
+    assert summary["fell"]["teacher"] == {"teacher": 3, "form": 1, "answer": 1}
     assert Counter(row["kind"] for row in rows) == {"back": 5, "plain": 5}
     import own_teacher
 
-    # Five were wanted of ten chains, four fell: nine were asked for.
-    assert len(own_teacher.ASKED) == summary["asked"] == 9
-    again = data(folder, "--teacher", "own_teacher:teach", "--reflection", 0.2, "--resume")
-    assert again.exit_code == 0 and len(own_teacher.ASKED) == 9
+    # Five were wanted of ten chains, and five fell.
+    assert len(own_teacher.ASKED) == summary["asked"] == 10
+    again = data(folder, *how, "--reflection", 0.2, "--resume")
+    assert again.exit_code == 0 and len(own_teacher.ASKED) == 10
     assert Counter(row["kind"] for row in read_data(folder)[0]) == {"back": 2, "plain": 8}
-    other = data(folder, "--style", "solution", "--teacher", "own_teacher:teach", "--resume")
+    other = data(folder, *how, "--style", "solution", "--resume")
     assert "other settings (style: 'semantic', now 'solution')" in str(other.exception)
 
 

@@ -159,7 +159,6 @@ def test_a_curve_fills_its_frame_whatever_its_values():
     assert float(high.split(",")[1]) < float(low.split(",")[1])
 
 
-@pytest.mark.slow
 def test_the_same_questions_are_asked_before_and_after(folder, monkeypatch):
     from rich.console import Console
 

@@ -282,3 +282,9 @@ def test_the_files_of_the_package_are_printed():
         done = run("train", "config", name)
         assert done.exit_code == 0 and done.stdout == settings.shipped(name).read_text()
     assert "in the package are" in str(run("train", "config", "zero2").exception)
+
+
+def test_questions_without_images_are_rows_without_that_column():
+    item = dataclasses.replace(Questions(limit=1).items()[0], images=())
+    row = {"id": "0", "prompt": [{"role": "user", "content": "why?"}]}
+    assert stage.dataset([row], {"0": item}).column_names == ["id", "prompt"]

@@ -113,7 +113,7 @@ def data(
     teacher_model: Annotated[
         str | None, typer.Option(help="The name of the server's model.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for a reply of the server.")] = 120.0,
+    timeout: Annotated[float, typer.Option(help="Seconds for a reply of the teacher.")] = 120.0,
     parallel: Parallel = 8,
     seed: Seed = 0,
     resume: Resume = False,

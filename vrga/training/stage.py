@@ -188,6 +188,8 @@ def dataset(rows: Sequence[Mapping], items: Mapping[str, Item]):
     """
     from datasets import Dataset
 
+    if not any(items[row["id"]].images for row in rows):
+        return Dataset.from_list(list(rows))  # a column of no images is none for TRL
     table = Dataset.from_list([{**row, "images": row["id"]} for row in rows])
 
     def read(batch: dict) -> dict:

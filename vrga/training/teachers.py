@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import threading
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ def replies(
     Args:
         teacher: "grid", a server's address, or module:function.
         model: the name that the server knows its model by.
-        timeout: seconds that a server's reply may take; parallel: of them under way at a time.
+        timeout: seconds that a reply may take; parallel: of a server's under way at a time.
 
     Raises:
         ValueError: an unknown style or teacher, or a server without a model's name.
@@ -113,9 +114,13 @@ def replies(
         return
     if model:
         raise ValueError("--teacher-model is for a teacher on a server")
-    function = grid if teacher == "grid" else imported(teacher)
+    if teacher == "grid":
+        for key, (item, chain) in chains.items():
+            yield Reply(key, grid(item, chain, style, tag))
+        return
+    function = imported(teacher)
     for key, (item, chain) in chains.items():
-        yield _called(key, function, item, chain, style, tag)
+        yield _called(key, function, (item, chain, style, tag), timeout)
 
 
 def imported(name: str) -> Teacher:
@@ -140,13 +145,25 @@ def imported(name: str) -> Teacher:
     return found
 
 
-def _called(key: str, teacher: Teacher, item: Item, chain: str, style: str, tag: str) -> Reply:
-    try:
-        text = teacher(item, chain, style, tag)
-    except Exception as error:  # whatever code of a user's own raises is one chain less
-        if teacher is grid:
-            raise
-        return Reply(key, error=f"{type(error).__name__}: {error}")
+def _called(key: str, teacher: Teacher, asked: tuple[Item, str, str, str], timeout: float) -> Reply:
+    """What code of a user's own returns, raises, or does not return in time."""
+    found: list[object] = []
+
+    def call() -> None:
+        try:
+            found.append(teacher(*asked))
+        except Exception as error:  # whatever it raises is one chain less
+            found.append(error)
+
+    # A daemon: what never returns must not keep the process.
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not found:
+        return Reply(key, error=f"no reply within {timeout:g} seconds")
+    (text,) = found
+    if isinstance(text, Exception):
+        return Reply(key, error=f"{type(text).__name__}: {text}")
     if not isinstance(text, str):
         return Reply(key, error=f"it returned {text!r:.80}, no text")
     return Reply(key, text)
