@@ -56,12 +56,9 @@ def load(
 
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
-    from transformers.integrations import is_deepspeed_zero3_enabled
 
     config = _config(where)
-    if device_map is None and torch.cuda.is_available() and not is_deepspeed_zero3_enabled():
-        # Of several processes each has a GPU of its own; ZeRO-3 places parts of the weights itself.
-        device_map = {"": int(os.environ.get("LOCAL_RANK", 0))}
+    device_map = _own_gpu() if device_map is None else device_map
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             where,
@@ -81,6 +78,18 @@ def load(
     check_finite(where, model)
     fetch_file(where)
     return model.eval(), load_processor(where)
+
+
+def _own_gpu() -> dict[str, int] | None:
+    """Where this process puts a model: its own GPU, of several processes; None is the CPU.
+
+    None, too, under ZeRO-3, which places parts of the weights itself.
+    """
+    if not torch.cuda.is_available():
+        return None
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return None if is_deepspeed_zero3_enabled() else {"": int(os.environ.get("LOCAL_RANK", 0))}
 
 
 def _config(where: str | Path) -> Config:

@@ -98,7 +98,7 @@ def curve(points: Sequence[tuple[float, float]]) -> dict:
     values = [value for _, value in points]
     low, high = min(values), max(values)
     if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
+        high = low + 1
     wide, tall = WIDTH - LEFT - 4, HEIGHT - BOTTOM - 6
     path = " ".join(
         f"{LEFT + wide * (step - first) / max(last - first, 1):.1f},"
