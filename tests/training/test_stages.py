@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from command import run
 from safetensors.torch import load_file
 
 import vrga
+from vrga.evaluation.store import Store
 from vrga.training import checkpoints, record, settings, stage
 from vrga.training.data import read_data
 from vrga.training.questions import Questions
@@ -288,3 +290,36 @@ def test_questions_without_images_are_rows_without_that_column():
     item = dataclasses.replace(Questions(limit=1).items()[0], images=())
     row = {"id": "0", "prompt": [{"role": "user", "content": "why?"}]}
     assert stage.dataset([row], {"0": item}).column_names == ["id", "prompt"]
+
+
+def test_a_hacked_run_is_stopped_where_that_is_asked_for(tmp_path, monkeypatch):
+    """By its record alone: reward rises with the share of empty spans."""
+    for stop in (True, False):
+        held = SimpleNamespace(store=None, checkpoint=None, folder=tmp_path)
+        kept = record.Record(held, None, stop)
+        control = SimpleNamespace(should_training_stop=False, should_save=False)
+        for step in range(1, 31):
+            logs = {"reward": 0.3 + step / 50 + step % 2 / 100, "empty": step / 30, "copied": 0.0}
+            state = SimpleNamespace(global_step=step, max_steps=30)
+            kept.on_log(None, state, control, logs)
+            if control.should_training_stop:
+                break
+        assert control.should_training_stop is control.should_save is stop
+        assert (kept.stopped is not None) is stop and (step < 30) is stop
+
+    store = Store(tmp_path / "rollouts", {**Questions().settings(), "model": None}, fields={})
+    store.add([{"key": "0/0", "id": "0", "sample": 0, "text": "", "tokens": 1, "score": 1.0,
+                "reward": 0.0, "error": None}])  # fmt: skip
+    hacked = (tmp_path / "rl" / "model", "reward hacking: told")
+    monkeypatch.setattr("vrga.training.rl.rl", lambda *given, **more: hacked)
+    done = run("train", "rl", tmp_path, "--stop-on-hacking")
+    assert done.exit_code == 5 and "reward hacking: told" in done.output
+
+
+def test_an_adapter_is_refused_where_it_could_not_be_merged(tmp_path, monkeypatch):
+    begun = stage.Stage(tmp_path, None, SFT(lora=4), {}, False)
+    model, _ = vrga.load()
+    assert begun.adapter(model).r == 4
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="ZeRO-3 prevents"):
+        begun.adapter(model)
