@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from vrga.beforehand import check_file, check_folder, check_readable
+from vrga.cli.options import Model, Resume, console
+from vrga.cli.status import guarded
 from vrga.hf.files import check_model
 
 train = typer.Typer(
     help="Train a model to look back: rollouts, data, sft, rl, evaluate, report, in this order.",
     no_args_is_help=True,
 )
-console = Console()
 HACKED = 5  # exit status of a run that was stopped
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the training.")]
@@ -26,10 +26,6 @@ Asked = Annotated[
         help="Questions as JSON lines (image, question, answer, choices); drawn ones if absent."
     ),
 ]
-Model = Annotated[
-    str | None, typer.Option(help="Checkpoint folder or hub id; the embedded model if absent.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is there.")]
 Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
 Parallel = Annotated[int, typer.Option(min=1, help="Questions under way on a server.")]
 
@@ -67,7 +63,6 @@ def rollouts(
         check_model(model)
     elif model is None:
         raise ValueError("--server needs --model: the name by which the server knows its model")
-    from vrga.evaluation.command import guarded
     from vrga.training.questions import Questions
     from vrga.training.rollouts import ask
     from vrga.training.server import Server
@@ -151,7 +146,7 @@ def sft(
     resume: Resume = False,
 ) -> None:
     """Train on the rows: the cold start."""
-    options, guarded = _options("SFT", folder, output, config, set_ or [], lora=lora)
+    options = _options("SFT", folder, output, config, set_ or [], lora=lora)
     from vrga.training.sft import sft
 
     def run() -> None:
@@ -185,7 +180,7 @@ def rl(
     resume: Resume = False,
 ) -> None:
     """Reward answers: GRPO on the questions of mixed success; status 5 if hacked and stopped."""
-    options, guarded = _options(
+    options = _options(
         "RL", folder, output, config, set_ or [], lora=lora, weight=weight,
         scale_rewards=scale_rewards,
     )  # fmt: skip
@@ -235,7 +230,6 @@ def evaluate(
     """Ask held-out questions before SFT, after it and after RL."""
     check_readable(folder, "training", folder=True)
     check_readable(data, "questions")
-    from vrga.evaluation.command import guarded
     from vrga.training.evaluate import evaluate
 
     def run() -> None:
@@ -293,11 +287,10 @@ def ablate(
 
 
 def _options(kind: str, folder: Path, output: Path | None, config, given, **fields):
-    """The settings of a stage, said, and `guarded`; after what needs no model is refused."""
+    """The settings of a stage, said; after what needs no model is refused."""
     check_readable(folder, "training", folder=True)
     if output is not None:
         check_folder(output, "--output")
-    from vrga.evaluation.command import guarded
     from vrga.training import settings
     from vrga.training.rollouts import read_rollouts
     from vrga.training.stage import check_trl
@@ -306,7 +299,7 @@ def _options(kind: str, folder: Path, output: Path | None, config, given, **fiel
     _, held, _ = read_rollouts(folder / "rollouts")
     options, name = settings.read(getattr(settings, kind), config, held["model"], given, **fields)
     _said(f"settings: {name}; {options}")
-    return options, guarded
+    return options
 
 
 def _said(text: str) -> None:

@@ -21,6 +21,7 @@ from vrga.training.teachers import Reply, replies
 
 ROWS, SUMMARY, PAGE = "rows.jsonl", "data.json", "rows.html"
 SHOWN = 20  # random rows on the page
+ROW = ("key", "id", "kind", "completion")  # what a row holds
 _NONE = type(None)
 FIELDS = {"id": (str,), "text": (str, _NONE), "fell": (str, _NONE), "error": (str, _NONE)}
 
@@ -118,10 +119,8 @@ def read_data(folder: Path) -> tuple[list[dict], dict]:
         summary = json.loads((folder / "data" / SUMMARY).read_text("utf-8"))
         lines = (folder / "data" / ROWS).read_text("utf-8").split("\n")
         rows = [json.loads(line) for line in lines if line]
-        if not all({"id", "kind", "completion"} <= row.keys() for row in rows):
-            raise KeyError("a row lacks id, kind or completion")
-        if "kept" not in summary:
-            raise KeyError("kept")
+        rows = [{name: row[name] for name in ROW} for row in rows]
+        summary |= {"kept": list(summary["kept"])}
     except FileNotFoundError as error:
         raise ValueError(f"{folder} has no rows: run vrga train data {folder} first") from error
     except (ValueError, KeyError, TypeError) as error:
