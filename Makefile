@@ -26,7 +26,7 @@ train-demo: $(ENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/vrga train data $(TRAINED) --reflection 0.5 $(RESUME)
 	OMP_NUM_THREADS=1 $(BIN)/vrga train sft $(TRAINED) $(RESUME)
 	OMP_NUM_THREADS=1 $(BIN)/vrga train rl $(TRAINED) $(RESUME)
-	OMP_NUM_THREADS=1 $(BIN)/vrga train evaluate $(TRAINED) --limit 200 --samples 2 $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train evaluate $(TRAINED) --limit 300 --samples 2 $(RESUME)
 	OMP_NUM_THREADS=1 $(BIN)/vrga train report $(TRAINED)
 
 test: $(ENV)/ready

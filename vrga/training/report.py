@@ -133,7 +133,7 @@ def _figures(folder: Path) -> list[dict]:
             "change": percent(one["against_base"], "+") if "against_base" in one else "",
             **{key: percent(one[key]) for key in ("trigger", "valid", "empty", "copied")},
         }
-        for name, one in found["models"].items()
+        for name, one in sorted(found["models"].items(), key=lambda pair: _order(pair[0]))
     ]
 
 
@@ -141,7 +141,7 @@ def _compared(folder: Path) -> list[dict]:
     """One answer of each model to the same questions: first those whose score changed."""
     runs = {
         path.parent.name: read_rollouts(path.parent)
-        for path in sorted(folder.glob("*/run.json"), key=_order)
+        for path in sorted(folder.glob("*/run.json"), key=lambda path: _order(path.parent.name))
     }
     if len(runs) < 2:
         return []
@@ -167,8 +167,8 @@ def _compared(folder: Path) -> list[dict]:
     ]  # fmt: skip
 
 
-def _order(path: Path) -> tuple[int, str]:
-    name = path.parent.name
+def _order(name: str) -> tuple[int, str]:
+    """The models in the order of training; JSON keeps them by name."""
     return {"base": 0, "sft": 1, "rl": 2}.get(name, 3), name
 
 
