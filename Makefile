@@ -11,11 +11,23 @@ BIN := $(ENV)/bin
 # Most modules of the larger packages are never imported: what is, compiles itself.
 INSTALL := $(BIN)/python -m pip install -q --no-compile $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test quick latest test-versions lint bench docs lock clean
+.PHONY: demo train-demo test quick latest test-versions lint bench docs lock clean
 
 # So small a model is fastest on one thread.
 demo: $(ENV)/demo-ready
 	OMP_NUM_THREADS=1 $(BIN)/vrga demo
+
+# Trains the small model to look back: rollouts, rows, SFT, GRPO; its table and page are in
+# out/train-demo. Killed, it goes on where it was with another "make train-demo RESUME=--resume".
+TRAINED ?= out/train-demo
+RESUME ?=
+train-demo: $(ENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/vrga train rollouts --limit 300 --samples 8 --output $(TRAINED) $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train data $(TRAINED) --reflection 0.5 $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train sft $(TRAINED) $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train rl $(TRAINED) $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train evaluate $(TRAINED) --limit 300 --samples 2 $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train report $(TRAINED)
 
 test: $(ENV)/ready
 	$(BIN)/python -m pytest tests
@@ -62,7 +74,7 @@ lock:
 	.venv-lock/bin/pip install -q uv==0.13.9
 	printf '%s\n' $(foreach one,$(TORCH),"$(one)") pip setuptools wheel > .venv-lock/more.in
 	cd .venv-lock && bin/uv pip compile -q --universal --python-version 3.10 --no-annotate \
-	  --no-header --extra test --extra plot --extra report --extra app --extra eval --extra docs \
+	  --no-header --extra test --extra plot --extra report --extra app --extra eval --extra train --extra docs \
 	  ../setup.py more.in > all.txt
 	{ echo "# Written by \"make lock\" for Python 3.10 and later, with $(TORCH)."; \
 	  echo "# Tested on Python 3.11; torch and what its builds bring are not pinned here."; \
@@ -80,7 +92,7 @@ $(ENV)/demo-ready: setup.py constraints.txt
 # lmms-eval would replace torch by another build: it comes without its requirements, which the
 # extra "eval" lists.
 $(ENV)/ready: $(ENV)/demo-ready
-	$(INSTALL) --no-build-isolation -e ".[test,plot,report,app,eval]"
+	$(INSTALL) --no-build-isolation -e ".[test,plot,report,app,eval,train]"
 	$(INSTALL) --no-deps "$(LMMS_EVAL)"
 	touch $@
 

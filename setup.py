@@ -33,6 +33,7 @@ setup(
         "vrga.evaluation",
         "vrga.evaluation.tasks",
         "vrga.app",
+        "vrga.training",
     ],
     package_data={
         "vrga": ["py.typed"],
@@ -42,6 +43,7 @@ setup(
         "vrga.demo.fine": ["weights/*"],
         "vrga.evaluation": ["*.jinja"],
         "vrga.evaluation.tasks": ["*.yaml"],
+        "vrga.training": ["*.jinja", "*.yaml"],
     },
     install_requires=[
         "torch>=2.6",
@@ -74,6 +76,14 @@ setup(
         "report": ["jinja2"],
         "app": ["gradio>=6.31,<7", "jinja2", "pillow<13"],
         "docs": ["mkdocs-material"],
+        "train": [
+            "trl>=1.16; python_version >= '3.11'",
+            "peft",
+            "datasets",
+            "openai",
+            "jinja2",
+            "pyyaml",
+        ],
         # What lmms-eval imports, but lmms-eval itself: its own requirements would replace torch by
         # another build. After this extra: pip install --no-deps lmms-eval==0.7.3
         "eval": [

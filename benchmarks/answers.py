@@ -76,6 +76,17 @@ def lookback() -> str:
     ])  # fmt: skip
 
 
+def training() -> str:
+    """Models that were trained to look back, on the same held-out questions."""
+    rows = []
+    for name, one in read("training")["models"].items():
+        change = percent(one["against_base"], "+") if "against_base" in one else ""
+        shares = (f"{100 * one[key][0]:.1f} %" for key in ("trigger", "valid", "empty", "copied"))
+        rows.append([name, percent(one["accuracy"]), change, *shares])
+    names = ("model", "accuracy", "against base", "looks back", "valid", "empty", "repeats")
+    return markdown(names, rows)
+
+
 def evaluation() -> str:
     """Both arms of `vrga eval` on the grid task."""
     rows = []

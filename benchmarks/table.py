@@ -207,6 +207,7 @@ TABLES = {
     "demo": answers.demo,
     "evaluation": answers.evaluation,
     "lookback": answers.lookback,
+    "training": answers.training,
     "generation": generation,
     "growth": growth,
     "contenders": contenders,

@@ -56,6 +56,8 @@ def test_presets_are_not_moved_by_the_defaults():
         ("region_min", 0, "must be ≥ 1"),
         ("region_min", 2**31, "must be ≤ 2147483647"),
         ("dilation", 10**6, "must be ≤ 1000"),
+        ("tag", "<back>", "without brackets"),
+        ("tag", 3, "without brackets"),
         ("seed", 10**22, "must be ≤ 9223372036854775807"),
         ("seed", np.float64(3), "an integer"),
         ("gain", np.array(1.5), "a number"),

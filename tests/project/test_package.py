@@ -61,8 +61,8 @@ def test_transformers_internals_have_one_room():
 
 
 def test_the_core_imports_no_transformers():
-    """Beside what builds and evaluates models, vrga/hf/ alone does."""
-    others = ("hf", "checkup", "demo", "evaluation", "analysis", "kernels")
+    """Beside what builds, trains and evaluates models, vrga/hf/ alone does."""
+    others = ("hf", "checkup", "demo", "evaluation", "analysis", "training", "kernels")
     core = [path for path in (ROOT / "vrga").rglob("*.py")
             if path.relative_to(ROOT / "vrga").parts[0] not in others]  # fmt: skip
     assert len(core) > 30
@@ -123,6 +123,8 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
         "vrga/app/viewer.js",
         "vrga/app/viewer.css",
         "vrga/evaluation/turned.html.jinja",
+        "vrga/training/page.html.jinja",
+        "vrga/training/paper-7b.yaml",
     ):
         assert name in shipped and name in installed
     assert not [name for name in installed if name.startswith("kernels/")]

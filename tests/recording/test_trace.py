@@ -544,3 +544,9 @@ def test_back_spans_follow_the_text_however_the_tags_are_split():
 def test_spans_come_from_the_texts_where_none_were_followed(filled):
     filled.inside, filled.texts[1] = None, ["<back>", "a", "</back>", "b", "c"]
     assert filled.spans(1) == [(0, 2)] and filled.spans(0) == []
+
+
+def test_spans_of_another_word_are_found_in_texts():
+    texts = ["a", "<re", "check>", "b", "<back>", "</recheck>", "c"]
+    assert back_spans(texts, "recheck") == [False, False, True, True, True, False, False]
+    assert back_spans(texts) == [False] * 4 + [True] * 3

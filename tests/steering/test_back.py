@@ -55,6 +55,21 @@ def test_only_steps_inside_spans_are_steered(model, impl):
     assert not torch.equal(logits[:, 4], base[:, 4])
 
 
+def test_spans_of_another_word_are_steered_and_no_others(model):
+    batch = QWEN.batch([1, 2])
+    said = [50 if token == BACK else token for token in SAID]  # <w50> ... </w50>
+    other = VRGAConfig.published(gain=3.0, when="back", tag="w50")
+    with vrga.patch(model, other, tokenizer=WORDS):
+        logits = say(model, batch, said)
+    replay = PhasedReplay(model, [3.0 if inside else 1.0 for inside in INSIDE])
+    alone = QWEN.alone(batch, 0)
+    expected = replay.turn(alone.inputs, torch.tensor(said), alone.query[0], alone.grids[0])
+    torch.testing.assert_close(logits[0], expected, **CLOSE)
+    base = say(model, batch, SAID)
+    with vrga.patch(model, other, tokenizer=WORDS):
+        assert torch.equal(say(model, batch, SAID), base)  # <back> is a word like any other
+
+
 def test_rows_are_steered_each_in_its_own_spans(model):
     batch = QWEN.batch([1, 1, 0])
     said = [[WORD, *OPENS, 41, 42], [*OPENS, *SHUTS], [*OPENS, 41, 42, 43]]

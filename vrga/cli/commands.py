@@ -20,6 +20,7 @@ from vrga.cli.lookback import lookback
 from vrga.cli.options import errors
 from vrga.cli.report import report
 from vrga.cli.status import WRONG
+from vrga.cli.train import train
 from vrga.cli.tune import tune
 
 # In the order of the help: a function, or a typer app with commands of its own.
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "tune": tune,
     "lookback": lookback,
     "analyze": analyze,
+    "train": train,
 }
 
 app = typer.Typer(

@@ -44,7 +44,8 @@ class Request:
             "image": a PIL image or a path}. An error it raises becomes the answer's.
         box: the region that matters, in pixels of the first image: left, top, right, bottom
             (exclusive); None where it is not known.
-        options: of `generate`, such as max_new_tokens; "until" (a list of str) cuts the text.
+        options: of `generate`, such as max_new_tokens; "until" (a list of str) cuts the text;
+            num_return_sequences, with do_sample, makes as many answers, each with this id.
     """
 
     id: str
@@ -361,13 +362,14 @@ class Asker:
         lengths = self._lengths(new)
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         seconds = (time.perf_counter() - started) / len(batch)
-        answers = []
-        for row, (one, text, length) in enumerate(zip(batch, texts, lengths, strict=True)):
+        answers, each = [], len(texts) // len(batch)
+        asked_of = [one for one in batch for _ in range(each)]
+        for row, (one, text, length) in enumerate(zip(asked_of, texts, lengths, strict=True)):
             for stop in until:
                 text = text.split(stop)[0] if stop else text
             asked = region = looks = steps = None
             if steered is not None:
-                place = row * (len(steered.region) // len(batch))  # beams
+                place = row * (len(steered.region) // len(asked_of))  # beams
                 asked = _asked(steered, place)
             if steered is not None and asked is not None and asked.grids:
                 region, steps = _summary(asked), steered.steps[place]

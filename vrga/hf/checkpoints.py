@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def load(
             ("semantic-back-7b", "solution-back-7b"), or one of the small models inside this
             package: None, or "fine", which looks closer.
         dtype: of the weights; "auto" is the checkpoint's own.
-        device_map: as in transformers; None loads to the CPU, or to the one GPU there is.
+        device_map: as in transformers; None loads to the CPU, or to the GPU of this process.
         attn_implementation: the attention backend of prefills, e.g. "flash_attention_2".
 
     Returns:
@@ -57,8 +58,7 @@ def load(
     from transformers import AutoModelForImageTextToText
 
     config = _config(where)
-    if device_map is None and torch.cuda.is_available():
-        device_map = {"": 0}
+    device_map = _own_gpu() if device_map is None else device_map
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             where,
@@ -78,6 +78,18 @@ def load(
     check_finite(where, model)
     fetch_file(where)
     return model.eval(), load_processor(where)
+
+
+def _own_gpu() -> dict[str, int] | None:
+    """Where this process puts a model: its own GPU, of several processes; None is the CPU.
+
+    None, too, under ZeRO-3, which places parts of the weights itself.
+    """
+    if not torch.cuda.is_available():
+        return None
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return None if is_deepspeed_zero3_enabled() else {"": int(os.environ.get("LOCAL_RANK", 0))}
 
 
 def _config(where: str | Path) -> Config:
@@ -176,6 +188,30 @@ def load_processor(where: str | Path) -> Processor:
     return image_only_processor_class(family.processor)(images, tokenizer, chat_template=template)
 
 
+def save_processor(processor: Processor, folder: Path) -> None:
+    """Write a processor so that AutoProcessor and `load_processor` find it again.
+
+    One for images alone is written as its whole family's, under names that all versions know: a
+    class of this package's would be read as its tokenizer, in silence.
+    """
+    whole = getattr(type(processor), "whole", None)
+    if whole is None:
+        processor.save_pretrained(folder)
+        return
+    (folder / "processor_config.json").unlink(missing_ok=True)
+    processor.tokenizer.chat_template = processor.chat_template
+    processor.tokenizer.save_pretrained(folder)
+    images = processor.image_processor.to_dict()
+    images["image_processor_type"] = "Qwen2VLImageProcessor"
+    words = folder / "tokenizer_config.json"
+    for path, kept in (
+        (folder / "preprocessor_config.json", images),
+        (words, json.loads(words.read_text("utf-8"))),
+    ):
+        kept = kept | {"processor_class": whole}
+        path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
 def load_tokenizer(model: Model) -> Tokenizer:
     """The tokenizer saved beside a model's weights.
 
@@ -253,6 +289,7 @@ def image_only_processor_class(base: str = "Qwen2_5_VLProcessor") -> type[Any]:
         """Images and text alone."""
 
         attributes = ["image_processor", "tokenizer"]  # read by transformers 4 alone
+        whole = base
 
         def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
             self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from vrga.foreign import Tokenizer
+from vrga.lookback import TAG
 
-OPEN, CLOSE = b"<back>", b"</back>"
-# How much of a tag has been read: one state per beginning of either tag.
-PREFIXES = sorted({tag[:n] for tag in (OPEN, CLOSE) for n in range(len(tag))}, key=len)
-INSIDE = len(PREFIXES)  # states from here on are inside a span
 DRAFTS = 1024  # tokens after which no draft is rejected any more
-_TABLES: weakref.WeakKeyDictionary[object, dict[int, TagTable]] = weakref.WeakKeyDictionary()
+_TABLES: weakref.WeakKeyDictionary[object, dict[tuple[int, str], TagTable]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class TagTable:
@@ -30,10 +29,12 @@ class TagTable:
     Args:
         follow: the next state, int8 [states, V].
         opened: whether the token completes a <back> that opens a span, bool [states, V].
+        first: states from this one on are inside a span.
     """
 
-    def __init__(self, follow: np.ndarray, opened: np.ndarray):
+    def __init__(self, follow: np.ndarray, opened: np.ndarray, first: int):
         self.follow, self.opened = torch.from_numpy(follow), torch.from_numpy(opened)
+        self.first = first
         self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -43,16 +44,17 @@ class TagTable:
         return self._placed[device]
 
 
-def tag_table(tokenizer: Tokenizer, size: int) -> TagTable:
+def tag_table(tokenizer: Tokenizer, size: int, tag: str = TAG) -> TagTable:
     """The table of a tokenizer's vocabulary, computed once.
 
     Args:
         size: ids that the model has, at least those of the tokenizer; others are no text.
+        tag: the word in place of back.
     """
     tables = _TABLES.setdefault(tokenizer, {})
-    if size not in tables:
-        tables[size] = TagTable(*_fold(token_bytes(tokenizer, size)))
-    return tables[size]
+    if (size, tag) not in tables:
+        tables[size, tag] = TagTable(*_fold(token_bytes(tokenizer, size), tag))
+    return tables[size, tag]
 
 
 def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
@@ -84,25 +86,40 @@ def _byte_letters() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
-def _step(state: int, byte: int) -> tuple[int, bool]:
-    """The automaton: the state after a byte, and whether it opened a span."""
-    inside, read = divmod(state, INSIDE)
-    text = PREFIXES[read] + bytes([byte])
-    if text in (OPEN, CLOSE):
-        opened = text == OPEN and not inside
-        return (INSIDE if text == OPEN else 0), opened
-    while text not in PREFIXES:
-        text = text[1:]
-    return inside * INSIDE + PREFIXES.index(text), False
+class _Automaton:
+    """The automaton of one tag.
+
+    Attributes:
+        read: how much of a tag has been read, one state per beginning of either tag; as many
+            states again are inside a span.
+    """
+
+    def __init__(self, tag: str):
+        self.open, self.close = f"<{tag}>".encode(), f"</{tag}>".encode()
+        begun = {whole[:n] for whole in (self.open, self.close) for n in range(len(whole))}
+        self.read = sorted(begun, key=len)
+
+    def step(self, state: int, byte: int) -> tuple[int, bool]:
+        """The state after a byte, and whether it opened a span."""
+        inside, read = divmod(state, len(self.read))
+        text = self.read[read] + bytes([byte])
+        if text in (self.open, self.close):
+            opened = text == self.open and not inside
+            return (len(self.read) if text == self.open else 0), opened
+        while text not in self.read:
+            text = text[1:]
+        return inside * len(self.read) + self.read.index(text), False
 
 
-def _fold(tokens: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def _fold(tokens: list[bytes], tag: str) -> tuple[np.ndarray, np.ndarray, int]:
     """Follow every token's bytes from every state."""
-    steps = [[_step(state, byte) for byte in range(256)] for state in range(2 * INSIDE)]
+    automaton = _Automaton(tag)
+    first = len(automaton.read)
+    steps = [[automaton.step(state, byte) for byte in range(256)] for state in range(2 * first)]
     move = np.array([[after for after, _ in row] for row in steps], dtype=np.int8)
     opens = np.array([[opened for _, opened in row] for row in steps])
     lengths = np.array([len(token) for token in tokens])
-    state = np.repeat(np.arange(2 * INSIDE, dtype=np.int8)[:, None], len(tokens), 1)
+    state = np.repeat(np.arange(2 * first, dtype=np.int8)[:, None], len(tokens), 1)
     opened = np.zeros(state.shape, dtype=bool)
     order = np.argsort(-lengths, kind="stable")  # those that still have bytes come first
     padded = np.zeros((len(tokens), int(lengths.max(initial=0))), dtype=np.uint8)
@@ -113,7 +130,7 @@ def _fold(tokens: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         before, byte = state[:, live], padded[live, column][None]
         opened[:, live] |= opens[before, byte]
         state[:, live] = move[before, byte]
-    return state, opened
+    return state, opened, first
 
 
 class Phase:
@@ -132,6 +149,7 @@ class Phase:
 
     def __init__(self, table: TagTable, rows: int, device: torch.device, start: int = 0):
         self._follow, self._opened = table.on(device)
+        self._first = table.first
         self.state = torch.zeros(rows, dtype=torch.int64, device=device)
         # A compiled step changes it in place, where CUDA graphs must find it again.
         torch._dynamo.mark_static_address(self.state)
@@ -155,7 +173,7 @@ class Phase:
         for i in range(ids.shape[1]):
             opened.append(self._opened[state, ids[:, i]])
             state = self._follow[state, ids[:, i]].long()
-            inside.append(state >= INSIDE)
+            inside.append(state >= self._first)
             if past is not None:
                 self._states[past + i] = state
         while len(self._states) > DRAFTS:
@@ -173,7 +191,7 @@ class Phase:
         if state is None:
             return  # drafts, or a compiled step: what came before is not known here
         flags = torch.stack(
-            [self._follow[state, ids[:, 0]] >= INSIDE, self._opened[state, ids[:, 0]]]
+            [self._follow[state, ids[:, 0]] >= self._first, self._opened[state, ids[:, 0]]]
         )
         if self._host is None:
             self._host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=flags.is_cuda)

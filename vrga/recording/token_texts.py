@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from vrga.lookback import TAG
 from vrga.method.region import Region
 
 
@@ -64,12 +65,13 @@ class Streamed:
             self._shown = text
 
 
-def back_spans(texts: list[str]) -> list[bool]:
-    """Whether the text is inside <back> ... </back> after each token."""
+def back_spans(texts: list[str], tag: str = TAG) -> list[bool]:
+    """Whether the text is inside <back> ... </back> after each token; `tag` in place of back."""
     inside, now, tail = [], False, ""
+    opening, shutting = f"<{tag}>", f"</{tag}>"
     for text in texts:
-        tail = (tail + text)[-len(text) - 8 :]
-        opens, shuts = tail.rfind("<back>"), tail.rfind("</back>")
+        tail = (tail + text)[-len(text) - len(shutting) :]
+        opens, shuts = tail.rfind(opening), tail.rfind(shutting)
         if opens != shuts:
             now = opens > shuts
         inside.append(now)

@@ -16,6 +16,7 @@ from torch import Tensor
 from vrga.config import VRGAConfig
 from vrga.foreign import Model, Tokenizer
 from vrga.kernels.reference import ENTROPY, GATE, MASS
+from vrga.lookback import TAG
 from vrga.method.region import Region
 from vrga.method.timeline import Relocation, Timeline
 from vrga.recording.recorder import Recorder
@@ -351,7 +352,8 @@ class Trace:
         if self.inside is not None:
             inside = self.inside[: len(steps), row].tolist()
         elif self.texts is not None:
-            said = back_spans(self.texts[row])
+            # A trace of before there were other tags does not name one.
+            said = back_spans(self.texts[row], self.config.get("tag", TAG))
             inside = [said[step] for step in steps]
         else:
             return []

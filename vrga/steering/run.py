@@ -422,7 +422,7 @@ class Run:
             return None
         if self.options.given is not None and self.config.relocate == "back":
             raise ValueError("relocate='back' would replace patch.given: set one of them back")
-        table = tag_table(self.reader.tokenizer, self.host.vocabulary)
+        table = tag_table(self.reader.tokenizer, self.host.vocabulary, self.config.tag)
         return Phase(table, len(self.regions), self._device, self.reached)
 
     def _ablated_heads(self) -> Tensor | None:

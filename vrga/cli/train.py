@@ -1,0 +1,315 @@
+"""`vrga train`: from a question file to a model that looks back, a command for each step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vrga.beforehand import check_file, check_folder, check_readable
+from vrga.cli.options import Model, Resume, console
+from vrga.cli.status import guarded
+from vrga.hf.files import check_model
+
+train = typer.Typer(
+    help="Train a model to look back: rollouts, data, sft, rl, evaluate, report, in this order.",
+    no_args_is_help=True,
+)
+HACKED = 5  # exit status of a run that was stopped
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the training.")]
+Asked = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Questions as JSON lines (image, question, answer, choices); drawn ones if absent."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
+Parallel = Annotated[int, typer.Option(min=1, help="Questions under way on a server.")]
+
+
+@train.command()
+def rollouts(
+    data: Asked = None,
+    model: Model = None,
+    output: Annotated[Path, typer.Option(help="Folder of the training.")] = Path("out/train"),
+    samples: Annotated[int, typer.Option(help="Answers to each question.")] = 12,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer; 128 of drawn questions, else 2048.")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="cot, or a text with {question} and \\boxed{}.")
+    ] = "cot",
+    tag: Annotated[
+        str, typer.Option(help="The word to look back with: <back> ... </back>.")
+    ] = "back",
+    server: Annotated[
+        str | None, typer.Option(help="Ask this OpenAI-compatible server: http://host:8000/v1.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for a reply of the server.")] = 600.0,
+    parallel: Parallel = 8,
+    split: Annotated[str, typer.Option(help="Of drawn questions: similar, noise, ...")] = "similar",
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Answer every question several times, and score the answers."""
+    check_readable(data, "questions")
+    check_folder(output, "--output")
+    if server is None:
+        check_model(model)
+    elif model is None:
+        raise ValueError("--server needs --model: the name by which the server knows its model")
+    from vrga.training.questions import Questions
+    from vrga.training.rollouts import ask
+    from vrga.training.server import Server
+
+    asked = Questions(
+        None if data is None else str(data.resolve()),
+        None,
+        prompt,
+        tag,
+        split,
+        seed,
+        "train",
+        limit,
+    )
+    there = None if server is None else Server(server, timeout, parallel)
+    raise typer.Exit(
+        guarded(
+            lambda: ask(
+                asked, model, output / "rollouts", samples=samples, temperature=temperature,
+                max_new_tokens=max_new_tokens, server=there, resume=resume, console=console,
+            ),
+            output,
+            console,
+        )
+    )  # fmt: skip
+
+
+@train.command()
+def data(
+    folder: Folder,
+    style: Annotated[
+        str, typer.Option(help="semantic: amid the reasoning; solution: after a first answer.")
+    ] = "semantic",
+    reflection: Annotated[float, typer.Option(help="Share of the rows with a span.")] = 0.4,
+    difficulty: Annotated[
+        str, typer.Option(help="Least and greatest share of right answers of a question.")
+    ] = ".05,.95",
+    chains: Annotated[int, typer.Option(help="Of a question, at most.")] = 1,
+    size: Annotated[int | None, typer.Option(min=1, help="Rows, at most.")] = None,
+    teacher: Annotated[
+        str, typer.Option(help="grid (drawn questions), a server's address, or module:function.")
+    ] = "grid",
+    teacher_model: Annotated[
+        str | None, typer.Option(help="The name of the server's model.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for a reply of the teacher.")] = 120.0,
+    parallel: Parallel = 8,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Choose right chains, have looks at the image put into some, and write the rows."""
+    check_readable(folder, "training", folder=True)
+    low, high = _bounds(difficulty)
+    from vrga.training.data import make
+
+    make(
+        folder, style=style, reflection=reflection, difficulty=(low, high), chains=chains,
+        size=size, teacher=teacher, teacher_model=teacher_model, timeout=timeout,
+        parallel=parallel, seed=seed, resume=resume, console=console,
+    )  # fmt: skip
+
+
+Config = Annotated[
+    str | None,
+    typer.Option(help="YAML with sft: and rl:, a path or embedded, paper-7b; by the model."),
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="field=value over the file's, again for more.")
+]
+Lora = Annotated[int | None, typer.Option(min=1, help="Train an adapter of this rank; merged.")]
+Output = Annotated[Path | None, typer.Option(help="Of checkpoints, if not in the folder.")]
+
+
+@train.command()
+def sft(
+    folder: Folder,
+    config: Config = None,
+    set_: Set = None,
+    lora: Lora = None,
+    output: Output = None,
+    resume: Resume = False,
+) -> None:
+    """Train on the rows: the cold start."""
+    options = _options("SFT", folder, output, config, set_ or [], lora=lora)
+    from vrga.training.sft import sft
+
+    def run() -> None:
+        model = sft(folder, options, output=output, resume=resume, console=console)
+        _said(f"model: {model}")
+
+    raise typer.Exit(guarded(run, output or folder / "sft", console))
+
+
+@train.command()
+def rl(
+    folder: Folder,
+    weight: Annotated[
+        float | None, typer.Option("--lambda", help="What the form counts beside the answer's 1.")
+    ] = None,
+    scale_rewards: Annotated[
+        str | None, typer.Option(help="Advantages over the spread of: group, batch, none.")
+    ] = None,
+    from_base: Annotated[bool, typer.Option("--from-base", help="Begin without SFT.")] = False,
+    base: Annotated[
+        Path | None, typer.Option(help="Begin with this checkpoint; sft/model if absent.")
+    ] = None,
+    stop_on_hacking: Annotated[
+        bool,
+        typer.Option("--stop-on-hacking", help="End when reward rises with empty or copied spans."),
+    ] = False,
+    config: Config = None,
+    set_: Set = None,
+    lora: Lora = None,
+    output: Output = None,
+    resume: Resume = False,
+) -> None:
+    """Reward answers: GRPO on the questions of mixed success; status 5 if hacked and stopped."""
+    options = _options(
+        "RL", folder, output, config, set_ or [], lora=lora, weight=weight,
+        scale_rewards=scale_rewards,
+    )  # fmt: skip
+    from vrga.training.rl import rl
+
+    told: list[str] = []
+
+    def run() -> None:
+        model, stopped = rl(
+            folder, options, base=base, from_base=from_base, stop_on_hacking=stop_on_hacking,
+            output=output, resume=resume, console=console,
+        )  # fmt: skip
+        told.extend([stopped] if stopped else [])
+        _said(f"model: {model}")
+
+    status = guarded(run, output or folder / "rl", console)
+    if told and not status:
+        console.print(told[0], style="red", soft_wrap=True)
+        status = HACKED
+    raise typer.Exit(status)
+
+
+@train.command()
+def config(
+    name: Annotated[str, typer.Argument(help="embedded, paper-7b; zero3 for accelerate launch.")],
+) -> None:
+    """Print a settings file of this package, to change a copy of it."""
+    from vrga.training.settings import shipped
+
+    typer.echo(shipped(name).read_text("utf-8"), nl=False)
+
+
+@train.command()
+def evaluate(
+    folder: Folder,
+    data: Annotated[
+        Path | None, typer.Argument(help="Held-out questions; drawn ones if absent.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each question.")] = 4,
+    limit: Annotated[int, typer.Option(min=1, help="Questions.")] = 500,
+    split: Annotated[
+        str | None, typer.Option(help="Of drawn questions; that of training if absent.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    resume: Resume = False,
+) -> None:
+    """Ask held-out questions before SFT, after it and after RL."""
+    check_readable(folder, "training", folder=True)
+    check_readable(data, "questions")
+    from vrga.training.evaluate import evaluate
+
+    def run() -> None:
+        evaluate(
+            folder, data, samples=samples, limit=limit, split=split, temperature=temperature,
+            resume=resume, console=console,
+        )  # fmt: skip
+
+    raise typer.Exit(guarded(run, folder / "evaluation", console))
+
+
+@train.command()
+def report(
+    folder: Folder,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page; report.html if absent.")
+    ] = None,
+) -> None:
+    """Write the page of a training; says where a reward rises that is not earned."""
+    check_readable(folder, "training", folder=True)
+    if output is not None:
+        check_file(output, "--output")
+    from vrga.training.report import write_report
+
+    path, told = write_report(folder, output)
+    if told is not None:
+        console.print(told, style="red", soft_wrap=True)
+    _said(f"report: {path}")
+
+
+@train.command()
+def ablate(
+    ablation: Annotated[str, typer.Argument(help="sft, rl, reflection, style or lambda.")],
+    output: Annotated[Path, typer.Option(help="Folder that ablations share.")] = Path("out/ablate"),
+    seeds: Annotated[int, typer.Option(help="Trainings of each arm.")] = 4,
+    questions: Annotated[int, typer.Option(min=1, help="Of rollouts.")] = 300,
+    samples: Annotated[int, typer.Option(help="Answers to each of them.")] = 8,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of SFT in each arm.")] = 80,
+    limit: Annotated[int, typer.Option(min=1, help="Held-out questions.")] = 500,
+    answers: Annotated[int, typer.Option(help="Answers to each of them.")] = 4,
+    split: Annotated[str, typer.Option(help="Of drawn questions.")] = "similar",
+    config: Config = None,
+) -> None:
+    """One of the paper's ablations, on the embedded model; goes on with what is in the folder."""
+    check_folder(output, "--output")
+    from vrga.training.stage import check_trl
+
+    check_trl()
+    from vrga.training.ablate import ablate
+
+    ablate(
+        ablation, output, seeds=seeds, questions=questions, samples=samples, rows=rows,
+        limit=limit, answers=answers, split=split, config=config, console=console,
+    )  # fmt: skip
+
+
+def _options(kind: str, folder: Path, output: Path | None, config, given, **fields):
+    """The settings of a stage, said; after what needs no model is refused."""
+    check_readable(folder, "training", folder=True)
+    if output is not None:
+        check_folder(output, "--output")
+    from vrga.training import settings
+    from vrga.training.rollouts import read_rollouts
+    from vrga.training.stage import check_trl
+
+    check_trl()
+    _, held, _ = read_rollouts(folder / "rollouts")
+    options, name = settings.read(getattr(settings, kind), config, held["model"], given, **fields)
+    _said(f"settings: {name}; {options}")
+    return options
+
+
+def _said(text: str) -> None:
+    if int(os.environ.get("RANK", 0)) == 0:
+        console.print(text, style="dim", soft_wrap=True, markup=False, highlight=False)
+
+
+def _bounds(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--difficulty {text}: two shares such as .05,.95") from None
+    return low, high

@@ -1,0 +1,199 @@
+"""`vrga train ablate`: the paper's ablations on the embedded model, over several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from vrga.evaluation.arms import versions
+from vrga.evaluation.store import write_json
+from vrga.evaluation.wording import Table, percent
+from vrga.intervals import mean_interval, paired_difference
+from vrga.training.checkpoints import MODEL
+from vrga.training.data import SUMMARY, make
+from vrga.training.evaluate import by_question
+from vrga.training.questions import Questions
+from vrga.training.rewards import told
+from vrga.training.rl import rl
+from vrga.training.rollouts import ask, read_rollouts
+from vrga.training.settings import RL, SFT, read
+from vrga.training.sft import sft
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training.
+
+    Args:
+        style, reflection: of the rows.
+        sft, rl: which stages there are.
+        weight: lambda.
+    """
+
+    style: str = "semantic"
+    reflection: float = 0.5
+    sft: bool = True
+    rl: bool = True
+    weight: float = 0.1
+
+    @property
+    def rows(self) -> str:
+        """The folder of its rows, shared by arms that differ in RL alone."""
+        return f"{self.style}-{self.reflection:g}"
+
+    @property
+    def model(self) -> str:
+        """The folder of its last stage, within that of its rows."""
+        if not self.rl:
+            return "sft"
+        return f"rl-{self.weight:g}" + ("" if self.sft else "-from-base")
+
+
+FULL = Arm()
+ABLATIONS: Mapping[str, Mapping[str, Arm]] = {
+    "sft": {"SFT and RL": FULL, "without SFT": Arm(sft=False)},
+    "rl": {"SFT and RL": FULL, "without RL": Arm(rl=False)},
+    "reflection": {f"{100 * r:g} %": Arm(reflection=r) for r in (0.5, 0.0, 0.1, 0.3, 0.7, 0.9)},
+    "style": {"semantic": FULL, "solution": Arm(style="solution")},
+    "lambda": {f"lambda {w:g}": Arm(weight=w) for w in (0.1, 0.0, 0.5, 2.0)},
+}
+
+
+def ablate(
+    name: str,
+    output: Path,
+    *,
+    seeds: int = 4,
+    questions: int = 300,
+    samples: int = 8,
+    rows: int = 80,
+    limit: int = 500,
+    answers: int = 4,
+    split: str = "similar",
+    config: str | None = None,
+    console: Console,
+) -> dict:
+    """Train every arm of an ablation with every seed, and ask all the same held-out questions.
+
+    What is in `output` already is not done again, also where another ablation did it: the arms
+    share rollouts, rows and SFT.
+
+    Args:
+        name: of `ABLATIONS`, whose first arm the others are compared with.
+        questions, samples: of rollouts; rows: of SFT in each arm.
+        limit, answers: held-out questions, and answers to each.
+        config: settings, see `settings.read`.
+
+    Returns:
+        What results-NAME.json holds.
+
+    Raises:
+        ValueError: no such ablation; as of the commands that it runs.
+    """
+    if name not in ABLATIONS:
+        raise ValueError(f"ablation {name!r}: known are {', '.join(ABLATIONS)}")
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: at least 1")
+    found: dict[str, list[list[dict]]] = {arm: [] for arm in ["base", *ABLATIONS[name]]}
+    for seed in range(seeds):
+        base = output / f"seed-{seed}"
+        asked = Questions(split=split, seed=seed, limit=questions)
+        held_out = dataclasses.replace(asked, part="test", limit=limit)
+        _answers(asked, None, base / "rollouts", samples)
+        for arm_name, arm in ABLATIONS[name].items():
+            console.print(f"seed {seed}, {arm_name}", style="bold")
+            folder = base / arm.rows
+            _train(base, folder, arm, seed, rows, config, console)
+            model = folder / arm.model / MODEL
+            there = base / "answers" / f"{arm.rows}-{arm.model}"
+            found[arm_name].append(_answers(held_out, str(model), there, answers))
+        found["base"].append(_answers(held_out, None, base / "answers" / "base", answers))
+    first = next(iter(ABLATIONS[name]))
+    figures = {arm: _figures(runs, found[first]) for arm, runs in found.items()}
+    results = {
+        "ablation": name, "seeds": seeds, "questions": limit, "answers": answers, "split": split,
+        "rollouts": {"questions": questions, "samples": samples}, "rows": rows,
+        "against": first, "versions": versions(), "arms": figures,
+    }  # fmt: skip
+    write_json(output / f"results-{name}.json", results)
+    console.print(table(results))
+    return results
+
+
+def table(results: Mapping) -> Table:
+    """A row for each arm."""
+    shape = f"{results['seeds']} seeds x {results['questions']} questions x {results['answers']}"
+    made = Table(title=f"{results['ablation']}: {shape} answers; 95 % intervals")
+    against = f"against {results['against']}"
+    for column in ("arm", "accuracy", against, "looks back", "valid", "empty", "by seed"):
+        made.add_column(column)
+    for name, one in results["arms"].items():
+        change = "" if name == results["against"] else percent(one["against"], "+")
+        made.add_row(
+            name, percent(one["accuracy"]), change,
+            *(f"{100 * one[key]:.1f} %" for key in ("trigger", "valid", "empty")),
+            " ".join(f"{100 * share:.1f}" for share in one["by_seed"]),
+        )  # fmt: skip
+    return made
+
+
+def _train(
+    base: Path, folder: Path, arm: Arm, seed: int, rows: int, config: str | None, console: Console
+) -> None:
+    """Whatever of an arm is not there yet."""
+    shutil.copytree(base / "rollouts", folder / "rollouts", dirs_exist_ok=True)
+    if not (folder / "data" / SUMMARY).exists():
+        make(
+            folder, style=arm.style, reflection=arm.reflection, size=rows, seed=seed,
+            resume=(folder / "data" / "run.json").exists(), console=console,
+        )  # fmt: skip
+    quiet = Console(quiet=True)
+    if arm.sft and not _trained(folder / "sft"):
+        cold, _ = read(SFT, config, None, seed=seed)
+        sft(folder, cold, resume=_begun(folder / "sft"), console=quiet)
+    target = folder / arm.model
+    if arm.rl and not _trained(target):
+        options, _ = read(RL, config, None, seed=seed, weight=arm.weight)
+        rl(
+            folder, options, from_base=not arm.sft, output=target, resume=_begun(target),
+            console=quiet,
+        )  # fmt: skip
+
+
+def _figures(runs: Sequence[Sequence[dict]], first: Sequence[Sequence[dict]]) -> dict:
+    """Figures of one arm, its questions of all seeds pooled."""
+    right, against = _pooled(runs), _pooled(first)
+    said = [told(one["text"] or "") for run in runs for one in run]
+    shares = {key: float(np.mean([getattr(one, key) for one in said]))
+              for key in ("trigger", "valid", "empty", "copied")}  # fmt: skip
+    return {
+        "accuracy": mean_interval(np.concatenate(right)),
+        "against": paired_difference(np.concatenate(right), np.concatenate(against)),
+        "by_seed": [float(own.mean()) for own in right],
+        **shares,
+    }
+
+
+def _pooled(runs: Sequence[Sequence[dict]]) -> list[np.ndarray]:
+    return [by_question(run, [one["score"] or 0.0 for one in run]) for run in runs]
+
+
+def _answers(asked: Questions, model: str | None, there: Path, samples: int) -> list[dict]:
+    """Answers of a model, those that are there already among them."""
+    quiet = Console(quiet=True)
+    ask(asked, model, there, samples=samples, resume=_begun(there), console=quiet)
+    return read_rollouts(there)[2]
+
+
+def _trained(folder: Path) -> bool:
+    return (folder / MODEL / "config.json").exists()
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / "run.json").exists()

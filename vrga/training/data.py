@@ -1,0 +1,242 @@
+"""`vrga train data`: the model's own right chains, some with a look at the image put into them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from vrga.evaluation.items import Item
+from vrga.evaluation.store import Store, fingerprint, write_json
+from vrga.evaluation.wording import Table
+from vrga.training import filters
+from vrga.training.filters import ANSWER_GATES, TEACHER_GATES, Chain, Questions
+from vrga.training.rollouts import read_rollouts
+from vrga.training.teachers import Reply, replies
+
+ROWS, SUMMARY, PAGE = "rows.jsonl", "data.json", "rows.html"
+SHOWN = 20  # random rows on the page
+ROW = ("key", "id", "kind", "completion")  # what a row holds
+_NONE = type(None)
+FIELDS = {"id": (str,), "text": (str, _NONE), "fell": (str, _NONE), "error": (str, _NONE)}
+
+
+def make(
+    folder: Path,
+    *,
+    style: str = "semantic",
+    reflection: float = 0.4,
+    difficulty: tuple[float, float] = (0.05, 0.95),
+    chains: int = 1,
+    size: int | None = None,
+    teacher: str = "grid",
+    teacher_model: str | None = None,
+    timeout: float = 120.0,
+    parallel: int = 8,
+    seed: int = 0,
+    resume: bool = False,
+    console: Console,
+) -> dict:
+    """Choose chains, have spans put into them, and write the rows of both kinds.
+
+    What the teacher returned is kept: with `resume` it is not asked again, also for another
+    `reflection` or `size`.
+
+    Args:
+        folder: of the whole training, with rollouts in it.
+        reflection: share of the rows with a span.
+        difficulty: least and greatest share of right answers of a question.
+        chains: of a question, at most.
+        size: rows, at most.
+
+    Returns:
+        What data.json holds.
+
+    Raises:
+        ValueError: no rollouts, numbers that cannot be, no question of mixed success, or too few
+            chains for the rate.
+    """
+    if chains < 1:
+        raise ValueError(f"--chains {chains}: at least 1")
+    filters.mixture(1000, 1000, reflection)  # refuses what is no share
+    questions, _, answers = read_rollouts(folder / "rollouts")
+    kept = filters.mixed(answers, difficulty)
+    found, fell = filters.select(questions, answers, kept, chains, seed)
+    if not found:
+        raise ValueError(
+            "no right answer has the form <think> ... </think> and a box: " + _counted(fell)
+        )
+    items = {item.id: item for item in questions.items()}
+    settings = {
+        "command": "train data", "rollouts": fingerprint(_samples(folder)), "style": style,
+        "difficulty": list(difficulty), "chains": chains, "teacher": teacher,
+        "teacher_model": teacher_model, "seed": seed,
+    }  # fmt: skip
+    store = Store(folder / "data", settings, resume=resume, fields=FIELDS)
+    with contextlib.closing(store):
+        options = dict(model=teacher_model, timeout=timeout, parallel=parallel)
+        fell_there = _taught(
+            store, questions, items, found, (teacher, style), reflection, size, options
+        )
+        passed = [c for c in found if store.done.get(c.key, {"fell": ""})["fell"] is None]
+        errors = [one["error"] for one in store.done.values() if one["error"] is not None]
+        if reflection and not passed:
+            raise ValueError(
+                f"nothing that the teacher {teacher} returned can be trained on: "
+                f"{_counted(fell_there)}" + (f"; the last error: {errors[-1]}" if errors else "")
+            )
+        rows = _mixed(store, found, passed, reflection, size, seed)
+    _write_rows(folder / "data" / ROWS, rows)
+    summary = {
+        "questions": len(items), "answers": len(answers), "kept": kept, "chains": len(found),
+        "fell": {"answers": dict(fell), "teacher": dict(fell_there)}, "passed": len(passed),
+        "asked": len(store.done), "back": sum(one["kind"] == "back" for one in rows),
+        "plain": sum(one["kind"] == "plain" for one in rows), "style": style,
+        "reflection": reflection,
+    }  # fmt: skip
+    write_json(folder / "data" / SUMMARY, summary)
+    console.print(_table(summary))
+    from vrga.training.page import rows_page
+
+    page = rows_page(questions, items, random.Random(seed).sample(rows, min(SHOWN, len(rows))))
+    (folder / "data" / PAGE).write_bytes(page.encode("utf-8", "replace"))
+    console.print(f"random rows: {folder / 'data' / PAGE}", style="dim", soft_wrap=True)
+    return summary
+
+
+def read_data(folder: Path) -> tuple[list[dict], dict]:
+    """The rows and the summary of a training's folder.
+
+    Raises:
+        ValueError: none there, or damaged ones.
+    """
+    try:
+        summary = json.loads((folder / "data" / SUMMARY).read_text("utf-8"))
+        lines = (folder / "data" / ROWS).read_text("utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line]
+        rows = [{name: row[name] for name in ROW} for row in rows]
+        summary |= {"kept": list(summary["kept"])}
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} has no rows: run vrga train data {folder} first") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the rows in {folder / 'data'} are damaged ({error!r}): make them again with "
+            f"vrga train data {folder} --resume"
+        ) from error
+    return rows, summary
+
+
+def _samples(folder: Path) -> Path:
+    """The file of a finished run's answers.
+
+    Raises:
+        ValueError: an interrupted one.
+    """
+    path = folder / "rollouts" / "samples.jsonl"
+    if not path.exists():
+        raise ValueError(f"{folder / 'rollouts'} is not whole: go on with --resume")
+    return path
+
+
+def _taught(
+    store: Store,
+    questions: Questions,
+    items: Mapping[str, Item],
+    found: list[Chain],
+    how: tuple[str, str],
+    reflection: float,
+    size: int | None,
+    options: dict,
+) -> Counter:
+    """Ask the teacher until enough chains have a span; what fell at which gate."""
+    teacher, style = how
+    by_key = {chain.key: chain for chain in found}
+    wanted = 0
+    if reflection:
+        with contextlib.suppress(ValueError):  # told when the rows are made
+            wanted, _ = filters.mixture(len(found), len(found), reflection, size)
+    left = {
+        key: (items[chain.id], chain.text) for key, chain in by_key.items() if key not in store.done
+    }
+    passed = sum(store.done[key]["fell"] is None for key in by_key if key in store.done)
+    if passed < wanted:
+        asked = replies(left, teacher, style, questions.tag, **options)
+        with contextlib.closing(asked):
+            for reply in asked:
+                chain = by_key[reply.key]
+                fell = _fell(questions, items[chain.id], chain, reply, style)
+                store.add([
+                    {"key": reply.key, "id": chain.id, "chain": chain.text, "text": reply.text,
+                     "fell": fell, "error": reply.error}
+                ])  # fmt: skip
+                passed += fell is None
+                if passed >= wanted:
+                    break
+    store.finish(by_key)
+    gates = [store.done[key]["fell"] for key in by_key if key in store.done]
+    return Counter(gate for gate in gates if gate is not None)
+
+
+def _fell(questions: Questions, item: Item, chain: Chain, reply: Reply, style: str) -> str | None:
+    if reply.text is None:
+        return "teacher"
+    return filters.verdict(questions, item, chain.text, reply.text, style)
+
+
+def _mixed(
+    store: Store,
+    found: list[Chain],
+    passed: list[Chain],
+    reflection: float,
+    size: int | None,
+    seed: int,
+) -> list[dict]:
+    """Rows of both kinds at the exact rate, no chain in two of them, shuffled."""
+    with_span, plain = filters.mixture(len(passed), len(found), reflection, size)
+    chosen = passed[:with_span]
+    taken = {chain.key for chain in chosen}
+    rest = [chain for chain in found if chain.key not in taken][:plain]
+    rows = [
+        {"key": c.key, "id": c.id, "kind": "back", "completion": store.done[c.key]["text"]}
+        for c in chosen
+    ]
+    rows += [{"key": c.key, "id": c.id, "kind": "plain", "completion": c.text} for c in rest]
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+def _write_rows(path: Path, rows: list[dict]) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    new.replace(path)
+
+
+def _counted(fell: Mapping[str, int]) -> str:
+    told = ANSWER_GATES | TEACHER_GATES
+    return ", ".join(f"{count} x {told[gate]}" for gate, count in fell.items() if count)
+
+
+def _table(summary: dict) -> Table:
+    """How many fell at each gate, and why."""
+    table = Table(title=f"{summary['back']} rows with a span, {summary['plain']} plain")
+    table.add_column("gate")
+    table.add_column("fell", justify="right")
+    table.add_column("left", justify="right")
+    left = summary["answers"]
+    table.add_row("answers of the model", "", str(left))
+    for gate, told in ANSWER_GATES.items():
+        fell = summary["fell"]["answers"].get(gate, 0)
+        left -= fell
+        table.add_row(told, str(fell), str(left))
+    left = summary["asked"]
+    table.add_row("chains given to the teacher", "", str(left))
+    for gate, told in TEACHER_GATES.items():
+        fell = summary["fell"]["teacher"].get(gate, 0)
+        left -= fell
+        table.add_row(told, str(fell), str(left))
+    return table
