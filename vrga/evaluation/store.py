@@ -14,8 +14,10 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 
+from vrga.config import VRGAConfig
 from vrga.evaluation.json_text import whole_characters
 
 SETTINGS, SAMPLES = "run.json", "samples.jsonl"
@@ -74,6 +76,8 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             self._check(settings, resume)
+        if resume and self._has(settings):  # of fewer fields, if they came later
+            self.hash = read_settings(self.folder)["hash"]
         self.done: dict[str, dict] = {}
         if resume:  # what failed is asked again: its image may have been mended
             for path in self._parts():
@@ -96,6 +100,8 @@ class Store:
             write_json(path, {"hash": self.hash, "settings": settings})
             return
         if not any(part.stat().st_size for part in self._parts()):
+            if resume and self._has(settings):
+                return
             write_json(path, {"hash": self.hash, "settings": settings})
             return  # a run that was refused, or stopped before its first answer
         if not resume:
@@ -103,7 +109,9 @@ class Store:
                 f"{self.folder} holds a run already: go on with it (--resume), or give another "
                 "--output"
             )
-        held = read_settings(self.folder)["settings"]
+        held, settings = (
+            _completed(one) for one in (read_settings(self.folder)["settings"], settings)
+        )
         other = sorted(name for name in held | settings if held.get(name) != settings.get(name))
         if other:
             told = "; ".join(f"{n}: {held.get(n)!r}, now {settings.get(n)!r}" for n in other)
@@ -111,6 +119,14 @@ class Store:
                 f"the run in {self.folder} has other settings ({told}): give the same ones, or "
                 "another --output"
             )
+
+    def _has(self, settings: dict) -> bool:
+        """Whether the folder's run has these settings."""
+        try:
+            held = read_settings(self.folder)["settings"]
+        except ValueError:  # damaged, of a run that was stopped before its first answer
+            return False
+        return _completed(held) == _completed(settings)
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("samples*.jsonl"))
@@ -163,6 +179,19 @@ class Store:
     def close(self) -> None:
         """Close the file; what was added stays."""
         self._file.close()
+
+
+def _completed(settings: object) -> object:
+    """Settings in which every configuration has all fields: those that came later have their
+    defaults, as when the run was begun."""
+    if isinstance(settings, list):
+        return [_completed(one) for one in settings]
+    if not isinstance(settings, dict):
+        return settings
+    found = {name: _completed(value) for name, value in settings.items()}
+    if {"method", "gain"} <= found.keys():
+        found = {field.name: field.default for field in fields(VRGAConfig)} | found
+    return found
 
 
 def read_settings(folder: Path) -> dict:
