@@ -34,7 +34,7 @@ def demo_looks(
 ) -> DemoLooks:
     """As `looks_of`, of an answer of a step at least."""
     heads = visual_heads(region.heads, PUBLISHED)
-    first = float(trace.region[0, :, row][heads].mean())
+    first = float(trace.filled().region[0, :, row][heads].mean())
     return DemoLooks(**vars(looks_of(trace, row, steps, region, truth)), first=first)
 
 

@@ -76,7 +76,7 @@ def show(output: Path, questions: int, console: Console, split: str) -> dict:
 
 def _summary(off: Arm, on: Arm) -> dict:
     """Both arms of one prompt, and the difference on the same questions."""
-    figures = {
+    figures: dict[str, dict[str, object]] = {
         "accuracy": {
             "off": wilson(off.right),
             "on": wilson(on.right),

@@ -112,7 +112,9 @@ def legend(figure: Figure, axis: Axes) -> None:
 
 def images_of(trace: Trace, row: int) -> list[Image.Image | None]:
     """The row's images, None for each where the trace has none."""
-    return [None] * len(trace.regions[row].grids) if trace.images is None else trace.images[row]
+    if trace.images is None:
+        return [None] * len(trace.regions[row].grids)
+    return [*trace.images[row]]
 
 
 def mask_of(region: Region, grid: Grid) -> np.ndarray:
@@ -122,8 +124,8 @@ def mask_of(region: Region, grid: Grid) -> np.ndarray:
 
 def word(trace: Trace, row: int, token: int) -> str:
     """The token's number, from 1 as on the axes, and its text, short and on one line."""
-    known = trace.texts is not None and token < len(trace.texts[row])
-    text = repr(trace.texts[row][token])[1:-1] if known else ""
+    texts = [] if trace.texts is None else trace.texts[row]
+    text = repr(texts[token])[1:-1] if token < len(texts) else ""
     return f"{token + 1}: {text[:16]}"
 
 

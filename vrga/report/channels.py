@@ -33,10 +33,11 @@ class Channel:
 def channels_of(trace: Trace, row: int, single: bool = False) -> list[Channel]:
     """Groups of heads, single layers if wanted, then single heads with a map, those with the lowest
     EFR first."""
-    _, layers, _, heads = trace.image.shape
+    own = trace.filled()
+    _, layers, _, heads = own.image.shape
     steps = len(trace.steps_of(row))
     n, region = sum(grid.h * grid.w for grid in trace.regions[row].grids), trace.regions[row]
-    numbers = trace.layers.tolist()
+    numbers = own.layers.tolist()
     pairs = [] if trace.heads is None else [tuple(pair) for pair in trace.heads.tolist()]
     maps = None if trace.maps is None or not n else trace.maps[:steps, :, row, :n].float()
     everything = torch.ones(layers, heads, dtype=torch.bool)

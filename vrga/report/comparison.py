@@ -59,7 +59,7 @@ def opening(traces: Sequence[Trace], row: int, pairs: Pairs) -> int:
 def region_shares(trace: Trace, row: int) -> dict[int, float]:
     """Token -> attention on the region, mean over the row's visual heads, or all without any."""
     steps, heads = trace.steps_of(row), trace.regions[row].visual[trace.layers]
-    values = trace.region[: len(steps), :, row]  # [steps, L, H]
+    values = trace.filled().region[: len(steps), :, row]  # [steps, L, H]
     values = values[:, heads].mean(1) if heads.any() else values.mean((1, 2))
     return dict(zip(steps, values.tolist(), strict=True))
 

@@ -232,7 +232,7 @@ def _tokens(trace: Trace, row: int) -> list[str]:
     if trace.ids is not None:
         end = trace.ids.shape[1] if trace.ends is None else int(trace.ends[row]) + 1
         return [f"#{token} " for token in trace.ids[row, :end].tolist()]
-    return [f"step {step} " for step in range(int(trace.steps[-1]) + 1)]
+    return [f"step {step} " for step in range(int(trace.filled().steps[-1]) + 1)]
 
 
 def _heads(region) -> dict | None:
