@@ -36,7 +36,7 @@ class KeySets:
         visible: number of keys it sees, [B or 1, Q].
         image: 1 on image keys, float [B, 1, 1, S].
         group: group of each key, [B, 1, 1, S].
-        shut, change: weight under a shut gate, and what an open gate adds, float [B, 1, 1, S].
+        shut, opened: weight under a shut gate, and under an open one, float [B, 1, 1, S].
         groups: how many groups there are.
         open: so many keys, from the first, are hidden from no row, as far as is known without
             looking.
@@ -47,22 +47,29 @@ class KeySets:
     image: Tensor
     group: Tensor
     shut: Tensor
-    change: Tensor
+    opened: Tensor
     groups: int
     open: int = 0
-    _members: list[Tensor] = field(default_factory=list, repr=False)
+    _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def members(self) -> Tensor:
         """What sums over keys are of, float [B, S, 3 + groups]; kept: 1 where a key is of the
-        image, its weight under a shut gate, what an open one adds, and 1 where it is of a group."""
-        if not self._members:  # no cached_property: its lock cannot be compiled
+        image, its weight under a shut gate and an open one, and 1 where it is of a group."""
+        if "members" not in self._kept:  # no cached_property: its lock cannot be compiled
             groups = torch.arange(self.groups, device=self.group.device)[:, None]
             group = (self.group[:, 0] == groups).to(self.image.dtype)
-            rows = [x[:, 0] for x in (self.image, self.shut, self.change)]
+            rows = [x[:, 0] for x in (self.image, self.shut, self.opened)]
             # Row by row in memory, where a CPU's matrix product is twice as fast.
-            self._members.append(torch.cat([*rows, group], 1))  # [B, 3 + groups, S]
-        return self._members[0].transpose(1, 2)
+            self._kept["members"] = torch.cat([*rows, group], 1)  # [B, 3 + groups, S]
+        return self._kept["members"].transpose(1, 2)
+
+    def keys_per_image_key(self, images: Tensor) -> Tensor:
+        """Keys that a query row sees over image keys `images` [B] of its sample, [B, 1, Q]; kept:
+        it is asked for with the same ones."""
+        if "per image" not in self._kept:
+            self._kept["per image"] = (self.visible / images[:, None])[:, None]
+        return self._kept["per image"]
 
 
 def key_sets(
@@ -86,14 +93,13 @@ def key_sets(
         visible, last = extent[:, 2:3] - back, extent[:, 1:2] - 1 - back  # [B, Q]
         seen = (kinds >= 0) & (place >= extent[:, :1])
     group = (kinds >> 1)[:, None, None]
-    shut = _weights(group, closed, dtype)
     return KeySets(
         hidden=~(seen[:, None, None] & (place <= last[:, None, :, None])),
         visible=visible,
         image=((kinds >= 0) & (kinds & 1 > 0)).to(dtype)[:, None, None],
         group=group,
-        shut=shut,
-        change=_weights(group, opened, dtype) - shut,
+        shut=_weights(group, closed, dtype),
+        opened=_weights(group, opened, dtype),
         groups=len(opened),
         open=keys - rows + 1 if extent is None else 0,
     )
@@ -155,25 +161,25 @@ def decode_attention_reference(
     if sets.open < keys:
         share = share.masked_fill(sets.hidden, 0)  # where a row sees no key at all
 
-    members = sets.members if stats is not None else sets.members[..., :3]
-    sums = (share.flatten(1, 2) @ members).view(batch, heads, rows, -1)
-    mass, shut, change = sums[..., 0], sums[..., 1:2], sums[..., 2:3]
-    mass_entropy = None
+    flat = share.flatten(1, 2)
+    # Apart from the groups' sums, so that no bit depends on whether these are wanted.
+    sums = (flat @ sets.members[..., :3]).view(batch, heads, rows, -1)
+    mass, told = sums[..., 0], None
     if gate is None or stats is not None:
-        told = (share * logarithm).flatten(1, 2) @ sets.members[..., :1]
-        mass_entropy = -told.view(mass.shape)
-    is_open = _is_open(gate, mass, mass_entropy, sets.visible, images, focus, entropy)
-    if stats is not None and mass_entropy is not None:
-        stats[..., MASS], stats[..., ENTROPY], stats[..., GATE] = mass, mass_entropy, is_open
-        stats[..., GROUP:] = sums[..., 3:]
+        told = ((share * logarithm).flatten(1, 2) @ sets.members[..., :1]).view(mass.shape)
+    ratio = mass * sets.keys_per_image_key(images) if gate is None else None
+    is_open = _is_open(gate, ratio, told, focus, entropy, mass.shape)
+    if stats is not None and told is not None:
+        stats[..., MASS], stats[..., ENTROPY], stats[..., GATE] = mass, -told, is_open
+        stats[..., GROUP:] = (flat @ sets.members[..., 3:]).view(batch, heads, rows, -1)
 
-    opening = is_open[..., None].to(accurate)
-    weight = torch.addcmul(sets.shut, opening, sets.change)
+    is_open = is_open[..., None]
+    weight = torch.where(is_open, sets.opened, sets.shut)
     if 0 in opened or 0 in closed:
         probs = _without_weightless(scores, weight, sets.hidden)
     else:
-        total = torch.addcmul(shut, opening, change).clamp_min(torch.finfo(accurate).tiny)
-        probs = share * weight / total
+        total = torch.where(is_open, sums[..., 2:3], sums[..., 1:2])
+        probs = share * weight / total.clamp_min(torch.finfo(accurate).tiny)
     out = probs.to(q.dtype).reshape(batch, kv_heads, -1, keys) @ v
     return out.view(batch, heads, rows, v.shape[3]).transpose(1, 2)
 
@@ -208,11 +214,10 @@ def attention_statistics(
         share = logarithm.exp()  # a
         sums = (share.flatten(1, 2) @ sets.members).view(*scores.shape[:3], -1)
         told = (share.mul_(logarithm).flatten(1, 2) @ sets.members[..., :1]).view(scores.shape[:3])
-        mass, mass_entropy = sums[..., 0], -told
-        is_open = _is_open(
-            gate, mass, mass_entropy, sets.visible[:, part], images, focus, entropy
-        )  # fmt: skip
-        three = torch.stack([mass, mass_entropy, is_open.to(mass.dtype)], -1)
+        mass = sums[..., 0]
+        ratio = mass * sets.keys_per_image_key(images)[..., part]
+        is_open = _is_open(gate, ratio, told, focus, entropy, mass.shape)
+        three = torch.stack([mass, -told, is_open.to(mass.dtype)], -1)
         stats[:, :, part] = torch.cat([three, sums[..., 3:]], -1)
 
 
@@ -254,19 +259,17 @@ def probe_scores_reference(
 
 def _is_open(
     gate: Tensor | None,
-    mass: Tensor,
-    mass_entropy: Tensor | None,
-    visible: Tensor,
-    images: Tensor,
+    ratio: Tensor | None,
+    told: Tensor | None,
     focus: float,
     entropy: float,
+    shape: torch.Size,
 ) -> Tensor:
-    """The gate, bool [B, H, Q]: given [B, H], or by mass on I and H_mass, [B, H, Q] each."""
+    """The gate, bool [B, H, Q] `shape`: given [B, H], or by R and -H_mass, [B, H, Q] each."""
     if gate is not None:
-        return gate.bool()[:, :, None].expand(mass.shape)
-    assert mass_entropy is not None  # computed where no gate is given
-    ratio = mass * (visible / images[:, None])[:, None]
-    return ratio > (entropy * mass_entropy).clamp_min(focus)
+        return gate.bool()[:, :, None].expand(shape)
+    assert ratio is not None and told is not None  # computed where no gate is given
+    return ratio > (told * -entropy).clamp_min(focus)
 
 
 def _without_weightless(scores: Tensor, weight: Tensor, hidden: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from vrga.config import VRGAConfig
 from vrga.evaluation.json_text import whole_characters
@@ -181,7 +182,7 @@ class Store:
         self._file.close()
 
 
-def _completed(settings: object) -> object:
+def _completed(settings: Any) -> Any:
     """Settings in which every configuration has all fields: those that came later have their
     defaults, as when the run was begun."""
     if isinstance(settings, list):

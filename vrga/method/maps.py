@@ -42,7 +42,7 @@ def image_attention(
         scores = scores.masked_fill(sets.hidden[:, :, part], -torch.inf)
         if gate is not None:
             # Weighing probabilities and renormalising is adding log weights to the scores.
-            weight = sets.shut + gate[:, :, part, None] * sets.change
+            weight = torch.where(gate[:, :, part, None] > 0, sets.opened, sets.shut)
             weighted = scores + weight.log()
             empty = weighted.amax(-1, keepdim=True) == -torch.inf  # then the head stays unsteered
             scores = torch.where(empty, scores, weighted)

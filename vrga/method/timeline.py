@@ -52,22 +52,21 @@ class Timeline:
         first: what is steered to at first, one region per row.
         start: position of the answer's first token, whose step is 0.
         relocated: what came later, in the order of steps.
+
+    Attributes:
+        now: what the rows are steered to from the newest position on.
     """
 
     def __init__(
         self, first: list[Region], start: int = 0, relocated: list[Relocation] | None = None
     ):
         self.first, self.start = list(first), start
-        self.relocated = list(relocated or ())
+        self.relocated: list[Relocation] = []
+        self._set(list(relocated or ()))
 
     def at(self, row: int, position: int) -> Region:
         """What a row is steered to at a position."""
         return self._last(row, position - self.start)
-
-    @property
-    def now(self) -> list[Region]:
-        """What the rows are steered to from the newest position on."""
-        return [self._last(row) for row in range(len(self.first))]
 
     @property
     def episodes(self) -> list[Episode]:
@@ -88,9 +87,8 @@ class Timeline:
             position: the first one that is steered to the region: drafts that came in one pass
                 with that token were not.
         """
-        self.relocated.append(
-            Relocation(row, position - self.start, region, opened - self.start)
-        )  # fmt: skip
+        turned = Relocation(row, position - self.start, region, opened - self.start)
+        self._set([*self.relocated, turned])
 
     def reorder(self, beams: list[int], position: int) -> bool:
         """Row i goes on from `position` as row beams[i]; whether any row looks elsewhere now."""
@@ -100,7 +98,8 @@ class Timeline:
             for row, beam in enumerate(beams)
             if now[beam] is not now[row]
         ]
-        self.relocated += turned
+        if turned:
+            self._set([*self.relocated, *turned])
         return bool(turned)
 
     def forget_from(self, position: int) -> bool:
@@ -111,9 +110,15 @@ class Timeline:
         """
         step, before = position - self.start, self.relocated
         kept = [later for later in before if later.cause < step]
-        # What was found before is in force for all tokens that come again.
-        self.relocated = [replace(x, step=min(x.step, step)) for x in kept]
-        return len(kept) < len(before)
+        gone = len(kept) < len(before)
+        if gone or any(later.step > step for later in kept):
+            # What was found before is in force for all tokens that come again.
+            self._set([replace(later, step=min(later.step, step)) for later in kept])
+        return gone
+
+    def _set(self, relocated: list[Relocation]) -> None:
+        self.relocated = relocated
+        self.now = [self._last(row) for row in range(len(self.first))]
 
     def _last(self, row: int, step: int | None = None) -> Region:
         for later in reversed(self.relocated):
