@@ -55,6 +55,7 @@ READ_BY: dict[str, set[str]] = {
     "released_mask": {"gate_focus", "gate_entropy", "dilation"},
     "ablation": {"ablate", "heads", "first_layer", "seed"},
 }
+REPRODUCED = ("released", "released_mask", "ablation")  # what the authors' released code computes
 
 # Names of whole configurations; "default" is what a checkpoint brings, else the paper's.
 PRESETS = ("default", "sparing", "published", "paper", "released", "released_mask")
@@ -74,7 +75,8 @@ class VRGAConfig:
 
     Args:
         method: ``"vrga"``, or one of the reproductions ``"released"``, ``"released_mask"``,
-            ``"ablation"``; use the presets rather than setting it.
+            ``"ablation"``; use the presets rather than setting it. `vrga.method.table.add_method`
+            adds others.
         gain: gamma, the factor on the attention to T before the row is renormalised; 1 is off.
         gate: ``"dynamic"`` decides per decode row and head, ``"static"`` steers exactly the visual
             heads chosen at prefill.
@@ -111,7 +113,7 @@ class VRGAConfig:
             not read; the message names field, value and range. Scalars of NumPy are numbers.
     """
 
-    method: Method = "vrga"
+    method: Method | str = "vrga"
     gain: float = 1.5
     gate: Gate = "static"
     gate_focus: float = 0.6
@@ -137,6 +139,7 @@ class VRGAConfig:
     def __post_init__(self):
         for name, choices in CHOICES.items():
             value = getattr(self, name)
+            choices = tuple(READ_BY) if name == "method" else choices  # some may have been added
             if name == "when" and callable(value):
                 continue
             if name == "ablate" and self.method != "ablation" and value is None:
@@ -165,17 +168,17 @@ class VRGAConfig:
     @property
     def steers(self) -> bool:
         """Whether this config changes anything: a gain of 1 does not."""
-        return self.gain != 1 or self.method not in ("vrga", "released")
+        return self.gain != 1 or not self.boosts
 
     @property
     def boosts(self) -> bool:
         """Whether it raises the attention to T; the hard mask and ablations take some away."""
-        return self.method in ("vrga", "released")
+        return self.method not in ("released_mask", "ablation")
 
     @property
     def reproduces(self) -> bool:
         """Whether it repeats what the released code computes, off by one where that is."""
-        return self.method != "vrga" and self.ablate != "given"
+        return self.method in REPRODUCED and self.ablate != "given"
 
     @classmethod
     def named(cls, preset: str, gain: float | None = None) -> VRGAConfig:
@@ -248,6 +251,13 @@ class VRGAConfig:
             for preset, own in known.items()
             if own.method == self.method
         }
+        if not changes:  # a method that was added
+            own = type(self)(method=self.method)
+            changes = {self.method: [
+                f"{field.name} {_shown(getattr(self, field.name))}"
+                for field in fields(self)
+                if getattr(self, field.name) != getattr(own, field.name)
+            ]}  # fmt: skip
         nearest = min(changes, key=lambda preset: len(changes[preset]))
         return ", ".join([nearest, *changes[nearest]])
 

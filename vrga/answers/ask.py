@@ -289,7 +289,7 @@ def unsteered_config(config: VRGAConfig | None) -> VRGAConfig:
     A hard mask and an ablation have no gain: then it is the default method with gain 1, whose
     heads and region are others than those of `config`.
     """
-    if config is None or config.method not in ("vrga", "released"):
+    if config is None or not config.boosts:
         return VRGAConfig(gain=1)
     return replace(config, gain=1)
 

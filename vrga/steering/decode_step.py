@@ -281,6 +281,6 @@ def known_gate(regions: list[Region], config: VRGAConfig, ablated: Tensor | None
     Args:
         ablated: heads that lose the image, bool [B, L, H], or None.
     """
-    if config.method == "vrga" and config.gate == "static":
+    if config.boosts and not config.reproduces and config.gate == "static":
         return torch.stack([region.visual for region in regions], 1)
     return None if ablated is None else ablated.transpose(0, 1)

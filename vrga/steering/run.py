@@ -22,9 +22,9 @@ from vrga.method.back_spans import Phase, tag_table
 from vrga.method.call import exactly
 from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import GridCells, Prompt, cells_mask, check_query, visible_keys
-from vrga.method.region import PAPER, Region, empty_region, find_regions
-from vrga.method.released import RELEASED
+from vrga.method.region import Region, empty_region, find_regions
 from vrga.method.steered_keys import SteeredKeys
+from vrga.method.table import rules_of
 from vrga.method.timeline import Episode, Timeline
 from vrga.recording.meter import Meter
 from vrga.recording.recorder import Recorder
@@ -346,7 +346,7 @@ class Run:
                 f"method={config.method!r} reproduces code without sliding windows, which "
                 f"{type(self.host.text).__name__} has: use VRGAConfig.paper()"
             )
-        samples, rules = [], RELEASED if config.reproduces else PAPER
+        samples, rules = [], rules_of(config)
         for row in rows:
             seen = probe.seen(row)
             if config.reproduces:
