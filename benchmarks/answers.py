@@ -84,7 +84,14 @@ def training() -> str:
         shares = (f"{100 * one[key][0]:.1f} %" for key in ("trigger", "valid", "empty", "copied"))
         rows.append([name, percent(one["accuracy"]), change, *shares])
     names = ("model", "accuracy", "against base", "looks back", "valid", "empty", "repeats")
-    return markdown(names, rows)
+    joint = []
+    for name in ("off", "always", "back", "back+relocate"):
+        one = read("training")["joint"][name]
+        change = percent(one["against_off"]["accuracy"], "+") if one["against_off"] else ""
+        looks = (share(one[x]) for x in ("rrar", "image_inside", "image_outside"))
+        joint.append([name, percent(one["accuracy"]), change, *looks])
+    steered = ("VRGA", "accuracy", "against off", "RRAR", "image, inside", "image, outside")
+    return f"{markdown(names, rows)}\n\n{markdown(steered, joint)}"
 
 
 def evaluation() -> str:
