@@ -137,6 +137,40 @@ def trace() -> str:
     return "\n".join(lines + [row([k, spread(v)]) for k, v in run["ratio_per_token"].items()])
 
 
+def steps() -> str:
+    """Time and operators of a step, over those of the unpatched model."""
+    run = json.loads((RESULTS / "steps.json").read_text())
+    lines = [
+        f"{where(run['environment'])}; {run['case']}, up to {run['keys']} keys:",
+        "",
+        "| | time per token | pairs | operators | bytes in and out of them |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    base = run["operators_per_token"]["unpatched"]
+    for name, one in run["ratio_per_token"].items():
+        counted = run["operators_per_token"][name]
+        lines.append(
+            row([name, spread(one), str(one["n"]), f"{counted['operators'] - base['operators']:+}",
+                 f"{counted['bytes'] / base['bytes'] - 1:+.2%}"])
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def attention() -> str:
+    """One layer's attention at a step over torch's own, on a CPU."""
+    run = json.loads((RESULTS / "attention.json").read_text())
+    ways = list(next(iter(run["ratios"].values())))
+    lines = [
+        f"{where(run['environment'])}:",
+        "",
+        row(["shape", *ways]),
+        row(["---"] * (len(ways) + 1)),
+    ]
+    for shape, found in run["ratios"].items():
+        lines.append(row([shape, *(spread(found[way]) for way in ways)]))
+    return "\n".join(lines)
+
+
 def accounting() -> str:
     """Time spent on telling what a pass is, and on noting it."""
     run = json.loads((RESULTS / "accounting.json").read_text())
@@ -216,6 +250,8 @@ TABLES = {
     "predicted": foreseen.table,
     "gpu": gpu,
     "trace": trace,
+    "steps": steps,
+    "attention": attention,
     "accounting": accounting,
     "closer": answers.closer,
     "versions": versions,

@@ -54,14 +54,12 @@ class KeySets:
 
     @property
     def members(self) -> Tensor:
-        """What sums over keys are of, float [B, S, 3 + groups]; kept: 1 where a key is of the
-        image, its weight under a shut gate and an open one, and 1 where it is of a group."""
+        """1 where a key is of the image, and of each group, float [B, S, 1 + groups]; kept."""
         if "members" not in self._kept:  # no cached_property: its lock cannot be compiled
             groups = torch.arange(self.groups, device=self.group.device)[:, None]
             group = (self.group[:, 0] == groups).to(self.image.dtype)
-            rows = [x[:, 0] for x in (self.image, self.shut, self.opened)]
             # Row by row in memory, where a CPU's matrix product is twice as fast.
-            self._kept["members"] = torch.cat([*rows, group], 1)  # [B, 3 + groups, S]
+            self._kept["members"] = torch.cat([self.image[:, 0], group], 1)  # [B, 1 + groups, S]
         return self._kept["members"].transpose(1, 2)
 
     def keys_per_image_key(self, images: Tensor) -> Tensor:
@@ -161,26 +159,23 @@ def decode_attention_reference(
     if sets.open < keys:
         share = share.masked_fill(sets.hidden, 0)  # where a row sees no key at all
 
-    flat = share.flatten(1, 2)
-    # Apart from the groups' sums, so that no bit depends on whether these are wanted.
-    sums = (flat @ sets.members[..., :3]).view(batch, heads, rows, -1)
-    mass, told = sums[..., 0], None
+    flat, image = share.flatten(1, 2), sets.members[..., :1]
+    mass, told = (flat @ image).view(batch, heads, rows), None
     if gate is None or stats is not None:
-        told = ((share * logarithm).flatten(1, 2) @ sets.members[..., :1]).view(mass.shape)
+        told = ((share * logarithm).flatten(1, 2) @ image).view(mass.shape)
     ratio = mass * sets.keys_per_image_key(images) if gate is None else None
     is_open = _is_open(gate, ratio, told, focus, entropy, mass.shape)
     if stats is not None and told is not None:
         stats[..., MASS], stats[..., ENTROPY], stats[..., GATE] = mass, -told, is_open
-        stats[..., GROUP:] = (flat @ sets.members[..., 3:]).view(batch, heads, rows, -1)
+        # Apart from the image's, so that no bit depends on whether these are wanted.
+        stats[..., GROUP:] = (flat @ sets.members[..., 1:]).view(batch, heads, rows, -1)
 
-    is_open = is_open[..., None]
-    weight = torch.where(is_open, sets.opened, sets.shut)
+    weight = torch.where(is_open[..., None], sets.opened, sets.shut)
     if 0 in opened or 0 in closed:
-        probs = _without_weightless(scores, weight, sets.hidden)
-    else:
-        total = torch.where(is_open, sums[..., 2:3], sums[..., 1:2])
-        probs = share * weight / total.clamp_min(torch.finfo(accurate).tiny)
-    out = probs.to(q.dtype).reshape(batch, kv_heads, -1, keys) @ v
+        share, weight = _without_weightless(scores, weight, sets.hidden)
+    weighted = share * weight
+    total = weighted.sum(-1, keepdim=True).clamp_min(torch.finfo(accurate).tiny)
+    out = (weighted / total).to(q.dtype).reshape(batch, kv_heads, -1, keys) @ v
     return out.view(batch, heads, rows, v.shape[3]).transpose(1, 2)
 
 
@@ -218,7 +213,7 @@ def attention_statistics(
         ratio = mass * sets.keys_per_image_key(images)[..., part]
         is_open = _is_open(gate, ratio, told, focus, entropy, mass.shape)
         three = torch.stack([mass, -told, is_open.to(mass.dtype)], -1)
-        stats[:, :, part] = torch.cat([three, sums[..., 3:]], -1)
+        stats[:, :, part] = torch.cat([three, sums[..., 1:]], -1)
 
 
 def probe_scores_reference(
@@ -272,19 +267,17 @@ def _is_open(
     return ratio > (told * -entropy).clamp_min(focus)
 
 
-def _without_weightless(scores: Tensor, weight: Tensor, hidden: Tensor) -> Tensor:
-    """Weighted attention [B, H, Q, S] where some weights are 0.
+def _without_weightless(scores: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention to keys that weigh something, and their weights, [B, H, Q, S] each.
 
-    Keys of weight 0 must not set the maximum: they may hold all the mass.
+    Keys of weight 0 must not set the maximum: they may hold all the mass. Where no key is left all
+    are, and weigh 1.
     """
-    seen = scores.masked_fill(hidden, -torch.inf)
-    kept = seen.masked_fill(weight == 0, -torch.inf)
-    empty = kept.amax(-1, keepdim=True) == -torch.inf
-    kept = torch.where(empty, seen, kept)
-    least = torch.finfo(scores.dtype).min
-    probs = (kept - kept.amax(-1, keepdim=True).clamp_min(least)).exp()
-    probs = probs * torch.where(empty, 1, weight)
-    return probs / probs.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    least, gone = torch.finfo(scores.dtype).min, hidden | (weight == 0)
+    empty = gone.all(-1, keepdim=True)
+    gone = torch.where(empty, hidden, gone)
+    share = scores.masked_fill(gone, least).log_softmax(-1).exp()
+    return share.masked_fill(gone, 0), torch.where(empty, 1, weight)
 
 
 def _weights(group: Tensor, weights: tuple[float, ...], dtype: torch.dtype) -> Tensor:

@@ -14,16 +14,19 @@ import torch
 if os.environ.get("VRGA_TEST_DEVICE", "cpu") == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported anywhere
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+BROWSERS = {"open_page", "open_tab", "browsers", "page", "driver"}  # fixtures that start one
 torch.set_num_threads(1)  # several test processes share the cores
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out by mark
 def pytest_collection_modifyitems(items):
-    """A model whose kernels run in Triton's interpreter is slow, and so is a compiled one."""
+    """What runs in Triton's interpreter is slow, and so are compiled steps and a browser."""
     for item in items:
         given = getattr(item, "callspec", None)
         given = given.params if given else {}
-        if given.get("impl") == "triton" or given.get("compiled") or "compiled" in item.name:
+        impl = getattr(given.get("impl"), "__name__", given.get("impl"))
+        slow = impl in ("triton", "decode_attention", "probe_scores") or given.get("compiled")
+        if slow or "compiled" in item.name or BROWSERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 

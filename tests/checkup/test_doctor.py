@@ -23,6 +23,8 @@ from vrga.hf.checkpoints import embedded
 from vrga.method.key_groups import KeyGroups
 from vrga.steering.decode_step import DecodeStep
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 UNPATCHED = "unpatched model agrees with the loops"
 REGION = "region is the method's"

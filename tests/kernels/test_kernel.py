@@ -12,7 +12,7 @@ from vrga.kernels.decode import MAX_ROWS, decode_attention
 from vrga.kernels.launch import MAX_PLANS, Workspace
 from vrga.kernels.reference import GATE, decode_attention_reference
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.slow]
 SHARED = Workspace()  # by all calls of `check`: plans of different calls must not be mixed up
 
 

@@ -18,6 +18,8 @@ PIECES = ["<", " <", ".<", "(<", ")<", "</", "\n", " ", ".</", "back", ">", ">\n
           "the image", "é", "图", "<|im_end|>", "a<back>b", ".</back>.", "<<back>>", "</</back>",
           "<bac", "k>"]  # fmt: skip
 
+pytestmark = pytest.mark.slow  # the real vocabulary
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
