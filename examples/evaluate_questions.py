@@ -57,5 +57,7 @@ base = right()
 with vrga.patch(model):
     steered = right()
 print("without VRGA: {:.0%} right (95 %: {:.0%} to {:.0%})".format(*wilson(base)))
-print("difference: {:+.0%} (95 %: {:+.0%} to {:+.0%})".format(*paired_difference(steered, base)))
+change, low, high = paired_difference(steered, base)
+told = f"95 %: {low:+.0%} to {high:+.0%}" if low == low else "too few, or too much alike, to tell"
+print(f"difference: {change:+.0%} ({told})")
 print("Twelve questions cannot tell more; see docs/results.md for what a thousand do.")

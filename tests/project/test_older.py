@@ -71,6 +71,19 @@ def test_a_run_of_eval_is_compared():
     assert all(one["gained"] == one["lost"] == 0 for one in found.values())
 
 
+def test_the_two_arms_of_one_run_are_compared(tmp_path):
+    run = OLDER / "run-eval-1"
+    (found,) = compare(run, None, Console(quiet=True)).items()
+    assert found[0] == "vrga_grid base -> vrga" and found[1]["pairs"] == 4
+    alone = tmp_path / "run"
+    shutil.copytree(run, alone)
+    lines = (alone / SAMPLES).read_text("utf-8").splitlines()
+    kept = [line for line in lines if json.loads(line)["arm"] == "vrga"]
+    (alone / SAMPLES).write_text("\n".join(kept) + "\n", "utf-8")
+    with pytest.raises(ValueError, match="has not both arms, base and vrga: give another run"):
+        compare(alone, None, Console(quiet=True))
+
+
 def test_a_run_goes_on_and_what_was_answered_stands(tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(OLDER / "run-lookback-1", folder)

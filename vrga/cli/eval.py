@@ -91,8 +91,14 @@ def evaluate(
         raise ValueError(f"pixels: at least {min_pixels} and at most {max_pixels}")
     check_model(model)
     steering = _steering(config, preset, gain, model)
-    from vrga.evaluation.run import Evaluation
-    from vrga.evaluation.run import evaluate as run
+    try:
+        from vrga.evaluation.run import Evaluation
+        from vrga.evaluation.run import evaluate as run
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'vrga eval needs {error.name}: pip install "vrga[eval]" and, without its own '
+            "requirements, lmms-eval (docs/evaluation.md)"
+        ) from error
 
     chosen = Evaluation(
         model=model, tasks=names, arms=arms, config=steering.config, told=str(steering), data=data,

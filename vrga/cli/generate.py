@@ -149,6 +149,7 @@ def _told_traces(folder: Path, runs: tuple[str, ...], failed: Mapping[str, str])
     saved = " ".join(str(folder / run) for run in runs if run not in failed)
     if saved:
         console.print(f"traces: {saved}", style="dim", soft_wrap=True)
+        console.print(f"next: vrga report {folder}", style="dim", soft_wrap=True)
     if failed:
         raise ValueError(_unwritten(folder, failed))
 

@@ -12,6 +12,8 @@ from vrga.evaluation.store import ANSWERED, merge, read_samples, read_settings
 from vrga.evaluation.tables import difference
 from vrga.evaluation.wording import Table, percent
 
+ARMS = ("base", "vrga")  # of a run with --compare
+
 
 @dataclass(frozen=True)
 class Turned:
@@ -34,11 +36,12 @@ class Turned:
 
 
 def compare(
-    first: Path, second: Path, console: Console, *, most: int = 10, html: Path | None = None
+    first: Path, second: Path | None, console: Console, *, most: int = 10, html: Path | None = None
 ) -> dict[str, dict]:
     """Print how the second run differs from the first, and return it: "task arm" -> difference.
 
-    Arms of the same name are compared; where each run has a single arm, these. Below the table
+    Arms of the same name are compared; where each run has a single arm, these. Without a second
+    run, the two arms of the first one. Below the table
     stand the samples that became right and wrong; each difference has their ids, too.
 
     Args:
@@ -49,7 +52,16 @@ def compare(
         ValueError: a folder without a run, or runs without a common sample.
         ImportError: Jinja2 is missing, which the page needs.
     """
-    (ours, mine), (theirs, other) = _read(second), _read(first)
+    (theirs, other), (ours, mine) = _read(first), _read(first if second is None else second)
+    if second is None:
+        theirs = [one for one in theirs if one["arm"] == ARMS[0]]
+        ours = [one for one in ours if one["arm"] == ARMS[1]]
+        if not theirs or not ours:
+            raise ValueError(
+                f"{first} has not both arms, {' and '.join(ARMS)}: give another run to compare it "
+                "with, or make one by vrga eval --compare"
+            )
+        second = first
     settings = {
         name: (other.get(name), mine.get(name))
         for name in sorted(mine | other)
