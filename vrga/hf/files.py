@@ -170,8 +170,9 @@ def checkpoint_file(where: str | Path, name: str, *, needed: bool = False) -> Pa
     except OSError as error:
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
-            f"{name} of {where} cannot be had from the hub: {told}; give the folder of a checkpoint "
-            "on this machine, or leave the model out for the small one inside this package"
+            f"{name} of {where} cannot be had from the hub: {told}; give the folder of a "
+            "checkpoint on this machine, or leave the model out for the small one inside this "
+            "package"
         ) from error
     if found is None and needed:
         raise OSError(f"{where} on the hub has no {name}: it is not a checkpoint")
