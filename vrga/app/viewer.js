@@ -11,7 +11,7 @@ element.innerHTML = `
   <p class="note" id="vrga-note" role="status" aria-live="polite"></p>
   <div class="tools" role="group" aria-label="what the pictures show">
     <label class="wide">where <select id="vrga-channel" disabled><option>visual heads</option></select> look</label>
-    <label>map <input type="range" id="vrga-opacity" min="0" max="100" value="78"
+    <label>map <input type="range" id="vrga-opacity" min="0" max="100" value="65"
       aria-label="opacity of the map, in percent"></label>
     <label><input type="checkbox" id="vrga-original"> original</label>
     <span class="brush" role="group" aria-label="paint the region to steer to">
