@@ -22,6 +22,8 @@ from vrga.cli import app, main
 from vrga.demo.data import COLORS, SPLITS, TEST_SEEDS, make_samples
 from vrga.evaluation.items import drawn_items
 
+pytestmark = pytest.mark.slow
+
 COUNT, BINS = 4, 5
 SIMILAR = make_samples(6, seed=study.FIRST, **SPLITS["similar"])
 

@@ -20,6 +20,8 @@ from benchmarks.gpu.plan import forecast
 from benchmarks.gpu.runner import MARGIN
 from benchmarks.gpu.store import FILE, Store, finished, gathered, identity, key, read
 
+pytestmark = pytest.mark.slow
+
 ALL = {case.id for stage in stages() for case in stage.cases}
 
 

@@ -31,6 +31,8 @@ from vrga.demo.fine.data import (
 )
 from vrga.demo.fine.settings import CLOSER, FINDING
 
+pytestmark = pytest.mark.slow
+
 DRAWN = [split for split in FINE_SPLITS if split != "fine-photos"]
 
 

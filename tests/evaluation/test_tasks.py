@@ -17,6 +17,8 @@ from vrga.evaluation.questions import question_of
 from vrga.evaluation.tasks import documents, grid, judged
 from vrga.evaluation.tasks import mme as mme_task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _own_caches(monkeypatch, tmp_path_factory):

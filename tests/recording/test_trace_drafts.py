@@ -13,6 +13,8 @@ from windowed import windowed
 import vrga
 from vrga import VRGAConfig
 
+pytestmark = pytest.mark.slow
+
 QWEN = FAMILIES["qwen2_5_vl"]
 TOKENS = 14
 

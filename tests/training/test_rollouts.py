@@ -12,6 +12,8 @@ from vrga.training.model import loaded
 from vrga.training.questions import Questions
 from vrga.training.rollouts import read_rollouts, summary
 
+pytestmark = pytest.mark.slow
+
 RIGHT = "<think> I see red </think> \\boxed{red}"
 
 
