@@ -12,6 +12,7 @@ from rich.console import Console
 
 pytest.importorskip("lmms_eval")
 
+from browser import chromium
 from command import run
 
 from vrga.evaluation import local
@@ -132,16 +133,7 @@ def test_without_jinja_the_page_says_what_to_install(runs, tmp_path, monkeypatch
 
 
 def test_in_a_browser_nothing_is_wider_than_the_screen(page):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    opened = chromium()
     try:
         script = """
           const images = [...document.images];

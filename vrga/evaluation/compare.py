@@ -41,8 +41,8 @@ def compare(
     """Print how the second run differs from the first, and return it: "task arm" -> difference.
 
     Arms of the same name are compared; where each run has a single arm, these. Without a second
-    run, the two arms of the first one. Below the table
-    stand the samples that became right and wrong; each difference has their ids, too.
+    run, the two arms of the first one. Below the table stand the samples that became right and
+    wrong; each difference has their ids, too.
 
     Args:
         most: samples printed of each kind.

@@ -18,6 +18,7 @@ from vrga.hf.files import (
     check_weights,
     checkpoint_file,
     embedded,
+    first_line,
     read_config,
 )
 
@@ -105,7 +106,7 @@ def _config(where: str | Path) -> Config:
     except OSError:
         raise
     except Exception as error:  # whatever a wrong type in it leads to
-        raise ValueError(f"config.json of {where} makes no model: {_first_line(error)}") from error
+        raise ValueError(f"config.json of {where} makes no model: {first_line(error)}") from error
 
 
 def check_finite(where: object, model: Model) -> None:
@@ -179,7 +180,7 @@ def load_processor(where: str | Path) -> Processor:
                 raise
             raise ValueError(
                 f"the processor of {kind!r} at {where} cannot be loaded; it may need torchvision, "
-                f"which is not installed: {_first_line(error)}"
+                f"which is not installed: {first_line(error)}"
             ) from error
     # Its video half needs torchvision; without it AutoProcessor fails with a misleading error.
     images = image_processor_class().from_pretrained(where)
@@ -316,7 +317,3 @@ def _old_chat_template(where: str | Path) -> str | None:
         return json.loads(found.read_text("utf-8"))["chat_template"] if found else None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{found} holds no chat template: {error!r}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -168,10 +168,9 @@ def checkpoint_file(where: str | Path, name: str, *, needed: bool = False) -> Pa
     try:
         found = cached_file(str(where), name, _raise_exceptions_for_missing_entries=needed)
     except OSError as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
-            f"{name} of {where} cannot be had from the hub: {told}; give the folder of a "
-            "checkpoint on this machine, or leave the model out for the small one inside this "
+            f"{name} of {where} cannot be had from the hub: {first_line(error)}; give the folder "
+            "of a checkpoint on this machine, or leave the model out for the small one inside this "
             "package"
         ) from error
     if found is None and needed:
@@ -191,14 +190,19 @@ def hub_file(name: str, file: str) -> Path | None:
     try:
         return Path(cached_file(name, file))
     except OSError as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
         cause: BaseException | None = error
         while cause is not None:
             missing = isinstance(cause, EntryNotFoundError)
             if missing and not isinstance(cause, LocalEntryNotFoundError):
                 return None
             cause = cause.__cause__ or cause.__context__
+        told = first_line(error)
         raise OSError(f"{file} of {name} cannot be had from the hub: {told}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in one line; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read(path: Path) -> dict:

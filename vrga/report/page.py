@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vrga.images import to_rgb
+from vrga.images import data_uri, to_rgb
 from vrga.intervals import pearson
 from vrga.recording.trace import SHARES, Trace
 from vrga.report.channels import channels_of, fitting, levels
@@ -262,14 +261,4 @@ def _packed(values: np.ndarray) -> str:
 
 def encoded(image: Image.Image) -> str:
     """An image as a data URI: PNG, or JPEG where that is large."""
-    image = to_rgb(image)
-    if max(image.size) > LONGEST_SIDE:
-        image = image.copy()
-        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    kind = "png"
-    if file.tell() > LARGEST_PNG:
-        file, kind = io.BytesIO(), "jpeg"
-        image.save(file, "JPEG", quality=88)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(to_rgb(image), longest=LONGEST_SIDE, largest=LARGEST_PNG)

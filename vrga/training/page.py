@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from PIL import Image
-
 from vrga.evaluation.items import Item
-from vrga.images import read_image
+from vrga.images import data_uri, read_image
 from vrga.lookback import spans_of
 from vrga.training.questions import Questions
 
@@ -50,7 +46,9 @@ def asked(item: Item) -> dict:
         "id": item.id,
         "question": item.question,
         "answer": item.answer,
-        "images": [encoded(read_image(image)) for image in item.images],
+        "images": [
+            data_uri(read_image(image), longest=LONGEST_SIDE, largest=0) for image in item.images
+        ],
     }
 
 
@@ -63,13 +61,3 @@ def marked(text: str, tag: str) -> object:
         parts += [escape(text[end : found.start()]), f"<mark>{escape(found[0])}</mark>"]
         end = found.end()
     return Markup("".join([*parts, escape(text[end:])]))
-
-
-def encoded(image: Image.Image) -> str:
-    """An image as a data URI, shrunk to the size that a page shows."""
-    if max(image.size) > LONGEST_SIDE:
-        image = image.copy()
-        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
