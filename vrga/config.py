@@ -1,67 +1,33 @@
-"""VRGAConfig: every number of the method, validated, the presets, and the file that holds one."""
+"""VRGAConfig: every number of the method, validated."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import math
-import numbers
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
 
+from vrga.config_file import FILE as FILE
+from vrga.config_file import find, read, write
 from vrga.lookback import TAG, check_tag
-
-Method = Literal["vrga", "released", "released_mask", "ablation"]
-Gate = Literal["dynamic", "static"]
-Ablated = Literal["visual", "low_focus", "random", "given"]
-When = Literal["always", "back"]
-Relocate = Literal["question", "back"]
-Border = Literal["always", "background"]
-
-_FLOAT = 3.4028234e38  # largest finite float32, in which thresholds are compared
-_WHOLE = 2**31 - 1
-# Inclusive bounds of each numeric field.
-RANGES: dict[str, tuple[float, float]] = {
-    "gain": (0, 1e9),  # room for sums over keys in float32; beyond it T has all attention anyway
-    "gate_focus": (0, _FLOAT),
-    "gate_entropy": (0, _FLOAT),
-    "efr_percentile": (0, 100),
-    "focus_percentile": (0, 100),
-    "background_layers": (0, 1),
-    "background_focus": (0, _FLOAT),
-    "background_weight": (0, 1e9),
-    "sink_fraction": (0, 1),
-    "region_std": (-1e9, 1e9),
-    "region_min": (1, _WHOLE),
-    "dilation": (0, 1000),  # more than a side of any token grid
-    "heads": (1, _WHOLE),
-    "first_layer": (0, _WHOLE),
-    "seed": (0, 2**63 - 1),
-}
-CHOICES = {"method": get_args(Method), "gate": get_args(Gate), "ablate": get_args(Ablated)}
-CHOICES |= {"when": get_args(When), "relocate": get_args(Relocate)}
-CHOICES |= {"sink_border": get_args(Border)}
-INTEGERS = {"region_min", "dilation", "heads", "first_layer", "seed"}
-
-# What a method reads. A field outside this set must keep its default, so no option is ignored.
-_BOOST = {f for f in RANGES if f not in {"heads", "first_layer", "seed"}}
-READ_BY: dict[str, set[str]] = {
-    "vrga": _BOOST | {"gate", "when", "relocate", "tag", "sink_border"},
-    "released": _BOOST - {"background_layers"},
-    "released_mask": {"gate_focus", "gate_entropy", "dilation"},
-    "ablation": {"ablate", "heads", "first_layer", "seed"},
-}
-REPRODUCED = ("released", "released_mask", "ablation")  # what the authors' released code computes
-
-# Names of whole configurations; "default" is what a checkpoint brings, else the paper's.
-PRESETS = ("default", "sparing", "published", "paper", "released", "released_mask")
-
-FILE = "vrga_config.json"  # a checkpoint's own configuration, beside its weights
-_LARGEST = 1 << 20  # bytes of that file, which has some hundreds
+from vrga.presets import METHOD_DEFAULTS, PUBLISHED, SPARING, changes
+from vrga.presets import PRESETS as PRESETS
+from vrga.ranges import (
+    CHOICES,
+    RANGES,
+    READ_BY,
+    REPRODUCED,
+    Border,
+    Gate,
+    Method,
+    Relocate,
+    When,
+    number,
+    short,
+)
+from vrga.ranges import INTEGERS as INTEGERS
+from vrga.ranges import Ablated as Ablated
 
 
 @dataclass(frozen=True)
@@ -148,8 +114,8 @@ class VRGAConfig:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
         check_tag(self.tag)
         for name in RANGES:
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
-        base = _METHOD_DEFAULTS.get(self.method, {})
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        base = METHOD_DEFAULTS.get(self.method, {})
         read = READ_BY[self.method] | {"method"}
         if self.gate == "static":
             read = read - {"gate_focus", "gate_entropy"}  # thresholds of the dynamic gate
@@ -201,12 +167,12 @@ class VRGAConfig:
 
         Nobody has tried these numbers on a large model; see docs/results.md, "Recovery".
         """
-        return cls(**{**_SPARING, **overrides})
+        return cls(**{**SPARING, **overrides})
 
     @classmethod
     def published(cls, **overrides) -> VRGAConfig:
         """The method with the published numbers and the released code's dynamic gate."""
-        return cls(**{**_PUBLISHED, **overrides})
+        return cls(**{**PUBLISHED, **overrides})
 
     @classmethod
     def paper(cls, **overrides) -> VRGAConfig:
@@ -214,17 +180,17 @@ class VRGAConfig:
 
         These are the defaults.
         """
-        return cls(**{**_PUBLISHED, "gate": "static", **overrides})
+        return cls(**{**PUBLISHED, "gate": "static", **overrides})
 
     @classmethod
     def released(cls, **overrides) -> VRGAConfig:
         """What the authors' released code computes, point by point, to reproduce its figures."""
-        return cls(**{"method": "released", **_METHOD_DEFAULTS["released"], **overrides})
+        return cls(**{"method": "released", **METHOD_DEFAULTS["released"], **overrides})
 
     @classmethod
     def released_mask(cls, **overrides) -> VRGAConfig:
         """The released hard-mask variant: gated heads keep T alone, all others lose the image."""
-        return cls(**{"method": "released_mask", **_METHOD_DEFAULTS["released_mask"], **overrides})
+        return cls(**{"method": "released_mask", **METHOD_DEFAULTS["released_mask"], **overrides})
 
     @classmethod
     def ablation(
@@ -232,7 +198,7 @@ class VRGAConfig:
     ) -> VRGAConfig:
         """The paper's check that heads matter: zero the image attention of some heads."""
         return cls(
-            **_METHOD_DEFAULTS["ablation"],
+            **METHOD_DEFAULTS["ablation"],
             method="ablation", ablate=ablate, heads=heads, first_layer=first_layer, seed=seed,
         )  # fmt: skip
 
@@ -242,24 +208,12 @@ class VRGAConfig:
         if self.method == "ablation":
             return f"ablation {self.ablate}"
         known = {preset: VRGAConfig.named(preset) for preset in PRESETS if preset != "default"}
-        changes = {
-            preset: [
-                f"{field.name} {_shown(getattr(self, field.name))}"
-                for field in fields(self)
-                if getattr(self, field.name) != getattr(own, field.name)
-            ]
-            for preset, own in known.items()
-            if own.method == self.method
-        }
-        if not changes:  # a method that was added
-            own = type(self)(method=self.method)
-            changes = {self.method: [
-                f"{field.name} {_shown(getattr(self, field.name))}"
-                for field in fields(self)
-                if getattr(self, field.name) != getattr(own, field.name)
-            ]}  # fmt: skip
-        nearest = min(changes, key=lambda preset: len(changes[preset]))
-        return ", ".join([nearest, *changes[nearest]])
+        known = {preset: own for preset, own in known.items() if own.method == self.method}
+        if not known:  # a method that was added
+            known = {self.method: type(self)(method=self.method)}
+        differ = {preset: changes(self, own) for preset, own in known.items()}
+        nearest = min(differ, key=lambda preset: len(differ[preset]))
+        return ", ".join([nearest, *differ[nearest]])
 
     def to_dict(self) -> dict[str, str | int | float | None]:
         """Every field by its name, as JSON takes it.
@@ -283,10 +237,10 @@ class VRGAConfig:
             ValueError: no mapping, a field that a config does not have, or a value that it refuses.
         """
         if not isinstance(given, Mapping):
-            raise ValueError(f"{_short(given)} is no configuration: give fields by their names")
+            raise ValueError(f"{short(given)} is no configuration: give fields by their names")
         check_fields(given)
         method = given.get("method")
-        base = _METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}
+        base = METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}
         return cls(**{**base, **given})
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -298,13 +252,7 @@ class VRGAConfig:
         Raises:
             ValueError: as of `to_dict`. OSError: the folder cannot be written to.
         """
-        text = json.dumps(self.to_dict(), indent=1) + "\n"
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path, draft = folder / FILE, folder / f"{FILE}.new"
-        draft.write_text(text, "utf-8")
-        draft.replace(path)  # whole at any time
-        return path
+        return write(self.to_dict(), Path(folder))
 
     @classmethod
     def from_pretrained(cls, where: str | Path) -> VRGAConfig:
@@ -319,30 +267,7 @@ class VRGAConfig:
             OSError: a hub id that cannot be reached.
             ValueError: a damaged file, named by its path.
         """
-        from vrga.lookback import ALIASES
-
-        name = str(where)
-        where = ALIASES.get(name.lower(), where)
-        given = Path(where)
-        path: Path | None = given
-        if not name or not os.path.lexists(given):
-            local = isinstance(where, Path) or name.startswith((".", "/", "~"))
-            if local or str(where).count("/") != 1:
-                raise FileNotFoundError(
-                    f"no configuration at {name!r}: give a folder with {FILE}, such a file, or a "
-                    "hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
-                )
-            from vrga.hf.files import hub_file
-
-            path = hub_file(str(where), FILE)
-        elif given.is_dir():
-            path = given / FILE if os.path.lexists(given / FILE) else None
-        if path is None:
-            raise FileNotFoundError(
-                f"{where} brings no {FILE}: vrga.patch(model) steers with VRGAConfig() then; "
-                "config.save_pretrained(folder) writes one"
-            )
-        return read_file(path)
+        return read_file(find(where))
 
 
 def check_fields(given: Iterable[object]) -> None:
@@ -353,7 +278,7 @@ def check_fields(given: Iterable[object]) -> None:
         near = difflib.get_close_matches(str(unknown[0]), known, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(
-            f"no field {', '.join(_short(name) for name in unknown)}{hint}: a configuration has "
+            f"no field {', '.join(short(name) for name in unknown)}{hint}: a configuration has "
             f"{', '.join(known)}"
         )
 
@@ -365,101 +290,4 @@ def read_file(path: str | Path) -> VRGAConfig:
         OSError: it cannot be read.
         ValueError: no JSON, or fields or values that a config does not have; names the path.
     """
-    path = Path(path)
-    try:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
-        if not path.is_file():
-            raise ValueError("it is no file")
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(f"it has more than {_LARGEST >> 20} MB")
-        text = path.read_text("utf-8-sig")
-        return VRGAConfig.from_dict(json.loads(text, object_pairs_hook=_once))
-    except (ValueError, RecursionError) as error:
-        told = "it is nested too deep" if isinstance(error, RecursionError) else error
-        raise ValueError(
-            f"{path} is no configuration: {told}. Mend it, or write it anew: "
-            "config.save_pretrained(folder)"
-        ) from error
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON, whose names must differ: of two values json takes the last in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{_short(twice)} stands in it twice")
-    return found
-
-
-def _shown(value: object) -> str:
-    if callable(value):
-        return getattr(value, "__name__", "callable")
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
-
-
-def _number(name: str, value: object) -> int | float:
-    """A numeric field's value, a scalar of NumPy as Python's number.
-
-    Raises:
-        ValueError: no number, or one out of range.
-    """
-    whole = name in INTEGERS
-    kind = numbers.Integral if whole else numbers.Real
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise ValueError(f"{name}={_short(value)} is not {'an integer' if whole else 'a number'}")
-    if not isinstance(value, (int, float)):
-        try:
-            value = int(value) if isinstance(value, numbers.Integral) else float(value)
-        except OverflowError:  # a fraction
-            value = -math.inf if value < 0 else math.inf
-    low, high = RANGES[name]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} must be finite: from {low:.8g} to {high:.8g}")
-    if value < low:
-        raise ValueError(f"{name}={_short(value)} must be ≥ {low:.8g}")
-    if value > high:
-        told = str(high) if whole else f"{high:.8g}"
-        raise ValueError(f"{name}={_short(value)} must be ≤ {told}")
-    return value
-
-
-def _short(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"(an integer of {value.bit_length()} bits)"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-_PUBLISHED: dict[str, object] = {
-    "gain": 1.5,
-    "gate": "dynamic",
-    "gate_focus": 0.6,
-    "gate_entropy": 0.2,
-    "efr_percentile": 5.0,
-    "focus_percentile": 95.0,
-    "background_layers": 0.1,
-    "background_focus": 0.01,
-    "background_weight": 1.0,
-    "sink_fraction": 0.2,
-    "sink_border": "always",
-    "region_std": 0.6,
-    "region_min": 10,
-    "dilation": 1,
-}
-_SPARING: dict[str, object] = {
-    "gain": 3.0,
-    "gate": "static",
-    "efr_percentile": 15.0,
-    "focus_percentile": 70.0,
-    "sink_border": "background",
-    "region_std": 2.0,
-    "region_min": 1,
-    "dilation": 0,
-}
-_METHOD_DEFAULTS: dict[str, dict] = {
-    "released": {**_PUBLISHED, "dilation": 2},
-    "released_mask": {**_PUBLISHED, "dilation": 3},
-    "ablation": _PUBLISHED,
-}
+    return read(Path(path), VRGAConfig.from_dict)

@@ -19,7 +19,7 @@ from vrga.checkup.models import TINY, checkpoint, tiny
 from vrga.checkup.result import WIDTH, Check, Checkup
 from vrga.checkup.run import doctor, versions
 from vrga.checkup.trial import run
-from vrga.hf.checkpoints import embedded
+from vrga.hf.files import embedded
 from vrga.method.key_groups import KeyGroups
 from vrga.steering.decode_step import DecodeStep
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 import vrga
 from vrga import VRGAConfig
-from vrga.hf import host
+from vrga.hf import host, versions
 from vrga.hf.cache import NAMES, KeyCache, cache_in
 
 GAIN = VRGAConfig.published(gain=3.0)
@@ -177,8 +177,8 @@ def test_a_run_ends_with_its_cache():
 @pytest.mark.parametrize(("version", "told"), [("99.1.0", True), ("99.1.0.dev0", True),
                                                ("5.10.4", False)])  # fmt: skip
 def test_a_version_newer_than_the_newest_tested_is_told_once(version, told, monkeypatch):
-    monkeypatch.setattr(host.transformers, "__version__", version)
-    host.warn_if_untested.cache_clear()
+    monkeypatch.setattr(versions.transformers, "__version__", version)
+    versions.warn_if_untested.cache_clear()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -186,4 +186,4 @@ def test_a_version_newer_than_the_newest_tested_is_told_once(version, told, monk
     heard = [str(w.message) for w in heard if "vrga doctor" in str(w.message)]
     assert len(heard) == told
     assert not told or f"transformers {version} is newer" in heard[0]
-    host.warn_if_untested.cache_clear()
+    versions.warn_if_untested.cache_clear()

@@ -10,7 +10,8 @@ from tiny import batch, generate, tiny_model, token_types
 
 import vrga
 from vrga.hf import checkpoints
-from vrga.hf.checkpoints import embedded, load_processor
+from vrga.hf.files import embedded
+from vrga.hf.processors import load_processor
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,12 @@ from torch import Tensor
 from vrga.analysis.figures import ablate_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.beforehand import check_known
-from vrga.config import Ablated, VRGAConfig
+from vrga.config import VRGAConfig
 from vrga.evaluation.arms import Arm, accuracy, right
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mcnemar, paired_difference
 from vrga.method.region import Region
+from vrga.ranges import Ablated
 
 DRAWN = 300
 NONE = "none"

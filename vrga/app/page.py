@@ -16,7 +16,7 @@ from vrga.app.examples import Example
 from vrga.app.painted import read_painted
 from vrga.app.visits import Visits
 from vrga.app.words import Stopped
-from vrga.config import PRESETS
+from vrga.presets import PRESETS
 from vrga.report.page import render
 
 HERE = Path(__file__).parent

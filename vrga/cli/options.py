@@ -21,10 +21,10 @@ from vrga.beforehand import (
     check_style,
     drawn_split,
 )
-from vrga.config import PRESETS
 from vrga.evaluation.wording import say_config
 from vrga.hf.brought import Chosen, chosen_for
 from vrga.hf.files import check_model
+from vrga.presets import PRESETS
 
 if TYPE_CHECKING:
     from vrga.analysis.study import Study

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2TokenizerFast
 
 from vrga.config import VRGAConfig
 from vrga.demo.data import CAPTION, CELL, COLORS, LETTERS, PROMPTS
-from vrga.hf.checkpoints import image_only_processor_class, image_processor_class
+from vrga.hf.processors import image_only_processor_class, image_processor_class
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -21,7 +21,8 @@ from vrga.evaluation.asking import Answer, Asker, Request
 from vrga.evaluation.questions import question_of
 from vrga.evaluation.store import Store
 from vrga.hf.brought import checkpoint_of, choose
-from vrga.hf.checkpoints import embedded, load
+from vrga.hf.checkpoints import load
+from vrga.hf.files import embedded
 
 JUDGED = ("vrga_haloquest", "vrga_mmhal", "vrga_rhbench")
 OURS = "vrga_"  # beginning of the names of this package's tasks, which score raw texts

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vrga.config import FILE, PRESETS, VRGAConfig, check_fields, read_file
+from vrga.config import VRGAConfig, check_fields, read_file
+from vrga.config_file import FILE
 from vrga.foreign import Model
+from vrga.presets import PRESETS
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,22 @@
-"""Loading checkpoints and their processors, without running code of theirs."""
+"""Loading checkpoints, without running code of theirs."""
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from vrga.foreign import Config, Model, Processor, Tokenizer
+from vrga.foreign import Config, Model, Processor
 from vrga.hf.brought import fetch_file
-from vrga.hf.families import FAMILIES
 from vrga.hf.files import (
     check_model,
     check_weights,
-    checkpoint_file,
     embedded,
     first_line,
     read_config,
 )
+from vrga.hf.processors import load_processor
 
 
 def load(
@@ -153,167 +149,3 @@ def _check_tensors(where: str | Path, report: dict) -> None:
                 f"{', '.join(found[:3])}: it is not complete, or of another architecture than its "
                 "config.json says"
             )
-
-
-def load_processor(where: str | Path) -> Processor:
-    """The processor of a checkpoint; of the Qwen families for images alone without torchvision.
-
-    Raises:
-        ValueError: an unsupported architecture, a processor that is code of the checkpoint's, or
-            another family's that needs torchvision, which is missing.
-    """
-    from transformers import AutoProcessor, AutoTokenizer
-    from transformers.utils import is_torchvision_available
-
-    kind = read_config(where)["model_type"]
-    family = FAMILIES[kind]
-    if family.processor is None or is_torchvision_available():
-        try:
-            return AutoProcessor.from_pretrained(where, trust_remote_code=False)
-        except (ImportError, ValueError) as error:
-            if "trust_remote_code" in str(error):
-                raise ValueError(
-                    f"the processor of {where} is code of its own (auto_map), which is not run: "
-                    f"use a checkpoint with transformers' own processor of {kind!r}"
-                ) from error
-            if is_torchvision_available():
-                raise
-            raise ValueError(
-                f"the processor of {kind!r} at {where} cannot be loaded; it may need torchvision, "
-                f"which is not installed: {first_line(error)}"
-            ) from error
-    # Its video half needs torchvision; without it AutoProcessor fails with a misleading error.
-    images = image_processor_class().from_pretrained(where)
-    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    template = tokenizer.chat_template or _old_chat_template(where)
-    return image_only_processor_class(family.processor)(images, tokenizer, chat_template=template)
-
-
-def save_processor(processor: Processor, folder: Path) -> None:
-    """Write a processor so that AutoProcessor and `load_processor` find it again.
-
-    One for images alone is written as its whole family's, under names that all versions know: a
-    class of this package's would be read as its tokenizer, in silence.
-    """
-    whole = getattr(type(processor), "whole", None)
-    if whole is None:
-        processor.save_pretrained(folder)
-        return
-    (folder / "processor_config.json").unlink(missing_ok=True)
-    processor.tokenizer.chat_template = processor.chat_template
-    processor.tokenizer.save_pretrained(folder)
-    images = processor.image_processor.to_dict()
-    images["image_processor_type"] = "Qwen2VLImageProcessor"
-    words = folder / "tokenizer_config.json"
-    for path, kept in (
-        (folder / "preprocessor_config.json", images),
-        (words, json.loads(words.read_text("utf-8"))),
-    ):
-        kept = kept | {"processor_class": whole}
-        path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
-def load_tokenizer(model: Model) -> Tokenizer:
-    """The tokenizer saved beside a model's weights.
-
-    Raises:
-        ValueError: the model was not loaded from a checkpoint with a tokenizer.
-    """
-    found = tokenizer_beside(model)
-    if found is None:
-        raise ValueError(
-            f"query as text and <back> spans need a tokenizer, and none was found at "
-            f"{model.name_or_path!r}: pass "
-            "vrga.patch(model, tokenizer=processor.tokenizer)"
-        )
-    return found
-
-
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece*",
-    "tekken*",
-)
-
-
-def tokenizer_beside(model: Model) -> Tokenizer | None:
-    """The tokenizer saved beside a model's weights; None where there is none that can be loaded."""
-    from transformers import AutoTokenizer
-
-    where = model.name_or_path
-    if not where:
-        return None
-    folder = Path(where)
-    if folder.is_dir() and not any(any(folder.glob(name)) for name in TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except Exception:  # whatever a foreign tokenizer, or a package it lacks, makes its loader say
-        return None
-
-
-def template_beside(model: Model, tokenizer: Tokenizer) -> str | None:
-    """The chat template of a tokenizer, or one saved beside the model's weights."""
-    template = getattr(tokenizer, "chat_template", None)
-    if template is None and model.name_or_path:
-        try:
-            template = _old_chat_template(model.name_or_path)
-        except (OSError, ValueError):
-            template = None
-    return template if isinstance(template, str) else None
-
-
-def image_processor_class() -> type[Any]:
-    """The image processor that works on PIL images; transformers 4 and 5 name it differently."""
-    try:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-            Qwen2VLImageProcessorPil,
-        )
-    except ImportError:
-        from transformers import Qwen2VLImageProcessor
-
-        return Qwen2VLImageProcessor
-    return Qwen2VLImageProcessorPil
-
-
-@functools.cache
-def image_only_processor_class(base: str = "Qwen2_5_VLProcessor") -> type[Any]:
-    """A Qwen-VL processor class without its video half, which needs torchvision."""
-    import transformers
-
-    with_videos: Any = getattr(transformers, base)
-
-    class ImageOnlyProcessor(with_videos):
-        """Images and text alone."""
-
-        attributes = ["image_processor", "tokenizer"]  # read by transformers 4 alone
-        whole = base
-
-        def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-            self.vision_start_token, self.vision_end_token = "<|vision_start|>", "<|vision_end|>"
-            for name in ("image_token", "video_token", "vision_start_token", "vision_end_token"):
-                token = tokenizer.convert_tokens_to_ids(getattr(self, name))
-                setattr(self, f"{name}_id", token)
-            transformers.ProcessorMixin.__init__(
-                self, image_processor, tokenizer, chat_template=chat_template
-            )
-
-        @property
-        def model_input_names(self) -> list[str]:
-            names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
-            return [*dict.fromkeys(names), "mm_token_type_ids"]
-
-    return ImageOnlyProcessor
-
-
-def _old_chat_template(where: str | Path) -> str | None:
-    """The template of checkpoints that keep it in chat_template.json, as Qwen's own do."""
-    found = checkpoint_file(where, "chat_template.json")
-    try:
-        return json.loads(found.read_text("utf-8"))["chat_template"] if found else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{found} holds no chat template: {error!r}") from error

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from vrga.foreign import Tokenizer
-from vrga.hf.checkpoints import load_tokenizer, template_beside, tokenizer_beside
+from vrga.hf.announcement import Announcement
 from vrga.hf.grids import read_prompt
-from vrga.hf.host import ForwardInputs, Host
+from vrga.hf.host import Host
+from vrga.hf.inputs import ForwardInputs
 from vrga.hf.question import Query, question_end, template_end, user_end
+from vrga.hf.tokenizers import load_tokenizer, template_beside, tokenizer_beside
 from vrga.hf.turns import TurnMarks
 from vrga.method.prompt import Prompt, expanded
 
@@ -29,29 +31,6 @@ def on_cpu(function: Callable) -> Callable:
             return function(*args, **kwargs)
 
     return run
-
-
-@dataclass(frozen=True)
-class Announcement:
-    """The inputs of a prompt as the user gave them, before its first forward pass."""
-
-    inputs: ForwardInputs
-
-    @property
-    def width(self) -> int:
-        """Tokens per row, the cached ones included if they were given again."""
-        return self.inputs.width
-
-    def whole(self, past: int) -> bool:
-        """Whether these inputs begin with the `past` tokens that are cached already."""
-        mask = self.inputs.mask
-        if mask is None or mask.ndim != 2:
-            return self.width > past
-        return self.width > past and mask.shape[1] == self.width
-
-    def end(self, past: int) -> int:
-        """Keys in the cache when the prompt is complete."""
-        return self.width if self.whole(past) else past + self.width
 
 
 class PromptReader:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from vrga.config import RANGES, READ_BY, REPRODUCED
 from vrga.method.region import PAPER, Rules
 from vrga.method.released import RELEASED
+from vrga.ranges import RANGES, READ_BY, REPRODUCED
 
 if TYPE_CHECKING:
     from vrga.config import VRGAConfig

@@ -17,7 +17,7 @@ from vrga.recording.choices import Heads, check_steps, chosen_heads, chosen_laye
 from vrga.recording.waiting import CHUNK
 
 if TYPE_CHECKING:
-    from vrga.hf.host import ForwardInputs
+    from vrga.hf.inputs import ForwardInputs
 
 
 class Recorder:

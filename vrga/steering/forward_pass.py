@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from vrga.hf.cache import KeyCache
-from vrga.hf.host import VERSION, ForwardInputs
+from vrga.hf.inputs import ForwardInputs
+from vrga.hf.versions import VERSION
 from vrga.method.call import AttentionCall, has_bias
 from vrga.steering.passes import Pass, SteeringError
 from vrga.steering.run import Run

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vrga.hf.host import VERSION, GenerateOptions
-from vrga.hf.prompt_reader import Announcement
+from vrga.hf.announcement import Announcement
+from vrga.hf.generate_options import GenerateOptions
+from vrga.hf.versions import VERSION
 from vrga.recording.waiting import CHUNK
 from vrga.steering.decode_step import DecodeStep
 from vrga.steering.passes import SteeringError

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vrga.config import FILE, VRGAConfig, check_fields
+from vrga.config import VRGAConfig, check_fields
+from vrga.config_file import FILE
+from vrga.hf.announcement import Announcement
 from vrga.hf.attention import KEYWORD
 from vrga.hf.brought import checkpoint_of, choose
-from vrga.hf.host import ForwardInputs, GenerateOptions, Host, warn_if_untested
+from vrga.hf.generate_options import GenerateOptions
+from vrga.hf.host import Host
+from vrga.hf.inputs import ForwardInputs
 from vrga.hf.pipelines import parts_of
-from vrga.hf.prompt_reader import Announcement, PromptReader
+from vrga.hf.prompt_reader import PromptReader
 from vrga.hf.question import Query
+from vrga.hf.versions import warn_if_untested
 from vrga.kernels.api import check_implementation
 from vrga.method.prompt import GridCells
 from vrga.method.region import Region
@@ -179,7 +184,7 @@ class Patch:
             "before": self._before, "behind": self._behind, "inject": self._inject,
             "after": self._after,
         }  # fmt: skip
-        self._host.attach(hooks, self._generate)
+        self._host.attachment.attach(hooks, self._generate)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "config" and not isinstance(value, VRGAConfig):
@@ -203,7 +208,7 @@ class Patch:
         parts.append(f"gain {config.gain:g}" if config.boosts else config.method)
         if config is self._chosen.config and self._chosen.path is not None:
             parts[-1] += f", others from {FILE}" if self._chosen.fields else f" from {FILE}"
-        if not self._host.is_attached:
+        if not self._host.attachment.is_attached:
             parts.append("taken off")
         elif not self.enabled:
             parts.append("switched off")
@@ -220,7 +225,7 @@ class Patch:
 
     def remove(self) -> None:
         """Take the patch off. Doing it twice does nothing."""
-        self._host.detach()
+        self._host.attachment.detach()
         self._here.passing = None
 
     def __enter__(self) -> Patch:
@@ -384,7 +389,7 @@ class Patch:
         if options.inputs is None:
             return self._host.generate(args, kwargs, None)  # which says what it misses
         self._host.check_parts()
-        self._host.set_aside_compiled()
+        self._host.attachment.set_aside_compiled()
         here, outer = self._here, self._here.call
         call = here.call = GenerateCall(options, self._recording, outer, options.own)
         here.announced = None
@@ -396,7 +401,7 @@ class Patch:
             call.close()
         if call.run is not None:
             here.run = self._last = call.run
-        if self._host.is_attached and (self.enabled or call.run is not None):
+        if self._host.attachment.is_attached and (self.enabled or call.run is not None):
             call.end(output)
         return output
 
@@ -440,10 +445,11 @@ class Patch:
         if not self.enabled:
             self._pass_by(args, kwargs)
             return None
-        if not self._host.is_attached:
+        if not self._host.attachment.is_attached:
             raise RuntimeError(
-                f"the attention implementation was changed to {self._host.current_backend!r} "
-                "while the model is patched: call vrga.unpatch(model) first"
+                "the attention implementation was changed to "
+                f"{self._host.attachment.current_backend!r} while the model is patched: call "
+                "vrga.unpatch(model) first"
             )
         inputs = self._host.read(args, kwargs)
         found, run, announced = self._what_is(inputs)

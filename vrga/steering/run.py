@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from vrga.config import VRGAConfig
+from vrga.hf.announcement import Announcement
 from vrga.hf.cache import KeyCache
-from vrga.hf.host import VERSION, ForwardInputs, Host
-from vrga.hf.prompt_reader import Announcement, PromptReader, on_cpu
+from vrga.hf.host import Host
+from vrga.hf.inputs import ForwardInputs
+from vrga.hf.prompt_reader import PromptReader, on_cpu
 from vrga.hf.question import Query
+from vrga.hf.versions import VERSION
 from vrga.kernels.api import Kernels
 from vrga.kernels.reference import GROUP
 from vrga.method.attention_rows import Sample

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from vrga.config import FILE
-from vrga.hf.checkpoints import save_processor
+from vrga.config_file import FILE
 from vrga.hf.files import embedded
+from vrga.hf.processors import save_processor
 
 MODEL, WHOLE = "model", "whole.json"  # the model at the end; written when a checkpoint is whole
 
