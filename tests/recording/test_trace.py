@@ -23,8 +23,9 @@ from vrga.method.timeline import Relocation, Timeline
 from vrga.plots import save, trend_figure
 from vrga.recording.meter import Meter
 from vrga.recording.recorder import Recorder
+from vrga.recording.row_images import fitted
 from vrga.recording.token_texts import back_spans, token_texts
-from vrga.recording.trace import MEASURES, fitted
+from vrga.recording.trace import MEASURES
 
 QWEN = FAMILIES["qwen2_5_vl"]
 

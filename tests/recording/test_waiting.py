@@ -187,7 +187,7 @@ def test_a_recording_lets_go_of_the_cache(model):
     with vrga.patch(model, VRGAConfig.published(gain=3.0)) as patch:
         with patch.record():
             generate(model, QWEN.batch([1]).inputs, 4, **STATIC)
-        assert patch._step.meter is None
+        assert patch._hooks.run.step.meter is None
 
 
 def by_hand(model, step, cache, tokens=3):

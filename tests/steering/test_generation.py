@@ -572,9 +572,9 @@ def test_our_own_sums_are_not_rounded_by_autocast(model):
         keys = batch.inputs["input_ids"].shape[1] + 1
         q, k, v = (torch.randn(1, h, n, 16, generator=g) for h, n in ((8, 1), (2, keys), (2, keys)))
         call = AttentionCall(1, q, k, v, None, scale=0.25, window=None, own=None)
-        exact = patch._step.attend(call)[0]
+        exact = patch._hooks.run.step.attend(call)[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(patch._step.attend(call)[0], exact)
+            assert torch.equal(patch._hooks.run.step.attend(call)[0], exact)
 
 
 # --- refusals ---

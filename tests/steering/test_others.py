@@ -732,7 +732,7 @@ def test_tensors_go_where_they_belong_whatever_the_default_device(config):
             say(model, one, SAID)
         with torch.no_grad():
             plain = loop(model, one.inputs, 4)
-        own, inside = patch._before, []
+        own, inside = patch._hooks.before, []
 
         def before(*args):
             with torch.device("meta"):
@@ -741,11 +741,11 @@ def test_tensors_go_where_they_belong_whatever_the_default_device(config):
 
         def after(*args):
             with torch.device("meta"):
-                return patch._after(*args)
+                return patch._hooks.after(*args)
 
         outer, text = model.model, model.model.language_model
         hooks = {outer: (outer._forward_pre_hooks, own, before),
-                 text: (text._forward_hooks, patch._after, after)}  # fmt: skip
+                 text: (text._forward_hooks, patch._hooks.after, after)}  # fmt: skip
         for where, old, new in hooks.values():
             (key,) = [k for k, hook in where.items() if hook == old]
             where[key] = new

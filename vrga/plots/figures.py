@@ -29,7 +29,8 @@ from vrga.plots.pictures import (
     trend,
     word,
 )
-from vrga.recording.trace import Trace, fitted
+from vrga.recording.row_images import fitted
+from vrga.recording.trace import Trace
 
 
 def region_figure(

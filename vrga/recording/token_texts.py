@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
 
 from vrga.lookback import TAG
-from vrga.method.region import Region
 
 
 def token_texts(ids: Iterable[int], decode: Callable[[list[int]], str]) -> list[str]:
@@ -86,17 +84,8 @@ def until_end(ids: list[int], ends: set[int]) -> list[int]:
     return ids
 
 
-def prompt_ids(
-    prompt: Tensor, padding: Tensor | None, regions: list[Region], row: int
-) -> list[int]:
-    """A row's prompt without padding; every run of image tokens as one."""
-    kept = torch.ones(prompt.shape[1], dtype=torch.bool)
-    if padding is not None:
-        kept = padding[row] != 0
-    if row < len(regions) and len(regions[row].image) == len(kept):
-        # Not region.image: methods differ in what they count as image, and the prompt is one.
-        image = torch.zeros_like(kept)
-        for grid in regions[row].grids:
-            image[grid.index] = True
-        kept[1:] &= ~(image[1:] & image[:-1])
-    return prompt[row, kept].tolist()
+def runs(inside: list[bool]) -> list[tuple[int, int]]:
+    """Where it is true without a break, as [first, end)."""
+    padded = [False, *inside, False]
+    turns = [i for i in range(len(inside) + 1) if padded[i] != padded[i + 1]]
+    return list(zip(turns[::2], turns[1::2], strict=True))

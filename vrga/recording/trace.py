@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from vrga.config import VRGAConfig
-from vrga.foreign import Model, Tokenizer
-from vrga.kernels.reference import ENTROPY, GATE, MASS
+from vrga.foreign import Tokenizer
 from vrga.lookback import TAG
 from vrga.method.region import Region
 from vrga.method.timeline import Relocation, Timeline
-from vrga.recording.recorder import Recorder
-from vrga.recording.token_texts import back_spans, prompt_ids, token_texts, until_end
+from vrga.recording.row_images import fitted
+from vrga.recording.token_texts import back_spans, runs
+from vrga.recording.transcript import Transcript
 
 if TYPE_CHECKING:
     import pandas
@@ -81,6 +76,7 @@ class Trace:
         images: each row's images, one per grid, see `attach`.
         config: the config's fields.
         versions: of the packages, and the model's name.
+        transcript: what texts are made of; missing: why the trace is empty, where it is.
     """
 
     image: Tensor | None = None
@@ -107,12 +103,12 @@ class Trace:
     images: list[list[Image.Image]] | None = None
     config: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
-    _source: tuple | None = field(default=None, repr=False)  # what texts are made of
-    _missing: str = field(default="it was not recorded yet", repr=False)  # why it is empty
+    transcript: Transcript | None = field(default=None, repr=False)
+    missing: str = field(default="it was not recorded yet", repr=False)
 
     def __repr__(self) -> str:
         if self.image is None:
-            return f"Trace(empty: {self._missing})"
+            return f"Trace(empty: {self.missing})"
         steps, layers, rows, heads = self.image.shape
         parts = [f"{steps} steps", f"{layers} layers of {heads} heads"]
         parts += [f"{rows} rows"] if rows > 1 else []
@@ -145,42 +141,6 @@ class Trace:
             return plots.trend_figure(self, row, **options)
         return plots.token_figure(self, row=row, **options)
 
-    def fill(self, recorder: Recorder) -> None:
-        """Read what a recorder took; nothing when no step was steered or measured."""
-        self.regions, self.relocated = list(recorder.regions), recorder.relocated
-        self._missing = recorder.missing
-        if not recorder.steps:
-            return
-        stats = recorder.stacked()
-        self.steps, self.layers = torch.tensor(recorder.steps), torch.tensor(recorder.layers)
-        self.maps, self.layer_maps = recorder.stacked_maps()
-        if self.maps is not None:
-            self.heads = recorder.mapped.nonzero()
-        self.entropy, self.gate = stats[..., ENTROPY], stats[..., GATE]
-        # a = mass * share, so H_mass = mass (H_img - log mass).
-        mass = stats[..., MASS]
-        seen = mass > torch.finfo(mass.dtype).tiny
-        self.spread = torch.where(seen, self.entropy / mass + mass.log(), torch.nan)
-        self.inside = recorder.stacked_inside()
-        for name, share in recorder.groups.shares(stats).items():
-            setattr(self, name, share)
-
-    def describe(
-        self, recorder: Recorder, config: VRGAConfig, model: Model, tokenizer: Tokenizer | None
-    ) -> None:
-        """Note what was asked, answered and set; the model itself is let go of."""
-        self.config = asdict(config)
-        if callable(self.config["when"]):
-            self.config["when"] = getattr(config.when, "__name__", "callable")
-        self.versions = {"model": str(getattr(model, "name_or_path", "")) or type(model).__name__}
-        self.versions |= _versions()
-        said = recorder.said
-        if said is not None and (self.image is None or len(said) == self.image.shape[2]):
-            self.ids = said
-            self._source = recorder.prompt, recorder.padding, recorder.ends, tokenizer
-            answers = [until_end(row, recorder.ends) for row in said.tolist()]
-            self.ends = torch.tensor([len(answer) - 1 for answer in answers])
-
     def attach(
         self,
         tokenizer: Tokenizer | None = None,
@@ -208,18 +168,11 @@ class Trace:
             self.images = [
                 fitted(row, region) for row, region in zip(images, self.regions, strict=True)
             ]
-        if self.ids is None or self._source is None:
-            return self
-        prompt, padding, ends, known = self._source
-        tokenizer = known if tokenizer is None else tokenizer
-        if tokenizer is None:
-            return self  # a model without a tokenizer: a report shows the tokens' numbers
-        # Cleaning up would move spaces from one token to another.
-        decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
-        self.texts = [token_texts(until_end(row, ends), decode) for row in self.ids.tolist()]
-        if prompt is not None:
-            asked = [prompt_ids(prompt, padding, self.regions, row) for row in range(len(prompt))]
-            self.asked = [decode(ids, skip_special_tokens=True).strip() for ids in asked]
+        if self.ids is not None and self.transcript is not None:
+            told = self.transcript.told(self.regions, tokenizer)
+            if told is not None:  # else a report shows the tokens' numbers
+                self.texts, asked = told
+                self.asked = self.asked if asked is None else asked
         return self
 
     def save(self, path: str | Path) -> Path:
@@ -260,32 +213,14 @@ class Trace:
             ImportError: pandas is missing.
             ValueError: an empty trace.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_pandas needs pandas: pip install 'vrga[plot]'") from error
-        own = self.filled()
-        t, n, b, h = own.image.shape
-        shape = (t, n, b, h)
-        step, layer, row, head = torch.meshgrid(
-            own.steps, own.layers, torch.arange(b), torch.arange(h), indexing="ij"
-        )
-        columns = {"step": step, "layer": layer, "head": head, "row": row}
-        columns |= {k: getattr(self, k) for k in MEASURES if getattr(self, k) is not None}
-        if self.inside is not None:
-            columns["inside"] = self.inside[:, None, :, None].expand(shape)
-        frame = pandas.DataFrame({name: x.flatten().numpy() for name, x in columns.items()})
-        if self.ends is not None:
-            frame = frame[frame["step"] < self.ends.numpy()[frame["row"]]].reset_index(drop=True)
-        if self.texts is not None:
-            pairs = zip(frame["step"], frame["row"], strict=True)
-            frame["text"] = [self.texts[r][s] for s, r in pairs]
-        return frame
+        from vrga.recording.trace_frame import frame
+
+        return frame(self)
 
     def check_filled(self) -> None:
         """Raise ValueError for a trace of no step."""
         if self.image is None:
-            raise ValueError(f"the trace is empty: {self._missing}")
+            raise ValueError(f"the trace is empty: {self.missing}")
 
     def filled(self) -> Filled:
         """What all traces but an empty one have.
@@ -357,37 +292,4 @@ class Trace:
             inside = [said[step] for step in steps]
         else:
             return []
-        padded = [False, *inside, False]
-        turns = [i for i in range(len(inside) + 1) if padded[i] != padded[i + 1]]
-        return list(zip(turns[::2], turns[1::2], strict=True))
-
-
-def fitted(images: Sequence[Image.Image], region: Region) -> list[Image.Image]:
-    """One image for each of a region's grids.
-
-    Of a video's frames, which the model merges in time, the first of each group.
-
-    Raises:
-        ValueError: not as many images as grids, nor, of a video, a multiple.
-    """
-    images, grids = list(images), len(region.grids)
-    if len(images) == grids:
-        return images
-    video = bool(grids) and all(grid.video for grid in region.grids)
-    if not video or not images or len(images) % grids:
-        more = ", or a multiple, as the model merges frames" if video else ""
-        raise ValueError(
-            f"{len(images)} images given; the region has {grids} grids: give one for each, in "
-            f"order{more}"
-        )
-    return images[:: len(images) // grids]
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("vrga", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+        return runs(inside)

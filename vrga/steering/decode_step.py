@@ -114,8 +114,13 @@ class DecodeStep:
         """Start a compiled step; its tokens, int64 [B, 1].
 
         Raises:
-            ValueError, RuntimeError: as `begin`; or a `when` that cannot be compiled.
+            ValueError, RuntimeError: as `begin`; or a config that cannot be compiled.
         """
+        if self.config.relocate == "back":
+            raise RuntimeError(
+                "relocate='back' finds a region amid decoding, which cannot be "
+                "compiled: call generate with disable_compile=True"
+            )
         if self.meter is not None:
             self.meter.begin_compiled()
         asked = self._asked(ids, None)

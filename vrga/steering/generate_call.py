@@ -11,7 +11,8 @@ from vrga.hf.versions import VERSION
 from vrga.recording.waiting import CHUNK
 from vrga.steering.decode_step import DecodeStep
 from vrga.steering.passes import SteeringError
-from vrga.steering.run import Recording, Run
+from vrga.steering.recording import Recording
+from vrga.steering.run import Run
 
 
 class GenerateCall:
@@ -65,7 +66,7 @@ class GenerateCall:
                 phase.look_ahead(ids[:, -1:], ids.shape[1] - 1)
             self._chosen += 1
             if self._chosen % CHUNK == 0 and self._recording is not None:
-                run.settle()
+                run.answer.settle()
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     def end(self, output: object) -> None:
@@ -89,13 +90,14 @@ class GenerateCall:
         # Of embeddings, generate() returns the new tokens alone.
         said = sequences if given.ids is None else sequences[:, self._width :]
         if self._recording is not None and self._recording.run is run:
-            run.settle()
+            run.answer.settle()
             if not self.options.beams:
                 self._recording.recorder.hear(given, said, set(run.options.ends))
         if run.is_located:
-            known = self._end == run.ledger.start and not self.options.beams
-            run.said = said if known else None
-            run.check_sum(self._end - run.ledger.start + said.shape[1] - 1, self.options.beams)
+            known = self._end == run.answer.account.ledger.start and not self.options.beams
+            run.answer.account.said = said if known else None
+            expected = self._end - run.answer.account.ledger.start + said.shape[1] - 1
+            run.answer.account.check_sum(expected, self.options.beams, run.answer.step)
 
     def close(self) -> None:
         """However it ended."""

@@ -1,0 +1,299 @@
+"""The hooks on a patched model: before and behind its passes, and in the place of generate()."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from vrga.hf.announcement import Announcement
+from vrga.hf.attention import KEYWORD
+from vrga.hf.host import Host
+from vrga.hf.inputs import ForwardInputs
+from vrga.hf.prompt_reader import PromptReader
+from vrga.steering.arrival import Arrival
+from vrga.steering.decode_step import DecodeStep
+from vrga.steering.forward_pass import ForwardPass
+from vrga.steering.generate_call import GenerateCall
+from vrga.steering.here import Here
+from vrga.steering.passes import Pass, SteeringError
+from vrga.steering.probe import Probe
+from vrga.steering.recording import Recording
+from vrga.steering.run import Run
+from vrga.steering.settings import Options, Settings
+
+
+class Hooks:
+    """The hooks of one patch.
+
+    Args:
+        host: the model; reader: of its prompts; settings: what the patch has set, read at every
+            pass.
+
+    Attributes:
+        recording: the block of `Patch.record` that is open, or None.
+    """
+
+    def __init__(self, host: Host, reader: PromptReader, settings: Settings):
+        self._host, self._reader, self.settings = host, reader, settings
+        self._here = Here(host.cache_name)
+        self._last: Run | None = None  # of the last prompt in any thread
+        self.recording: Recording | None = None
+
+    def attach(self) -> None:
+        """Put them on the model; raises as `Attachment.attach`."""
+        hooks = {name: getattr(self, name) for name in ("before", "behind", "inject", "after")}
+        self._host.attachment.attach(hooks, self.generate)
+
+    def detach(self) -> None:
+        """Take them off. Doing it twice does nothing."""
+        self._host.attachment.detach()
+        self._here.passing = None
+
+    def __deepcopy__(self, memo: dict) -> Hooks:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        own = {name: value for name, value in vars(self).items() if name != "_last"}
+        vars(twin).update({k: copy.deepcopy(v, memo) for k, v in own.items()}, _last=None)
+        return twin
+
+    @property
+    def run(self) -> Run | None:
+        """The last prompt of this thread, or a later one of a thread that has ended."""
+        own, last = self._here.run, self._last
+        if own is None or (last is not None and not last.thread.is_alive()):
+            return last
+        return own
+
+    @property
+    def located(self) -> Run | None:
+        """The same, where it is through."""
+        return self.run if self.run is not None and self.run.is_located else None
+
+    def announce(self, announced: Announcement) -> None:
+        """A prompt comes, in a loop by hand."""
+        self._here.announced = announced
+
+    # --- generate() ---
+
+    def generate(self, *args, **kwargs) -> object:
+        """generate() of the patched model: resolve its options, follow it, account for it."""
+        if not self.settings.enabled:
+            return self._host.generate(args, kwargs, None)
+        options = self._host.options(args, kwargs)
+        if options.inputs is None:
+            return self._host.generate(args, kwargs, None)  # which says what it misses
+        self._host.check_parts()
+        self._host.attachment.set_aside_compiled()
+        here, outer = self._here, self._here.call
+        call = here.call = GenerateCall(options, self.recording, outer, options.own)
+        here.announced = None
+        config = self.settings.config
+        followed = self.recording is not None or "back" in (config.when, config.relocate)
+        try:
+            output = self._host.generate(args, kwargs, call.between if followed else None)
+        finally:
+            here.call = outer
+            call.close()
+        if call.run is not None:
+            here.run = self._last = call.run
+        if self._host.attachment.is_attached and (self.settings.enabled or call.run is not None):
+            call.end(output)
+        return output
+
+    # --- before the multimodal model, and behind it ---
+
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Before the multimodal model: decide what this forward pass is."""
+        if torch.compiler.is_compiling():
+            self._compiled_step(args, kwargs)
+            return None
+        here, call = self._here, self._here.call
+        here.passing = None
+        if not self.settings.enabled:
+            self._pass_by(args, kwargs)
+            return None
+        if not self._host.attachment.is_attached:
+            raise RuntimeError(
+                "the attention implementation was changed to "
+                f"{self._host.attachment.current_backend!r} while the model is patched: call "
+                "vrga.unpatch(model) first"
+            )
+        inputs = self._host.read(args, kwargs)
+        run = None if inputs.cache is None else self._mine(inputs.cache.run)
+        announced = here.announced if call is None else call.announced
+        arrival = Arrival(inputs, run, call, announced)
+        found = arrival.what(self._reader, lambda: self._ends)
+        if found.kind == "split":
+            return self._split(module, inputs, found)
+        self._enter(arrival, found)
+        return None
+
+    @property
+    def _ends(self) -> set[int]:
+        """Ids that end a turn, as this call has them."""
+        call = self._here.call
+        return self._host.end_tokens | (set() if call is None else call.options.end_tokens)
+
+    def _mine(self, run: Run | None) -> Run | None:
+        """A run, if it is of this patch: another's, or of one taken off, is a prompt not seen."""
+        return run if run is not None and run.owner is self else None
+
+    def _enter(self, arrival: Arrival, found: Pass) -> ForwardPass:
+        """A pass of one kind begins."""
+        here, call = self._here, self._here.call
+        inputs, run, announced = arrival.inputs, arrival.run, arrival.announced
+        held = run.prompt if run is not None and found.past else None
+        answering = run is not None and run.progress.answering
+        if found.kind == "prompt":
+            options = Options.of(self.settings, self._ends)
+            run = Run(self._host, self._reader, options, self)
+        assert run is not None  # a prompt alone comes without one
+        if announced is not None:
+            here.announced = None
+            if call is not None:
+                call.begin(run, found.past)
+        if found.kind == "prompt":
+            run.begin(inputs, found.past, announced, held)
+        elif found.kind == "piece":
+            run.go_on(inputs, found.past)
+        elif found.kind == "rest":
+            end = run.end
+            if not answering:
+                assert announced is not None  # else it is not known to be a rest
+                end = announced.end(found.past)
+            run.end_with(end, found.past, inputs.width)
+        else:
+            if call is None or announced is not None:
+                self._check_config(run)
+            run.next_step(found.past, inputs)
+        passing = here.passing = ForwardPass(run, found, inputs)
+        return passing
+
+    def _check_config(self, run: Run) -> None:
+        """An answer that is gone on with is gone on with as its prompt was read.
+
+        Raises:
+            ValueError: the config was set since, by whoever goes on with the answer.
+        """
+        if run.config is not self.settings.config and run.config != self.settings.config:
+            raise ValueError(
+                "patch.config was set since the prompt of this cache was read, by whose numbers "
+                "its region was found: set it before the prompt, or set back the one it had"
+            )
+
+    def _compiled_step(self, args: tuple, kwargs: dict) -> None:
+        """A compiled pass: the state of its prompt stands."""
+        if not self.settings.enabled:
+            run = self._mine(self._host.run_in(self._host.named(args, kwargs)))
+            if run is not None and run.is_located:
+                run.answer.begin_compiled(None, off=True)
+            return
+        inputs = self._host.read(args, kwargs)
+        if inputs.width > 1:
+            raise RuntimeError(
+                "a patched model cannot compile passes of several tokens, such as chunks of "
+                "the prefill: call generate with disable_compile=True, or without "
+                "prefill_chunk_size"
+            )
+        run = None if inputs.cache is None else self._mine(inputs.cache.run)
+        if run is None:
+            raise RuntimeError(
+                "a compiled step without the cache of a prompt that the patch has seen: run the "
+                "prompt on the patched model, uncompiled, and hand its static cache on"
+            )
+        if run.is_located:
+            run.answer.begin_compiled(inputs.ids, off=False)
+
+    def _pass_by(self, args: tuple, kwargs: dict) -> None:
+        """A pass goes by while the patch is switched off: its prompt's account goes on."""
+        run = self._mine(self._host.run_in(self._host.named(args, kwargs)))
+        if run is None or not run.is_located:
+            return
+        inputs = ForwardInputs.of(self._host.named(args, kwargs))
+        past = Arrival(inputs, run).held
+        assert past is not None  # the run was found by its cache
+        run.pass_by(past, inputs.ids, inputs.width)
+
+    def _split(self, module: nn.Module, inputs: ForwardInputs, found: Pass) -> tuple[tuple, dict]:
+        """Run the prompt alone, then go on with what assisted decoding drafted behind it.
+
+        The region is known only when the prompt is through, and drafts are steered.
+        """
+        past, length = found.past, found.length
+        head = module(**self._host.cut(inputs, slice(0, length), past))
+        rest = self._host.behind(inputs, slice(length, None), past, head)
+        later = ForwardInputs.of(rest)
+        assert later.cache is not None  # `behind` has put it there
+        arrival = Arrival(later, later.cache.run, self._here.call)
+        self._enter(arrival, Pass("step", past + length)).head = head
+        return (), rest
+
+    def behind(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+        """After the multimodal model: put the prompt's states before those of the drafts."""
+        if torch.compiler.is_compiling():
+            return None
+        passing, self._here.passing = self._here.passing, None
+        if passing is None or passing.head is None:
+            return None
+        return self._host.join(passing.head, output)
+
+    # --- before the text model, and behind it ---
+
+    def inject(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Before the text model: hand this step to its attention layers."""
+        if not self.settings.enabled:
+            return None
+        step: Probe | DecodeStep | ForwardPass | None
+        if torch.compiler.is_compiling():
+            run = self._mine(self._host.run_in(kwargs))
+            step = None if run is None else run.step
+        else:
+            step = self._passing(kwargs)
+        return None if step is None else (args, {**kwargs, KEYWORD: step})
+
+    def _passing(self, kwargs: dict) -> ForwardPass | None:
+        """The pass that the text model is called in; None for a call of its own.
+
+        Raises:
+            SteeringError: such a call on the cache of a prompt that is steered.
+        """
+        here, cache = self._here, self._host.cache_among(kwargs)
+        passing = here.passing
+        if passing is not None and passing.is_of(cache):
+            passing.injected = True
+            return passing
+        here.passing = None
+        if cache is not None and self._mine(cache.run) is not None:
+            raise SteeringError(
+                f"{type(self._host.text).__name__} is called by itself on the cache of a patched "
+                "model's prompt, so that the pass would not be steered: call the model, or switch "
+                "the patch off (patch.enabled = False)"
+            )
+        return None
+
+    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        """After the text model: the pass must be what it seemed; find the regions behind a
+        prompt."""
+        if torch.compiler.is_compiling() or not self.settings.enabled:
+            return
+        here = self._here
+        passing = here.passing
+        if passing is None:
+            return
+        passing.check_layers()
+        run, call = passing.run, here.call
+        if passing.what.kind == "step":
+            run.answer.relocate(run.reached)
+        cache = self._host.cache_of(output)
+        passing.check_cache(cache)
+        run.pass_is_through(cache, self.recording, call)
+        if not run.is_located:
+            return
+        if call is None and passing.what.kind == "prompt":
+            here.recent.come(run.prompt)
+        elif call is None:
+            here.recent.use(run.prompt)
+        if call is None or call.run is run:
+            here.run = self._last = run
