@@ -58,6 +58,9 @@ class Hooks:
         vars(twin).update({k: copy.deepcopy(v, memo) for k, v in own.items()}, _last=None)
         return twin
 
+    def __reduce__(self) -> str | tuple:
+        return self.settings.__reduce__()  # which says why not
+
     @property
     def run(self) -> Run | None:
         """The last prompt of this thread, or a later one of a thread that has ended."""
@@ -74,8 +77,6 @@ class Hooks:
     def announce(self, announced: Announcement) -> None:
         """A prompt comes, in a loop by hand."""
         self._here.announced = announced
-
-    # --- generate() ---
 
     def generate(self, *args, **kwargs) -> object:
         """generate() of the patched model: resolve its options, follow it, account for it."""
