@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from pathlib import Path
 
+from chrome import started
 from PIL import Image
 
 from vrga.app.server import served
@@ -18,22 +18,6 @@ HERE = Path(__file__).parent / "pictures"
 SHOTS = {"app_wide.png": (1400, 1000), "app_phone.png": (390, 844)}  # CSS pixels
 EXAMPLE, WORD = 2, "answer"  # which example is chosen, and the word that is pointed at
 HEARD = "return document.querySelector('#vrga-viewer [data-ready]')?.dataset.heard"
-
-
-def chromium(size: tuple[int, int]):
-    """A headless browser; one that is narrow has a touch screen."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.add_argument(f"--window-size={size[0]},{size[1]}")
-    if size[0] < 600:
-        metrics = {"width": size[0], "height": size[1], "pixelRatio": 1, "touch": True}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    return webdriver.Chrome(options=options, service=service)
 
 
 def answered(driver, address: str) -> None:
@@ -66,7 +50,9 @@ def shot(driver) -> Image.Image:
 def draw(folder: Path, address: str) -> None:
     """Draw the pages of a server into a folder."""
     for name, size in SHOTS.items():
-        driver = chromium(size)
+        width, height = size
+        narrow = {"width": width, "height": height, "pixelRatio": 1} if width < 600 else None
+        driver = started([f"--window-size={width},{height}"], narrow)
         try:
             answered(driver, address)
             # A palette: noise in PNG is large.

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 import tempfile
 from pathlib import Path
 
 import torch
+from chrome import started
 from PIL import Image
 
 import vrga
@@ -37,15 +37,7 @@ def page(path: Path) -> Path:
 
 def chromium(size: tuple[int, int]):
     """A headless browser; one that is narrow has a touch screen."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.add_argument("--hide-scrollbars")
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
+    driver = started(["--hide-scrollbars"])
     phone = size[0] < 600
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": phone}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what each name is, for type checkers and editors
     from vrga import lookback as lookback
-    from vrga.answers.ask import Answer as Answer
+    from vrga.answers.answer import Answer as Answer
     from vrga.answers.ask import ask as ask
     from vrga.checkup.run import doctor as doctor
     from vrga.closer.look import Closer as Closer
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "VRGAConfig": "config",
-    "Answer": "answers.ask",
+    "Answer": "answers.answer",
     "Patch": "steering.patching",
     "ask": "answers.ask",
     "patch": "steering.patching",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import answers, growth, table
+from benchmarks import answers, growth, speed
 from vrga.evaluation.wording import percent
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def spread(value):
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """Write a kernel run with the given contenders to a results folder of the test's own."""
-    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(speed, "RESULTS", tmp_path)
 
     def write(contenders, interpreted=False):
         infos = [
@@ -62,18 +62,18 @@ def timed(seconds, gates=True):
 def test_a_cpu_run_shows_ratios_alone(results):
     results({"ours in torch": timed(3e-3), "sdpa": timed(2e-3, gates=False),
              "sdpa cudnn": {"unsupported": "no kernel", "gates": False}})  # fmt: skip
-    text = table.contenders()
+    text = speed.contenders()
     assert "cudnn" not in text
     assert "| a case | ours in torch | yes | 1.50 |\n" in text + "\n" and "µs" not in text
 
 
 def test_times_of_the_interpreter_are_not_shown(results):
     results({"ours": timed(3.0), "sdpa": timed(2.0, gates=False)}, interpreted=True)
-    assert table.contenders() == ""
+    assert speed.contenders() == ""
 
 
 def test_growth_is_measured_in_turns_and_shown_as_ratios(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(speed, "RESULTS", tmp_path)
     run = growth.run("tiny", [256], 1, 1, 2)
     (found,) = run["lengths"]
     weights = found["prefill"]
@@ -83,7 +83,7 @@ def test_growth_is_measured_in_turns_and_shown_as_ratios(tmp_path, monkeypatch):
     assert 0 < more < 2 * 128 * 4 + 32 * 256
     assert found["ratio_first_token"]["n"] == 1 and found["ratio_per_token"]["n"] == 2
     (tmp_path / "growth.json").write_text(json.dumps(run | {"environment": ENVIRONMENT}))
-    head, _, *_, row = table.growth().splitlines()
+    head, _, *_, row = speed.growth().splitlines()
     assert head.startswith("A device, 4 cores") and "the tiny text shape, batch 1" in head
     assert row.startswith("| 256 | ") and f"| {more / 1e3:,.1f} kB | 1, 2 |" in row
 

@@ -10,9 +10,10 @@ from PIL import Image
 import vrga
 from vrga import VRGAConfig
 from vrga.demo.data import make_samples
-from vrga.evaluation.asking import Asker, Request, request
+from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import drawn_items
 from vrga.evaluation.looking import cells_in
+from vrga.evaluation.request import Request, request
 from vrga.steering.patching import patch_of
 
 SAMPLES = make_samples(7, seed=11, objects=(4, 8)) + make_samples(2, seed=50, grid=(4, 7))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vrga.answers.ask import foreign, generated, inputs_of, recorded, unsteered_config
+from vrga.answers.ask import foreign
+from vrga.answers.spoken import generated, inputs_of, recorded, unsteered_config
 from vrga.closer.look import Closer, look_closer
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig

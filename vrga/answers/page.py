@@ -14,7 +14,7 @@ from vrga.method.prompt import Grid
 from vrga.method.region import Region
 
 if TYPE_CHECKING:
-    from vrga.answers.ask import Answer
+    from vrga.answers.answer import Answer
 
 LONGEST_SIDE = 640  # pixels of an image
 

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vrga.answers.ask import Answer, ask, check_question, foreign, inputs_of, unsteered_config
+from vrga.answers.answer import Answer
+from vrga.answers.ask import ask, check_question, foreign
+from vrga.answers.spoken import inputs_of, unsteered_config
 from vrga.app.painted import cells_of
 from vrga.app.words import Said, Stopped, Words, newest
 from vrga.closer.look import look_closer

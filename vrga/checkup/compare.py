@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import vrga
-from vrga.checkup.loops import Look, look
 from vrga.checkup.models import Subject
+from vrga.checkup.plain_look import Look, look
 from vrga.checkup.trial import Fault, Skipped
 from vrga.config import VRGAConfig
 from vrga.method.region import Region

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import vrga
-from vrga.checkup.loops import Loops, Picture, Row
+from vrga.checkup.loops import Loops, Row
+from vrga.checkup.plain_look import Picture
 from vrga.foreign import Model
 from vrga.hf.backends import set_backend
 from vrga.hf.families import family_of

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
 
 from vrga.beforehand import SPLITS, STYLES, check_folder, check_readable, check_split
-from vrga.cli.options import Dtype, Gain, Model, Preset, console
+from vrga.cli.options import Dtype, Gain, Model, Preset, Resume, Seed, Weights, console
 from vrga.cli.status import guarded
 from vrga.config import VRGAConfig
 from vrga.hf.brought import Chosen, chosen_for
@@ -23,49 +25,51 @@ ARMS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+Tasks = Annotated[str, typer.Option(help="Comma-separated: pope, mmstar, MathVista, grid, ...")]
+Files = Annotated[
+    Path | None, typer.Option(help="Folder with the tasks' files, instead of the hub.")
+]
+Steered = Annotated[
+    Preset | None,
+    typer.Option(help="Of the steered arm; the checkpoint's own, else paper, if absent."),
+]
+Config = Annotated[
+    Path | None, typer.Option(help="A configuration as JSON, such as vrga tune writes.")
+]
+Prompt = Annotated[
+    str,
+    typer.Option(help="task (its own), direct, cot, back, solution, or a text with {question}."),
+]
+Longest = Annotated[int | None, typer.Option(min=1, help="Longest answer, over the tasks' own.")]
+Backend = Annotated[
+    str | None, typer.Option(help="sdpa, flash_attention_2, ...; the same for both arms.")
+]
+DeviceMap = Annotated[str | None, typer.Option(help="auto: a model larger than one GPU.")]
+
+
 def evaluate(
-    tasks: Annotated[str, typer.Option(help="Comma-separated: pope, mmstar, MathVista, grid, ...")],
+    tasks: Tasks,
     output: Annotated[Path, typer.Option(help="Folder of the run.")],
     model: Model = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with the tasks' files, instead of the hub.")
-    ] = None,
+    data: Files = None,
     vrga: Annotated[bool, typer.Option("--vrga", help="The steered model.")] = False,
     no_vrga: Annotated[bool, typer.Option("--no-vrga", help="The unpatched model.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Both, paired.")] = False,
-    preset: Annotated[
-        Preset | None,
-        typer.Option(help="Of the steered arm; the checkpoint's own, else paper, if absent."),
-    ] = None,
+    preset: Steered = None,
     gain: Gain = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A configuration as JSON, such as vrga tune writes.")
-    ] = None,
-    prompt: Annotated[
-        str,
-        typer.Option(
-            help="task (its own), direct, cot, back, solution, or a text with {question}."
-        ),
-    ] = "task",
+    config: Config = None,
+    prompt: Prompt = "task",
     split: Annotated[str, typer.Option(help=f"Of the grid task: {', '.join(SPLITS)}.")] = "clean",
     limit: Annotated[int | None, typer.Option(min=1, help="Samples of each task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per call of generate.")] = 1,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer, over the tasks' own.")
-    ] = None,
+    max_new_tokens: Longest = None,
     min_pixels: Annotated[int | None, typer.Option(min=1, help="Fewest of an image.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Most of an image.")] = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
-    ] = Dtype.auto,
-    attn_implementation: Annotated[
-        str | None, typer.Option(help="sdpa, flash_attention_2, ...; the same for both arms.")
-    ] = None,
-    device_map: Annotated[
-        str | None, typer.Option(help="auto: a model larger than one GPU.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.")] = False,
+    dtype: Weights = Dtype.auto,
+    attn_implementation: Backend = None,
+    device_map: DeviceMap = None,
+    seed: Seed = 0,
+    resume: Resume = False,
 ) -> None:
     """Evaluate on benchmarks, with and without VRGA: the same samples, the same backend.
 
@@ -91,24 +95,33 @@ def evaluate(
         raise ValueError(f"pixels: at least {min_pixels} and at most {max_pixels}")
     check_model(model)
     steering = _steering(config, preset, gain, model)
-    try:
-        from vrga.evaluation.run import Evaluation
-        from vrga.evaluation.run import evaluate as run
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f'vrga eval needs {error.name}: pip install "vrga[eval]" and, without its own '
-            "requirements, lmms-eval (docs/evaluation.md)"
-        ) from error
-
-    chosen = Evaluation(
+    evaluation = _evaluation()
+    chosen = evaluation.Evaluation(
         model=model, tasks=names, arms=arms, config=steering.config, told=str(steering), data=data,
         prompt=prompt, split=split, limit=limit, max_new_tokens=max_new_tokens,
         min_pixels=min_pixels, max_pixels=max_pixels, seed=seed, dtype=dtype.value,
         attn_implementation=attn_implementation, batch=batch_size, device_map=device_map,
     )  # fmt: skip
-    raise typer.Exit(
-        guarded(lambda: run(chosen, output, resume=resume, console=console), output, console)
-    )
+
+    def run() -> None:
+        evaluation.evaluate(chosen, output, resume=resume, console=console)
+
+    raise typer.Exit(guarded(run, output, console))
+
+
+def _evaluation() -> ModuleType:
+    """`vrga.evaluation.run`.
+
+    Raises:
+        ImportError: a package that it needs is missing.
+    """
+    try:
+        return importlib.import_module("vrga.evaluation.run")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'vrga eval needs {error.name}: pip install "vrga[eval]" and, without its own '
+            "requirements, lmms-eval (docs/evaluation.md)"
+        ) from error
 
 
 def _arms(given: list[str]) -> tuple[str, ...]:

@@ -5,53 +5,75 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vrga.beforehand import PICTURES, check_file, check_folder, check_trace_folder
-from vrga.cli.options import Dtype, Gain, Model, Preset, Start, console, errors, said
+from vrga.cli.options import (
+    Dtype,
+    Gain,
+    Longest,
+    Model,
+    Preset,
+    Start,
+    Weights,
+    console,
+    errors,
+    said,
+)
 from vrga.config import VRGAConfig
 from vrga.evaluation.json_text import whole_characters
 from vrga.evaluation.wording import say_config
 from vrga.hf.files import check_model
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vrga.method.region import Region
+
+
+Images = Annotated[list[Path], typer.Option(help="An image file; may be given repeatedly.")]
+Question = Annotated[str, typer.Option(help="What to ask.")]
+Traces = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write traces to base/ and steered/ in this folder, for `vrga report`; with "
+        "--zoom to closer/, and the decision to closer.json."
+    ),
+]
+Closely = Annotated[
+    bool, typer.Option("--zoom", help="Crop the original where it looks, and look again there.")
+]
+ZoomOptions = Annotated[
+    list[str] | None, typer.Option(help="field=value of Zoom, and again for more.")
+]
+System = Annotated[str | None, typer.Option(help="The system's message, before the question.")]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, help="Most pixels of an image; larger ones are shrunk.")
+]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
+]
+
 
 def generate(
-    image: Annotated[list[Path], typer.Option(help="An image file; may be given repeatedly.")],
-    question: Annotated[str, typer.Option(help="What to ask.")],
+    image: Images,
+    question: Question,
     model: Model = None,
     preset: Start = None,
     gain: Gain = None,
     vrga: Annotated[bool, typer.Option("--vrga/--no-vrga", help="Steer, or not.")] = True,
     map: Annotated[Path | None, typer.Option(help="Write a picture of the region here.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write traces to base/ and steered/ in this folder, for `vrga report`; with "
-            "--zoom to closer/, and the decision to closer.json."
-        ),
-    ] = None,
-    zoom: Annotated[
-        bool, typer.Option("--zoom", help="Crop the original where it looks, and look again there.")
-    ] = False,
-    zoom_option: Annotated[
-        list[str] | None, typer.Option(help="field=value of Zoom, and again for more.")
-    ] = None,
+    max_new_tokens: Longest = 256,
+    trace: Traces = None,
+    zoom: Closely = False,
+    zoom_option: ZoomOptions = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
-    system: Annotated[
-        str | None, typer.Option(help="The system's message, before the question.")
-    ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Most pixels of an image; larger ones are shrunk.")
-    ] = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
-    ] = Dtype.auto,
-    device_map: Annotated[
-        str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
-    ] = None,
+    system: System = None,
+    max_pixels: MaxPixels = None,
+    dtype: Weights = Dtype.auto,
+    device_map: DeviceMap = None,
 ) -> None:
     """Answer one question about one or several images."""
     _check(question, image, model, preset, gain, vrga, map, trace)
@@ -59,15 +81,8 @@ def generate(
     if zoom_option and not zoom:
         raise ValueError("--zoom-option is about a closer look: add --zoom")
     if zoom:
-        if not vrga:
-            raise ValueError("--zoom finds its place as VRGA does: leave out --no-vrga")
-        if stream or system or max_pixels or device_map or dtype is not Dtype.auto:
-            raise ValueError(
-                "--zoom does not go with --stream, --system, --max-pixels, --dtype, --device-map"
-            )
-        config = None
-        if (preset, gain) != (None, None):
-            config = VRGAConfig.named("paper" if preset is None else preset.value, gain)
+        plain = not (stream or system or max_pixels or device_map or dtype is not Dtype.auto)
+        config = _zoom_config(preset, gain, vrga, plain)
         _closer(model, image, question, config, zoom_option or [], map, max_new_tokens, trace)
         return
     steering = said(preset, gain, model) if vrga else None
@@ -90,12 +105,7 @@ def generate(
     console.print("" if stream else text, markup=False, highlight=False, soft_wrap=True)
     if (map, trace) != (None, None):
         assert region is not None  # a picture is refused without VRGA, and a trace has one
-        if len(images) != len(region.grids):
-            told = "the model cuts images into tiles, whose maps are shown without the images"
-            console.print(told, style="dim", soft_wrap=True)
-            from PIL import Image
-
-            images = [Image.new("RGB", (grid.w, grid.h), "white") for grid in region.grids]
+        images = _shown(images, region)
     if map is not None and region is not None:
         from vrga.plots import region_figure, save
 
@@ -103,6 +113,36 @@ def generate(
         console.print(f"region: {path}", style="dim", soft_wrap=True)
     if trace is not None:
         _told_traces(trace, _runs(vrga), failed)
+
+
+def _zoom_config(
+    preset: Preset | None, gain: float | None, vrga: bool, plain: bool
+) -> VRGAConfig | None:
+    """How a closer look finds its place; None is what is best for the model.
+
+    Args:
+        plain: whether none of the options is given that it does not take.
+    """
+    if not vrga:
+        raise ValueError("--zoom finds its place as VRGA does: leave out --no-vrga")
+    if not plain:
+        raise ValueError(
+            "--zoom does not go with --stream, --system, --max-pixels, --dtype, --device-map"
+        )
+    if (preset, gain) == (None, None):
+        return None
+    return VRGAConfig.named("paper" if preset is None else preset.value, gain)
+
+
+def _shown(images: list[Image.Image], region: Region) -> list[Image.Image]:
+    """An image for each grid; white ones where the model cuts images into tiles."""
+    if len(images) == len(region.grids):
+        return images
+    told = "the model cuts images into tiles, whose maps are shown without the images"
+    console.print(told, style="dim", soft_wrap=True)
+    from PIL import Image
+
+    return [Image.new("RGB", (grid.w, grid.h), "white") for grid in region.grids]
 
 
 def _runs(vrga: bool) -> tuple[str, ...]:

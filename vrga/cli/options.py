@@ -75,6 +75,8 @@ Style = Annotated[
 Prompt = Annotated[str, typer.Option(help="direct, cot or back.")]
 Batch = Annotated[int, typer.Option(min=1, help="Rows per call of generate.")]
 Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Weights = Annotated[Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")]
+Seed = Annotated[int, typer.Option(help="Of sampling.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run there.")]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,19 @@ import typer
 from vrga.beforehand import check_file, check_folder, check_readable
 from vrga.cli.options import Model, Resume, console
 from vrga.cli.status import guarded
+from vrga.cli.train_options import (
+    Asked,
+    Config,
+    Folder,
+    Lora,
+    Output,
+    Parallel,
+    Seed,
+    Set,
+    bounds,
+    say,
+    stage_options,
+)
 from vrga.hf.files import check_model
 
 train = typer.Typer(
@@ -18,16 +30,6 @@ train = typer.Typer(
     no_args_is_help=True,
 )
 HACKED = 5  # exit status of a run that was stopped
-
-Folder = Annotated[Path, typer.Argument(help="Folder of the training.")]
-Asked = Annotated[
-    Path | None,
-    typer.Argument(
-        help="Questions as JSON lines (image, question, answer, choices); drawn ones if absent."
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
-Parallel = Annotated[int, typer.Option(min=1, help="Questions under way on a server.")]
 
 
 @train.command()
@@ -115,7 +117,7 @@ def data(
 ) -> None:
     """Choose right chains, have looks at the image put into some, and write the rows."""
     check_readable(folder, "training", folder=True)
-    low, high = _bounds(difficulty)
+    low, high = bounds(difficulty)
     from vrga.training.data import make
 
     make(
@@ -123,17 +125,6 @@ def data(
         size=size, teacher=teacher, teacher_model=teacher_model, timeout=timeout,
         parallel=parallel, seed=seed, resume=resume, console=console,
     )  # fmt: skip
-
-
-Config = Annotated[
-    str | None,
-    typer.Option(help="YAML with sft: and rl:, a path or embedded, paper-7b; by the model."),
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="field=value over the file's, again for more.")
-]
-Lora = Annotated[int | None, typer.Option(min=1, help="Train an adapter of this rank; merged.")]
-Output = Annotated[Path | None, typer.Option(help="Of checkpoints, if not in the folder.")]
 
 
 @train.command()
@@ -146,12 +137,12 @@ def sft(
     resume: Resume = False,
 ) -> None:
     """Train on the rows: the cold start."""
-    options = _options("SFT", folder, output, config, set_ or [], lora=lora)
+    options = stage_options("SFT", folder, output, config, set_ or [], lora=lora)
     from vrga.training.sft import sft
 
     def run() -> None:
         model = sft(folder, options, output=output, resume=resume, console=console)
-        _said(f"model: {model}")
+        say(f"model: {model}")
 
     raise typer.Exit(guarded(run, output or folder / "sft", console))
 
@@ -180,7 +171,7 @@ def rl(
     resume: Resume = False,
 ) -> None:
     """Reward answers: GRPO on the questions of mixed success; status 5 if hacked and stopped."""
-    options = _options(
+    options = stage_options(
         "RL", folder, output, config, set_ or [], lora=lora, weight=weight,
         scale_rewards=scale_rewards,
     )  # fmt: skip
@@ -194,7 +185,7 @@ def rl(
             output=output, resume=resume, console=console,
         )  # fmt: skip
         told.extend([stopped] if stopped else [])
-        _said(f"model: {model}")
+        say(f"model: {model}")
 
     status = guarded(run, output or folder / "rl", console)
     if told and not status:
@@ -257,7 +248,7 @@ def report(
     path, told = write_report(folder, output)
     if told is not None:
         console.print(told, style="red", soft_wrap=True)
-    _said(f"report: {path}")
+    say(f"report: {path}")
 
 
 @train.command()
@@ -284,32 +275,3 @@ def ablate(
         ablation, output, seeds=seeds, questions=questions, samples=samples, rows=rows,
         limit=limit, answers=answers, split=split, config=config, console=console,
     )  # fmt: skip
-
-
-def _options(kind: str, folder: Path, output: Path | None, config, given, **fields):
-    """The settings of a stage, said; after what needs no model is refused."""
-    check_readable(folder, "training", folder=True)
-    if output is not None:
-        check_folder(output, "--output")
-    from vrga.training import settings
-    from vrga.training.rollouts import read_rollouts
-    from vrga.training.stage import check_trl
-
-    check_trl()
-    _, held, _ = read_rollouts(folder / "rollouts")
-    options, name = settings.read(getattr(settings, kind), config, held["model"], given, **fields)
-    _said(f"settings: {name}; {options}")
-    return options
-
-
-def _said(text: str) -> None:
-    if int(os.environ.get("RANK", 0)) == 0:
-        console.print(text, style="dim", soft_wrap=True, markup=False, highlight=False)
-
-
-def _bounds(text: str) -> tuple[float, float]:
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        raise ValueError(f"--difficulty {text}: two shares such as .05,.95") from None
-    return low, high

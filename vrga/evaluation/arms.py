@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +21,10 @@ from rich.progress import (
 )
 
 from vrga.config import VRGAConfig
-from vrga.evaluation.asking import Answer, Asker
+from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import Item
 from vrga.evaluation.looking import looks_of
+from vrga.evaluation.request import Answer
 from vrga.evaluation.store import Store
 from vrga.foreign import Model
 from vrga.intervals import Interval, mcnemar, mean_interval, paired_difference, wilson
@@ -75,12 +76,7 @@ def run_arms(
         The samples of each arm by its name, in the items' order.
     """
     by_key = {f"{arm.name}/{item.id}": (arm, item) for arm in arms for item in items}
-    unknown = sum(item.answer is None for item in items)
-    if unknown:
-        told = f"{unknown} of {len(items)} questions have no answer: they are asked and not scored"
-        console.print(told, style="yellow", soft_wrap=True)
-    if store.damaged:
-        told = f"{store.damaged} damaged lines in {store.folder}: their samples are asked again"
+    for told in _warnings(items, store):
         console.print(told, style="yellow", soft_wrap=True)
     with progress(console) as bar:
         task = bar.add_task("answering", total=len(by_key), completed=len(store.done))
@@ -117,6 +113,15 @@ def run_arms(
     for one in samples:
         found[by_key[one["key"]][0].name].append(one)
     return found
+
+
+def _warnings(items: Sequence[Item], store: Store) -> Iterator[str]:
+    """What to know before a run."""
+    unknown = sum(item.answer is None for item in items)
+    if unknown:
+        yield f"{unknown} of {len(items)} questions have no answer: they are asked and not scored"
+    if store.damaged:
+        yield f"{store.damaged} damaged lines in {store.folder}: their samples are asked again"
 
 
 def sample(answer: Answer, arm: Arm, item: Item, right: bool | None) -> dict:

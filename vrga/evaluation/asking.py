@@ -6,22 +6,21 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vrga.config import VRGAConfig
+from vrga.evaluation.batch import Boxes, asked_region, each_row, summary
+from vrga.evaluation.failures import SAMPLE_ERRORS, out_of_memory, told_of
 from vrga.evaluation.looking import cells_in, looks_of
+from vrga.evaluation.request import Answer, Ready, Request
 from vrga.foreign import BatchFeature, Model
 from vrga.hf.families import FAMILIES
 from vrga.images import bounded, read_image
-from vrga.method.prompt import Grid
 from vrga.method.region import Region
 from vrga.recording.trace import Trace
 from vrga.steering.passes import SteeringError
@@ -29,108 +28,6 @@ from vrga.steering.patching import Patch, patch, patch_of
 
 WINDOW = 16  # batches of requests that are read ahead, to put those of similar length together
 PIXELS = 200_000_000  # of images held at a time, unless one batch alone has more
-# What may go wrong with one sample and leaves the others alone.
-SAMPLE_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question to a model.
-
-    Args:
-        id: unique within a run.
-        chat: makes, when its turn comes, the messages and the question: a text in them at whose
-            end the question ends, before any instructions. Image parts are {"type": "image",
-            "image": a PIL image or a path}. An error it raises becomes the answer's.
-        box: the region that matters, in pixels of the first image: left, top, right, bottom
-            (exclusive); None where it is not known.
-        options: of `generate`, such as max_new_tokens; "until" (a list of str) cuts the text;
-            num_return_sequences, with do_sample, makes as many answers, each with this id.
-    """
-
-    id: str
-    chat: Callable[[], tuple[list[dict], str]]
-    box: tuple[float, float, float, float] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def request(
-    id: str,
-    text: str,
-    images: Iterable[Image.Image | str | Path] = (),
-    question: str | None = None,
-    **more,
-) -> Request:
-    """A request of one user turn: the images, then a text.
-
-    Args:
-        question: the part of the text that is the question; None is all of it.
-        more: box and options of the `Request`.
-    """
-    parts = [{"type": "image", "image": image} for image in images]
-    chat = [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-    return Request(id, lambda: (chat, text if question is None else question), **more)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said to a request, or why it said nothing.
-
-    Args:
-        prompt: the chat as text, one placeholder for each image.
-        text: what was generated, without special tokens; None with an error.
-        tokens: generated, the end token included.
-        seconds: its share of its batch's wall time.
-        steered: whether some step of it was steered; an answer of one token has none.
-        steps: its steps, those steered and those left alone by reason, see `Patch.steps`; None
-            where the model was not patched or there is no image.
-        region: what was found for its question: image tokens, those of T, visual heads and the
-            query's position; None where the model was not patched or there is no image.
-        looks: where the heads looked while it spoke, if it was measured: a `Looks`, or what the
-            asker's `looks` makes instead.
-        found: the whole region, if the asker keeps it.
-        error: what went wrong, or None.
-    """
-
-    id: str
-    prompt: str = ""
-    text: str | None = None
-    tokens: int = 0
-    seconds: float = 0.0
-    steered: bool = False
-    region: dict[str, int] | None = None
-    looks: Any | None = None
-    error: str | None = None
-    found: Region | None = None
-    steps: dict[str, object] | None = None
-
-    def kept(self) -> dict[str, object]:
-        """What a sample keeps of an answer, beside its arm, its question and its score."""
-        return {
-            "key": self.id,
-            "text": self.text,
-            "tokens": self.tokens,
-            "seconds": round(self.seconds, 4),
-            "steered": self.steered,
-            "steps": self.steps,
-            "region": self.region,
-            "error": self.error,
-        }
-
-
-@dataclass
-class _Ready:
-    """A request with its chat and images read."""
-
-    request: Request
-    chat: str
-    question: str
-    images: list[Image.Image]
-
-    @property
-    def length(self) -> int:
-        """An estimate that sorts requests by the tokens of their prompts."""
-        return sum(image.width * image.height for image in self.images) // 784 + len(self.chat) // 4
 
 
 class Asker:
@@ -190,7 +87,7 @@ class Asker:
             while True:
                 window, failed, more = self._window(requests)
                 yield from failed
-                groups: dict[str, list[_Ready]] = {}
+                groups: dict[str, list[Ready]] = {}
                 for ready in window:
                     options = json.dumps(dict(ready.request.options), sort_keys=True, default=str)
                     groups.setdefault(options, []).append(ready)
@@ -204,14 +101,14 @@ class Asker:
                 if not more:
                     return
 
-    def _window(self, requests: Iterator[Request]) -> tuple[list[_Ready], list[Answer], bool]:
+    def _window(self, requests: Iterator[Request]) -> tuple[list[Ready], list[Answer], bool]:
         """Requests read ahead, those that could not be read, and whether there may be more."""
         window, failed, pixels = [], [], 0
         for one in requests:
             try:
                 ready = self._read(one)
             except Exception as error:  # whatever a damaged file makes its reader say
-                failed.append(Answer(one.id, error=_told(error)))
+                failed.append(Answer(one.id, error=told_of(error)))
             else:
                 window.append(ready)
                 pixels += sum(image.width * image.height for image in ready.images)
@@ -231,7 +128,7 @@ class Asker:
         config = VRGAConfig.published(gain=1.0) if self.config is None else self.config
         return patch(self.model, config, tokenizer=self.processor.tokenizer)
 
-    def _read(self, request: Request) -> _Ready:
+    def _read(self, request: Request) -> Ready:
         messages, images = [], []
         given, question = request.chat()
         for message in given:
@@ -253,14 +150,14 @@ class Asker:
             cells_in(request.box, images[0].size, (1, 1))  # refuses a box outside its image
         if not question or question not in chat:
             raise ValueError(f"the question {question!r} is not in the chat {chat!r}")
-        return _Ready(request, chat, question, images)
+        return Ready(request, chat, question, images)
 
-    def _answer(self, batch: list[_Ready], steered: Patch | None) -> Iterator[Answer]:
+    def _answer(self, batch: list[Ready], steered: Patch | None) -> Iterator[Answer]:
         """Answers of one batch, or of its halves when memory does not do."""
         try:
             inputs, too_long = self._inputs(batch)
         except SAMPLE_ERRORS as error:
-            yield from self._alone(batch, _told(error), steered)
+            yield from self._alone(batch, told_of(error), steered)
             return
         if too_long:
             for one, message in too_long:
@@ -276,9 +173,9 @@ class Asker:
         except SteeringError:
             raise  # of the installation, not of a sample: figures from here on would be wrong
         except (RuntimeError, MemoryError, ValueError) as error:
-            if not isinstance(error, ValueError) and not _out_of_memory(error):
+            if not isinstance(error, ValueError) and not out_of_memory(error):
                 raise
-            found, told = None, _told(error) if isinstance(error, ValueError) else None
+            found, told = None, told_of(error) if isinstance(error, ValueError) else None
         if found is not None:
             yield from found
             return
@@ -297,7 +194,7 @@ class Asker:
         yield from self._answer(batch[:half], steered)
         yield from self._answer(batch[half:], steered)
 
-    def _alone(self, batch: list[_Ready], told: str, steered: Patch | None) -> Iterator[Answer]:
+    def _alone(self, batch: list[Ready], told: str, steered: Patch | None) -> Iterator[Answer]:
         """Each of a batch that failed by itself, to find out which of them it was."""
         if len(batch) == 1:
             yield self._failed(batch[0], told)
@@ -305,7 +202,7 @@ class Asker:
         for one in batch:
             yield from self._answer([one], steered)
 
-    def _inputs(self, batch: list[_Ready]) -> tuple[BatchFeature, list[tuple[_Ready, str]]]:
+    def _inputs(self, batch: list[Ready]) -> tuple[BatchFeature, list[tuple[Ready, str]]]:
         """Model inputs of a batch, and those of its requests that exceed the context."""
         kind = self.model.config.model_type
         images: list = [one.images for one in batch]
@@ -327,12 +224,12 @@ class Asker:
             if length + new > limit
         ]
 
-    def _failed(self, one: _Ready, message: str) -> Answer:
+    def _failed(self, one: Ready, message: str) -> Answer:
         return Answer(one.request.id, prompt=one.chat, error=message)
 
     @torch.inference_mode()
     def _generate(
-        self, batch: list[_Ready], inputs: BatchFeature, steered: Patch | None
+        self, batch: list[Ready], inputs: BatchFeature, steered: Patch | None
     ) -> list[Answer]:
         options = dict(batch[0].request.options)
         until = options.pop("until", None) or []
@@ -343,15 +240,15 @@ class Asker:
         inputs = inputs.to(self.model.device)
         started = time.perf_counter()
         trace: Trace | None = None
-        watch: _Boxes | None = None
+        watch: Boxes | None = None
         if steered is None:
             sequences = self.model.generate(**inputs, **options)
         else:
             steered.query = [one.question for one in batch]
-            cells = _Boxes(batch)
+            cells = Boxes(batch)
             steered.given = cells if self.given else None
             if self.ablated is not None:
-                steered.ablated = partial(_each, self.ablated, [one.request.id for one in batch])
+                steered.ablated = partial(each_row, self.ablated, [one.request.id for one in batch])
             if not self.measure:
                 sequences = self.model.generate(**inputs, **options)
             else:
@@ -370,9 +267,9 @@ class Asker:
             asked = region = looks = steps = None
             if steered is not None:
                 place = row * (len(steered.region) // len(asked_of))  # beams
-                asked = _asked(steered, place)
+                asked = asked_region(steered, place)
             if steered is not None and asked is not None and asked.grids:
-                region, steps = _summary(asked), steered.steps[place]
+                region, steps = summary(asked), steered.steps[place]
                 if trace is not None and trace.image is not None:
                     # The last token is not a query; in a batch others go on after it.
                     spoken = min(length - 1, len(trace.image))
@@ -396,62 +293,3 @@ class Asker:
         ends = torch.as_tensor(ends).flatten().cpu()
         ended = torch.isin(new, ends).cumsum(1)
         return ((ended - torch.isin(new, ends).int()) == 0).sum(1).tolist()
-
-
-class _Boxes:
-    """The cells that a batch's boxes meet, once the grids of its images are known."""
-
-    def __init__(self, batch: list[_Ready]):
-        self.batch = batch
-        self.cells: list[list[Tensor]] = []
-
-    def __call__(self, grids: list[list[Grid]]) -> list[list[Tensor]]:
-        self.cells = []
-        times = len(grids) // len(self.batch)  # beams
-        requests = [one for one in self.batch for _ in range(times)]
-        for one, row in zip(requests, grids, strict=True):
-            cells = [torch.zeros(grid.h, grid.w, dtype=torch.bool) for grid in row]
-            if one.request.box is not None and row:
-                cells[0] = cells_in(one.request.box, one.images[0].size, (row[0].h, row[0].w))
-            self.cells.append(cells)
-        return self.cells
-
-
-def _each(choose: Callable[[str, Region], Tensor], ids: list[str], regions: list[Region]) -> Tensor:
-    """What is chosen for each row of a batch, which `generate` may repeat."""
-    times = len(regions) // len(ids)
-    chosen = [
-        choose(ids[i // times], region) if region.grids else region.visual
-        for i, region in enumerate(regions)
-    ]
-    return torch.stack(chosen)
-
-
-def _asked(steered: Patch, row: int) -> Region:
-    """The region that a row's question looks at, also where a <back> has found another since."""
-    before = [episode.before for episode in steered.episodes if episode.row == row]
-    return before[0] if before else steered.region[row]
-
-
-def _summary(region: Region) -> dict[str, int]:
-    return {
-        "image_tokens": int(region.image.sum()),
-        "region_tokens": int(region.mask.sum()),
-        "visual_heads": int(region.visual.sum()),
-        "query": region.query,
-    }
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; on a CPU torch raises a plain RuntimeError."""
-    told = str(error)
-    return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "out of memory" in told
-        or "can't allocate memory" in told
-        or "CUBLAS_STATUS_ALLOC_FAILED" in told
-    )

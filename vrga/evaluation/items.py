@@ -13,9 +13,9 @@ from PIL import Image
 from vrga import lookback
 from vrga.demo import data
 from vrga.evaluation import scoring
-from vrga.evaluation.asking import Request, request
 from vrga.evaluation.json_text import parsed, read_text
 from vrga.evaluation.options import letter_of_key, read_options
+from vrga.evaluation.request import Request, request
 from vrga.images import located
 
 PROMPTS = tuple(data.PROMPTS)  # direct, cot, back

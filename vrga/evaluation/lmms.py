@@ -17,9 +17,11 @@ from vrga import lookback
 from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS
 from vrga.evaluation import scoring
-from vrga.evaluation.asking import Answer, Asker, Request
+from vrga.evaluation.asking import Asker
 from vrga.evaluation.questions import question_of
+from vrga.evaluation.request import Answer, Request
 from vrga.evaluation.store import Store
+from vrga.foreign import Model
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
 from vrga.hf.files import embedded
@@ -43,6 +45,36 @@ def sample_score(metrics: dict) -> float | None:
         if isinstance(value, (bool, int, float)) and not math.isnan(value):
             return float(value)
     return None
+
+
+def _check(vrga: object, config: VRGAConfig | str, gain: float | None) -> None:
+    """Refuse an arm that is not named, and steering that is told twice or for nothing."""
+    if not isinstance(vrga, bool):
+        raise ValueError(f"vrga={vrga!r}: say vrga=True or vrga=False, which arm this is")
+    if not vrga and (gain is not None or config != "default"):
+        raise ValueError("config and gain are about steering: leave them out with vrga=False")
+    if gain is not None and not isinstance(config, str):
+        raise ValueError(
+            f"gain={gain} beside a VRGAConfig of gain {config.gain}: set it in the config"
+        )
+
+
+def _template(prompt: str, model: Model) -> str | None:
+    """The text that questions are put into; None is the task's own.
+
+    Raises:
+        ValueError: no prompt.
+    """
+    if prompt == TASK_PROMPT:
+        os.environ.pop(scoring.BOX, None)
+        return None
+    template = "semantic" if prompt == "back" else prompt
+    if model.name_or_path == str(embedded()):
+        template = PROMPTS.get(prompt, prompt)  # the words it was trained with
+    lookback.prompt("?", template)  # refuses what is no prompt
+    # The scorers of this package's tasks are given no prompt, and must know the rule.
+    os.environ[scoring.BOX] = str(int(scoring.asks_for_box(prompt)))
+    return template
 
 
 class VRGAModel(lmms):
@@ -90,14 +122,7 @@ class VRGAModel(lmms):
         max_batch_size: int | None = None,
     ):
         super().__init__()
-        if not isinstance(vrga, bool):
-            raise ValueError(f"vrga={vrga!r}: say vrga=True or vrga=False, which arm this is")
-        if not vrga and (gain is not None or config != "default"):
-            raise ValueError("config and gain are about steering: leave them out with vrga=False")
-        if gain is not None and not isinstance(config, str):
-            raise ValueError(
-                f"gain={gain} beside a VRGAConfig of gain {config.gain}: set it in the config"
-            )
+        _check(vrga, config, gain)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
@@ -114,24 +139,13 @@ class VRGAModel(lmms):
                 device_map=device_map,
                 attn_implementation=attn_implementation,
             )
-        self.prompt = prompt
-        self.template: str | None = None
-        if prompt != TASK_PROMPT:
-            template = "semantic" if prompt == "back" else prompt
-            if model.name_or_path == str(embedded()):
-                template = PROMPTS.get(prompt, prompt)  # the words it was trained with
-            lookback.prompt("?", template)  # refuses what is no prompt
-            self.template = template
-            # The scorers of this package's tasks are given no prompt, and must know the rule.
-            os.environ[scoring.BOX] = str(int(scoring.asks_for_box(prompt)))
-        else:
-            os.environ.pop(scoring.BOX, None)
+        self.prompt, self.template = prompt, _template(prompt, model)
         self.device = model.device
         if device is not None and torch.device(device).type != self.device.type:
             raise ValueError(
                 f"device={device!r}, and the model is on {self.device}: see device_map"
             )
-        self.vrga, self.max_new_tokens = vrga, max_new_tokens
+        self.vrga, self.max_new_tokens = bool(vrga), max_new_tokens
         if isinstance(config, str):
             fields = {} if gain is None else {"gain": gain}
             config = choose(config, fields, *checkpoint_of(model)).config

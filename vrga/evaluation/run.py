@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -18,7 +19,11 @@ from vrga.evaluation.harness import TASKS, load_tasks, quiet, silent, task_index
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.tables import page, rich_table, summary
 from vrga.evaluation.wording import say_config
+from vrga.foreign import Model, Processor
 from vrga.hf.checkpoints import load
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 RESULTS, TABLE = "results.json", "table.md"
 BASE, STEERED = "base", "vrga"
@@ -100,13 +105,7 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
         ImportError: lmms-eval is not installed.
         ValueError: unknown tasks; settings other than those of the run to resume.
     """
-    try:
-        import lmms_eval  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            'evaluation needs lmms-eval: pip install "vrga[eval]", then pip install --no-deps '
-            "lmms-eval==0.7.3 (its own requirements would replace torch)"
-        ) from error
+    _check_harness()
     quiet()
     from accelerate import Accelerator
 
@@ -118,16 +117,7 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
         Store(output, settings, resume=resume, fields=FIELDS).close()
     processes.wait_for_everyone()
     names, manager = _tasks(chosen, output, first, processes.wait_for_everyone)
-    device_map: str | dict | None = chosen.device_map
-    if device_map is None and processes.num_processes > 1 and torch.cuda.is_available():
-        device_map = {"": processes.device}
-    dtype = torch.float32 if chosen.model is None and chosen.dtype == "auto" else chosen.dtype
-    loaded = load(
-        chosen.model,
-        dtype=dtype,
-        device_map=device_map,
-        attn_implementation=chosen.attn_implementation,
-    )
+    loaded = _loaded(chosen, processes)
     rank, ranks = processes.process_index, processes.num_processes
     store = Store(output, settings, resume=True, rank=rank, ranks=ranks, fields=FIELDS)
     if first and store.damaged:
@@ -163,6 +153,30 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
     (output / TABLE).write_text(page(results["tasks"]), "utf-8")
     console.print(rich_table(results["tasks"]))
     return results
+
+
+def _check_harness() -> None:
+    try:
+        import lmms_eval  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'evaluation needs lmms-eval: pip install "vrga[eval]", then pip install --no-deps '
+            "lmms-eval==0.7.3 (its own requirements would replace torch)"
+        ) from error
+
+
+def _loaded(chosen: Evaluation, processes: Accelerator) -> tuple[Model, Processor]:
+    """The checkpoint, on the GPU of this process."""
+    device_map: str | dict | None = chosen.device_map
+    if device_map is None and processes.num_processes > 1 and torch.cuda.is_available():
+        device_map = {"": processes.device}
+    dtype = torch.float32 if chosen.model is None and chosen.dtype == "auto" else chosen.dtype
+    return load(
+        chosen.model,
+        dtype=dtype,
+        device_map=device_map,
+        attn_implementation=chosen.attn_implementation,
+    )
 
 
 def own_task(name: str) -> str | None:

@@ -67,8 +67,7 @@ def user_end(
             or int(prompt.visible[row, end + 1 :].sum()) > header
         ):
             end = length
-        text, image = words[row] & ~marks[row], _last(prompt.image[row], end)
-        last = _last(text, end)
+        image, last = _last(prompt.image[row], end), _last(words[row] & ~marks[row], end)
         if last is not None and image is not None and last < image:
             last = _last(words[row], end)
         if last is None and prompt.grids[row]:

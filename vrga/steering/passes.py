@@ -88,14 +88,7 @@ def what_is(
     if announced is not None:
         end = announced(past)
         if past + tokens > end:
-            if in_call and not may_cut:
-                raise SteeringError(
-                    f"the model is given {past + tokens} tokens for a prompt of {end}: something "
-                    "puts tokens before the prompt, such as the virtual tokens of a prompt-tuned "
-                    "or prefix-tuned adapter; positions of image tokens are not known then: merge "
-                    "or leave off the adapter, or switch the patch off (patch.enabled = False)"
-                )
-            return Pass("split", past, length=end - past)
+            return _split(past, tokens, end, drafts=may_cut or not in_call)
         if progress is not None and past and not opens_turn():
             return _goes_on(past, tokens, progress, end)
         return Pass("prompt", past)
@@ -119,6 +112,22 @@ def what_is(
     if not in_call and opens_turn():
         return Pass("prompt", past)
     return Pass("step", _agreed(past, tokens, progress, may_cut))
+
+
+def _split(past: int, tokens: int, end: int, *, drafts: bool) -> Pass:
+    """A pass that brings more tokens than the prompt has left: drafts, where there may be any.
+
+    Raises:
+        SteeringError: there are none.
+    """
+    if not drafts:
+        raise SteeringError(
+            f"the model is given {past + tokens} tokens for a prompt of {end}: something "
+            "puts tokens before the prompt, such as the virtual tokens of a prompt-tuned "
+            "or prefix-tuned adapter; positions of image tokens are not known then: merge "
+            "or leave off the adapter, or switch the patch off (patch.enabled = False)"
+        )
+    return Pass("split", past, length=end - past)
 
 
 def _goes_on(past: int, tokens: int, progress: Progress, end: int) -> Pass:

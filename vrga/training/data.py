@@ -68,9 +68,8 @@ def make(
     kept = filters.mixed(answers, difficulty)
     found, fell = filters.select(questions, answers, kept, chains, seed)
     if not found:
-        raise ValueError(
-            "no right answer has the form <think> ... </think> and a box: " + _counted(fell)
-        )
+        told = _counted(fell)
+        raise ValueError(f"no right answer has the form <think> ... </think> and a box: {told}")
     items = {item.id: item for item in questions.items()}
     settings = {
         "command": "train data", "rollouts": fingerprint(_samples(folder)), "style": style,
@@ -84,12 +83,8 @@ def make(
             store, questions, items, found, (teacher, style), reflection, size, options
         )
         passed = [c for c in found if store.done.get(c.key, {"fell": ""})["fell"] is None]
-        errors = [one["error"] for one in store.done.values() if one["error"] is not None]
         if reflection and not passed:
-            raise ValueError(
-                f"nothing that the teacher {teacher} returned can be trained on: "
-                f"{_counted(fell_there)}" + (f"; the last error: {errors[-1]}" if errors else "")
-            )
+            raise ValueError(_nothing(teacher, fell_there, store))
         rows = _mixed(store, found, passed, reflection, size, seed)
     _write_rows(folder / "data" / ROWS, rows)
     summary = {
@@ -101,12 +96,23 @@ def make(
     }  # fmt: skip
     write_json(folder / "data" / SUMMARY, summary)
     console.print(_table(summary))
+    shown = random.Random(seed).sample(rows, min(SHOWN, len(rows)))
+    _write_page(folder / "data" / PAGE, questions, items, shown, console)
+    return summary
+
+
+def _nothing(teacher: str, fell: Mapping[str, int], store: Store) -> str:
+    """Why there is nothing to train on."""
+    errors = [one["error"] for one in store.done.values() if one["error"] is not None]
+    told = f"nothing that the teacher {teacher} returned can be trained on: {_counted(fell)}"
+    return told + (f"; the last error: {errors[-1]}" if errors else "")
+
+
+def _write_page(path: Path, questions, items: dict, rows: list[dict], console: Console) -> None:
     from vrga.training.page import rows_page
 
-    page = rows_page(questions, items, random.Random(seed).sample(rows, min(SHOWN, len(rows))))
-    (folder / "data" / PAGE).write_bytes(page.encode("utf-8", "replace"))
-    console.print(f"random rows: {folder / 'data' / PAGE}", style="dim", soft_wrap=True)
-    return summary
+    path.write_bytes(rows_page(questions, items, rows).encode("utf-8", "replace"))
+    console.print(f"random rows: {path}", style="dim", soft_wrap=True)
 
 
 def read_data(folder: Path) -> tuple[list[dict], dict]:

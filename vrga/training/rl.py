@@ -62,7 +62,22 @@ def rl(
     }  # fmt: skip
     start = begin(folder, held["model"], base, from_base)
     stage = Stage(output, start, options, settings, resume)
-    arguments = GRPOConfig(
+    arguments = _arguments(stage, options)
+    model, processor = stage.load(questions)
+    record = Record(stage, processor, stop_on_hacking, console)
+    rows = [{"id": i.id, "prompt": [{"role": "user", "content": questions.text(i)}]} for i in kept]
+    table = dataset(rows, items)
+    trainer = GRPOTrainer(
+        model=model, args=arguments, train_dataset=table, processing_class=processor,
+        reward_funcs=rewards(questions, items, options.form, record.keep),
+        peft_config=stage.adapter(model),
+    )  # fmt: skip
+    stopped = stage.run(trainer, processor, record)
+    return output / MODEL, stopped
+
+
+def _arguments(stage: Stage, options: RL) -> GRPOConfig:
+    return GRPOConfig(
         **stage.arguments(GRPOConfig, options.batch * options.group),
         num_generations=options.group,
         max_completion_length=options.max_new_tokens,
@@ -71,22 +86,6 @@ def rl(
         scale_rewards=options.scale_rewards,
         beta=options.beta,
     )
-    model, processor = stage.load(questions)
-    record = Record(stage, processor, stop_on_hacking, console)
-    table = dataset(
-        [
-            {"id": item.id, "prompt": [{"role": "user", "content": questions.text(item)}]}
-            for item in kept
-        ],
-        items,
-    )
-    trainer = GRPOTrainer(
-        model=model, args=arguments, train_dataset=table, processing_class=processor,
-        reward_funcs=rewards(questions, items, options.form, record.keep),
-        peft_config=stage.adapter(model),
-    )  # fmt: skip
-    stopped = stage.run(trainer, processor, record)
-    return output / MODEL, stopped
 
 
 def begin(folder: Path, model: str | None, base: Path | None, from_base: bool) -> str | None:

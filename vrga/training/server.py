@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vrga.evaluation.asking import Answer
+from vrga.evaluation.request import Answer
 from vrga.images import read_image
 
 KEY = "OPENAI_API_KEY"  # environment variable; servers of one's own need none

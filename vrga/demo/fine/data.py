@@ -7,21 +7,18 @@ to 6 x 6 visual tokens, and a letter to four pixels in height.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vrga.demo.data import BACKGROUND, CELL, COLORS, LETTERS
-from vrga.demo.fine.photos import photographs
+from vrga.demo.data import CELL, COLORS, LETTERS
+from vrga.demo.fine.grounds import FIELD, GRID, GROUNDS, SIDE
+from vrga.demo.fine.grounds import SHRINK as SHRINK
 from vrga.lookback import last_box
 
-SHRINK = 4  # how many times the overview is smaller than the picture
-FIELD = SHRINK * CELL  # pixels of the picture behind one visual token of the overview
-GRID = (6, 6)  # fields
-SIDE = GRID[0] * FIELD
 FONT = 22  # pixels; capitals are 16 high
 INK = (25, 25, 25)
 CARDS: Mapping[str, tuple[int, int, int]] = {n: c for n, c in COLORS.items() if n != "black"}
@@ -50,7 +47,6 @@ FINE_SPLITS: Mapping[str, dict] = {
         "ground": "photos",
     },
 }
-GROUNDS = ("plain", "texture", "photos")
 
 
 @dataclass(frozen=True)
@@ -201,9 +197,43 @@ def _glyph(letter: str) -> Image.Image:
     return mask
 
 
+class _Drawing:
+    """A picture that cards are drawn on, each in a field of its own."""
+
+    def __init__(self, rng, image: Image.Image, fields: Iterator[int], size: tuple[int, int]):
+        self._rng, self._image, self._fields, self._size = rng, image, fields, size
+        self.pen = ImageDraw.Draw(image)
+
+    def field(self) -> tuple[int, int]:
+        """The corner of the next field."""
+        row, column = divmod(next(self._fields), GRID[1])
+        return column * FIELD, row * FIELD
+
+    def free_cell(self) -> tuple[int, int]:
+        """A cell of a field, away from its edge."""
+        column, row = self._rng.integers(1, 3, size=2).tolist()
+        return column, row
+
+    def write(self, letter: str, color, corner: tuple[int, int], cell: tuple[int, int], fill):
+        """Write a letter into a cell of the field at this corner; on a card, where `fill` says of
+        which colour."""
+        jitter = self._rng.integers(-4, 5, size=2)
+        x, y = (corner[i] + cell[i] * CELL + CELL // 2 + int(jitter[i]) for i in (0, 1))
+        box = (x - CELL // 2, y - CELL // 2, x + CELL // 2, y + CELL // 2)
+        if fill is not None:
+            half = self._rng.integers(self._size[0], self._size[1], size=4, endpoint=True) // 2
+            box = (
+                max(x - int(half[0]), corner[0] + 2), max(y - int(half[1]), corner[1] + 2),
+                min(x + int(half[2]), corner[0] + FIELD - 2),
+                min(y + int(half[3]), corner[1] + FIELD - 2),
+            )  # fmt: skip
+            self.pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=fill)
+        self._image.paste(INK, (x - CELL // 2, y - CELL // 2), _glyph(letter))
+        return Card(letter, color, box, (x, y))
+
+
 def _draw(rng, noise, cards, size, two, alike, clutter, strays, ground) -> FineSample:
     """One sample, from its own generator."""
-    rows, columns = GRID
     counts = [int(rng.integers(low, high, endpoint=True)) for low, high in (cards, clutter, strays)]
     double = rng.random() < two
     names = list(CARDS)
@@ -217,48 +247,24 @@ def _draw(rng, noise, cards, size, two, alike, clutter, strays, ground) -> FineS
     mixed = rng.choice(others, size=alike).tolist()
     letters = rng.permutation(len(LETTERS)).tolist()
     letters += rng.integers(len(LETTERS), size=64).tolist()
-    fields = iter(rng.permutation(rows * columns).tolist())
+    fields = iter(rng.permutation(GRID[0] * GRID[1]).tolist())
 
-    image = _GROUNDS[ground](rng)
-    pen = ImageDraw.Draw(image)
+    image = GROUNDS[ground](rng)
+    drawing = _Drawing(rng, image, fields, size)
     found: list[Card] = []
-
-    def write(letter: str, color, corner: tuple[int, int], cell: tuple[int, int], fill) -> Card:
-        jitter = rng.integers(-4, 5, size=2)
-        x, y = (corner[i] + cell[i] * CELL + CELL // 2 + int(jitter[i]) for i in (0, 1))
-        box = (x - CELL // 2, y - CELL // 2, x + CELL // 2, y + CELL // 2)
-        if fill is not None:
-            half = rng.integers(size[0], size[1], size=4, endpoint=True) // 2
-            box = (
-                max(x - int(half[0]), corner[0] + 2), max(y - int(half[1]), corner[1] + 2),
-                min(x + int(half[2]), corner[0] + FIELD - 2),
-                min(y + int(half[3]), corner[1] + FIELD - 2),
-            )  # fmt: skip
-            pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=fill)
-        image.paste(INK, (x - CELL // 2, y - CELL // 2), _glyph(letter))
-        return Card(letter, color, box, (x, y))
-
-    def field() -> tuple[int, int]:
-        row, column = divmod(next(fields), columns)
-        return column * FIELD, row * FIELD
-
-    def free_cell() -> tuple[int, int]:
-        column, row = rng.integers(1, 3, size=2).tolist()
-        return column, row
-
     for index, color in enumerate(colors + [None] * alike):
         fill = CARDS[color] if color else _between(asked, mixed[index - len(colors)])
-        corner, cell = field(), free_cell()
-        found.append(write(LETTERS[letters.pop(0)], color, corner, cell, fill))
+        corner, cell = drawing.field(), drawing.free_cell()
+        found.append(drawing.write(LETTERS[letters.pop(0)], color, corner, cell, fill))
         if strays[1] and index < number and size[1] <= 64 and rng.random() < 0.5:
             # Another letter in the same field, so that a crop of the field holds both.
             aside = 3 if cell[0] == 1 else 0, 3 if cell[1] == 1 else 0
-            found.append(write(LETTERS[letters.pop()], None, corner, aside, None))
+            found.append(drawing.write(LETTERS[letters.pop()], None, corner, aside, None))
     for _ in range(counts[2]):
-        cell = free_cell()
-        found.append(write(LETTERS[letters.pop()], None, field(), cell, None))
+        cell = drawing.free_cell()
+        found.append(drawing.write(LETTERS[letters.pop()], None, drawing.field(), cell, None))
     for _ in range(counts[1]):
-        _clutter(rng, pen, field(), CARDS[str(rng.choice(names))])
+        _clutter(rng, drawing.pen, drawing.field(), CARDS[str(rng.choice(names))])
     if noise:
         pixels = np.asarray(image, dtype=np.float32)
         pixels = pixels + noise * rng.standard_normal(pixels.shape, dtype=np.float32)
@@ -274,8 +280,7 @@ def _draw(rng, noise, cards, size, two, alike, clutter, strays, ground) -> FineS
 
 def _between(first: str, second: str) -> tuple[int, ...]:
     """The colour half-way between two."""
-    pairs = zip(CARDS[first], CARDS[second], strict=True)
-    return tuple((a + b) // 2 for a, b in pairs)
+    return tuple((a + b) // 2 for a, b in zip(CARDS[first], CARDS[second], strict=True))
 
 
 def _clutter(rng, pen: ImageDraw.ImageDraw, corner: tuple[int, int], color) -> None:
@@ -293,35 +298,3 @@ def _clutter(rng, pen: ImageDraw.ImageDraw, corner: tuple[int, int], color) -> N
     else:
         box = (x + across, y + along, x + across + width, y + along + length)
     pen.rectangle(box, fill=color)
-
-
-def _plain(rng) -> Image.Image:
-    return Image.new("RGB", (SIDE, SIDE), BACKGROUND)
-
-
-def _texture(rng) -> Image.Image:
-    """Coloured noise of several scales, of random contrast, around a random colour."""
-    total = np.zeros((168, 168, 3), np.float32)
-    total += rng.uniform(60, 230, size=3).astype(np.float32)
-    for side in (4, 14, 56):
-        small = rng.normal(size=(side, side, 3)) * rng.uniform(0, 45)
-        small = (0.5 * small + 0.5 * small.mean(2, keepdims=True)).astype(np.float32)
-        layers = [
-            Image.fromarray(small[..., i]).resize((168, 168), Image.Resampling.BICUBIC)
-            for i in range(3)
-        ]
-        total += np.stack([np.asarray(layer) for layer in layers], -1)
-    pixels = Image.fromarray(np.clip(total, 0, 255).astype(np.uint8))
-    return pixels.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-
-
-def _photo(rng) -> Image.Image:
-    """A random square of a photograph, enlarged or shrunk to the picture's size."""
-    found: Sequence[Image.Image] = photographs()
-    photo = found[int(rng.integers(len(found)))]
-    side = int(min(photo.size) * rng.uniform(0.6, 1.0))
-    x, y = (int(rng.integers(0, length - side + 1)) for length in photo.size)
-    return photo.crop((x, y, x + side, y + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-
-
-_GROUNDS: Mapping[str, Callable] = {"plain": _plain, "texture": _texture, "photos": _photo}

@@ -1,0 +1,102 @@
+"""One answer, greedily: what a model is given, what it says, and what is recorded of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from vrga.config import VRGAConfig
+from vrga.foreign import Model, Processor
+from vrga.hf.families import FAMILIES, unwrapped
+from vrga.images import bounded
+from vrga.method.region import Region
+from vrga.recording.choices import Heads
+from vrga.recording.trace import Trace
+from vrga.steering.patching import Patch
+
+
+def inputs_of(
+    model: Model,
+    processor: Processor,
+    images: list[Image.Image],
+    question: str,
+    *,
+    system: str | None = None,
+    max_pixels: int | None = None,
+) -> Mapping:
+    """A model's inputs of one question: images, then the question, in the chat template.
+
+    Args:
+        system: what stands before them as the system's message.
+        max_pixels: of an image; None is the processor's own.
+
+    Raises:
+        ValueError: no processor, one without a chat template or bounds in pixels.
+    """
+    if not hasattr(processor, "apply_chat_template") or not hasattr(processor, "tokenizer"):
+        raise ValueError(
+            f"processor={type(processor).__name__} is none of a model with images: give the "
+            "checkpoint's, AutoProcessor.from_pretrained(...)"
+        )
+    pixels = bounded(processor.image_processor, (None, max_pixels))
+    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
+    chat = [{"role": "user", "content": content}]
+    if system is not None:
+        chat.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    kind = unwrapped(model).config.model_type
+    flat = kind in FAMILIES and FAMILIES[kind].processor is not None  # Qwen's take one flat list
+    inputs = processor(
+        text=[text],
+        images=images if flat else [images],
+        return_tensors="pt",
+        **({"images_kwargs": pixels} if pixels else {}),
+    )
+    return inputs.to(model.device)
+
+
+def recorded(
+    steered: Patch,
+    processor,
+    inputs: Mapping,
+    images: list[Image.Image],
+    max_new_tokens: int,
+    streamer: object | None = None,
+    maps: Heads = "visual",
+) -> tuple[str, Region, Trace]:
+    """The answer, its region, and its trace with texts, images and maps, those of layers too."""
+    with steered.record(maps=maps, layer_maps=True) as trace:
+        text = generated(steered.model, processor, inputs, max_new_tokens, streamer)
+    region = steered.region[0]
+    # Models that cut an image into tiles have more grids than there are images to show.
+    shown = [images] if len(images) == len(region.grids) else None
+    return text, region, trace.attach(processor.tokenizer, images=shown)
+
+
+def generated(
+    model: Model,
+    processor,
+    inputs: Mapping,
+    max_new_tokens: int,
+    streamer: object | None = None,
+) -> str:
+    """The answer, greedily."""
+    more = {} if streamer is None else {"streamer": streamer}
+    with torch.inference_mode():
+        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **more)
+    new = tokens[:, inputs["input_ids"].shape[1] :]
+    return processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+
+def unsteered_config(config: VRGAConfig | None) -> VRGAConfig:
+    """What a base run is patched with: `config` with gain 1, which steers nothing.
+
+    A hard mask and an ablation have no gain: then it is the default method with gain 1, whose
+    heads and region are others than those of `config`.
+    """
+    if config is None or not config.boosts:
+        return VRGAConfig(gain=1)
+    return replace(config, gain=1)
