@@ -84,7 +84,10 @@ def make(
         )
         passed = [c for c in found if store.done.get(c.key, {"fell": ""})["fell"] is None]
         if reflection and not passed:
-            raise ValueError(_nothing(teacher, fell_there, store))
+            raise ValueError(
+                f"nothing that the teacher {teacher} returned can be trained on: "
+                f"{_fallen(fell_there, store)}"
+            )
         rows = _mixed(store, found, passed, reflection, size, seed)
     _write_rows(folder / "data" / ROWS, rows)
     summary = {
@@ -101,11 +104,10 @@ def make(
     return summary
 
 
-def _nothing(teacher: str, fell: Mapping[str, int], store: Store) -> str:
-    """Why there is nothing to train on."""
+def _fallen(fell: Mapping[str, int], store: Store) -> str:
+    """What fell at which gate, and the last error."""
     errors = [one["error"] for one in store.done.values() if one["error"] is not None]
-    told = f"nothing that the teacher {teacher} returned can be trained on: {_counted(fell)}"
-    return told + (f"; the last error: {errors[-1]}" if errors else "")
+    return _counted(fell) + (f"; the last error: {errors[-1]}" if errors else "")
 
 
 def _write_page(path: Path, questions, items: dict, rows: list[dict], console: Console) -> None:
