@@ -62,10 +62,14 @@ class VRGAConfig:
         dilation: grid cells by which T grows (``released``: tokens of the raster, in one
             dimension).
         when: ``"always"`` steers every decode step, ``"back"`` those inside the model's own <back>
-            spans (Look-Back, arXiv 2507.03019). Or a callable (newest tokens int64 [B, Q],
+            spans (Look-Back, arXiv 2507.03019), ``"uncertain"`` those whose token was drawn from
+            an uncertain distribution, see `uncertainty`. Or a callable (newest tokens int64 [B, Q],
             position of the first of them) -> bool [B, Q] on the same device: which are steered.
         relocate: ``"question"`` keeps the region that the question looks at, ``"back"`` finds it
-            anew at each <back>, from the row of the token that opens the span.
+            anew at each <back>, from the row of the token that opens the span, ``"uncertain"``
+            where the model turns uncertain, from the row of the first token of such a stretch.
+        uncertainty: nats from which a distribution is uncertain: its entropy, of the model's
+            logits before processors and temperature. 0 is every one.
         tag: the word between whose tags the model looks back, where it was trained to another
             than back.
         ablate: which heads lose their image attention, for ``method="ablation"`` alone: chosen
@@ -96,6 +100,7 @@ class VRGAConfig:
     dilation: int = 1
     when: When | Callable = "always"
     relocate: Relocate = "question"
+    uncertainty: float = 0.1
     tag: str = TAG
     ablate: Ablated | None = None
     heads: int = 5
@@ -121,6 +126,8 @@ class VRGAConfig:
             read = read - {"gate_focus", "gate_entropy"}  # thresholds of the dynamic gate
         if self.ablate == "given":
             read = read - {"heads", "first_layer", "seed"}  # of a choice per layer and step
+        if "uncertain" not in (self.when, self.relocate):
+            read = read - {"uncertainty"}
         for field in fields(self):
             if field.name in read:
                 continue
@@ -128,7 +135,8 @@ class VRGAConfig:
             if getattr(self, field.name) != default:
                 raise ValueError(
                     f"{field.name}={getattr(self, field.name)!r} is not read by "
-                    f"method={self.method!r} with gate={self.gate!r}: leave it at {default!r}"
+                    f"method={self.method!r} with gate={self.gate!r}, when={self.when!r} and "
+                    f"relocate={self.relocate!r}: leave it at {default!r}"
                 )
 
     @property

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 Method = Literal["vrga", "released", "released_mask", "ablation"]
 Gate = Literal["dynamic", "static"]
 Ablated = Literal["visual", "low_focus", "random", "given"]
-When = Literal["always", "back"]
-Relocate = Literal["question", "back"]
+When = Literal["always", "back", "uncertain"]
+Relocate = Literal["question", "back", "uncertain"]
 Border = Literal["always", "background"]
 
 _FLOAT = 3.4028234e38  # largest finite float32, in which thresholds are compared
@@ -29,6 +29,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "region_std": (-1e9, 1e9),
     "region_min": (1, _WHOLE),
     "dilation": (0, 1000),  # more than a side of any token grid
+    "uncertainty": (0, _FLOAT),
     "heads": (1, _WHOLE),
     "first_layer": (0, _WHOLE),
     "seed": (0, 2**63 - 1),
@@ -39,9 +40,9 @@ CHOICES |= {"sink_border": get_args(Border)}
 INTEGERS = {"region_min", "dilation", "heads", "first_layer", "seed"}
 
 # What a method reads. A field outside this set must keep its default, so no option is ignored.
-_BOOST = {f for f in RANGES if f not in {"heads", "first_layer", "seed"}}
+_BOOST = {f for f in RANGES if f not in {"uncertainty", "heads", "first_layer", "seed"}}
 READ_BY: dict[str, set[str]] = {
-    "vrga": _BOOST | {"gate", "when", "relocate", "tag", "sink_border"},
+    "vrga": _BOOST | {"gate", "when", "relocate", "uncertainty", "tag", "sink_border"},
     "released": _BOOST - {"background_layers"},
     "released_mask": {"gate_focus", "gate_entropy", "dilation"},
     "ablation": {"ablate", "heads", "first_layer", "seed"},

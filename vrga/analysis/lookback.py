@@ -2,7 +2,8 @@
 
 The first experiment of the Look-Back paper (arXiv 2507.03019): the prompts direct, cot and back,
 each without VRGA, with VRGA at every step, inside <back> spans alone, and with the region found
-anew at each <back>.
+anew at each <back>. And, asked for: with VRGA where the model is uncertain alone, and with the
+region found anew there.
 """
 
 from __future__ import annotations
@@ -29,11 +30,21 @@ STEERINGS: dict[str, dict[str, Any] | None] = {
     "always": {"when": "always"},
     "back": {"when": "back"},
     "back+relocate": {"when": "back", "relocate": "back"},
+    "uncertain": {"when": "uncertain"},
+    "uncertain+relocate": {"when": "uncertain", "relocate": "uncertain"},
 }
 
 
-def arms(config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]) -> list[Arm]:
+def arms(
+    config: VRGAConfig,
+    prompts: Sequence[str],
+    steerings: Sequence[str],
+    uncertainty: float | None = None,
+) -> list[Arm]:
     """The arms of the experiment; `config` gives gain, gate and thresholds.
+
+    Args:
+        uncertainty: nats from which a distribution is uncertain; None is the config's own.
 
     Raises:
         ValueError: a prompt or steering that is not known, or none.
@@ -45,25 +56,34 @@ def arms(config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]) -
         )
     check_known("--prompts", prompts, PROMPTS)
     check_known("--steering", steerings, tuple(STEERINGS))
-    configs = {
-        name: None if fields is None else dataclasses.replace(config, **fields)
-        for name, fields in STEERINGS.items()
-    }
+    nats = config.uncertainty if uncertainty is None else uncertainty
+    plain = {"when": "always", "relocate": "question", "uncertainty": VRGAConfig.uncertainty}
+    configs: dict[str, VRGAConfig | None] = {}
+    for name, fields in STEERINGS.items():
+        own = {} if fields is None else plain | fields
+        if "uncertain" in own.values():
+            own["uncertainty"] = nats
+        configs[name] = None if fields is None else dataclasses.replace(config, **own)
     return [Arm(name, configs[name], prompt) for prompt in prompts for name in steerings]
 
 
 def experiment(
-    study: Study, *, config: VRGAConfig, prompts: Sequence[str], steerings: Sequence[str]
+    study: Study,
+    *,
+    config: VRGAConfig,
+    prompts: Sequence[str],
+    steerings: Sequence[str],
+    uncertainty: float | None = None,
 ) -> dict:
     """Ask in every arm; print two tables, write samples.jsonl, results.json and table.md.
 
     Args:
-        config, prompts, steerings: as of `arms`.
+        config, prompts, steerings, uncertainty: as of `arms`.
 
     Returns:
         What results.json holds.
     """
-    chosen = arms(config, prompts, steerings)
+    chosen = arms(config, prompts, steerings, uncertainty)
     items = study.questions(DRAWN, FIRST)
     settings = {
         "command": "lookback",
@@ -79,7 +99,8 @@ def experiment(
 
 def _summary(found: dict[str, list[dict]], name: str) -> dict:
     samples, texts = found[name], [one["text"] or "" for one in found[name]]
-    base = found.get(f"{name.split('/')[0]}/off")
+    prompt, _ = name.split("/")
+    base, always = (found.get(f"{prompt}/{other}") for other in ("off", "always"))
     return {
         "accuracy": accuracy(samples),
         "rrar": mean_look(samples, "rrar"),
@@ -91,7 +112,16 @@ def _summary(found: dict[str, list[dict]], name: str) -> dict:
         "failed": failures({name: samples}),
         "right": int(np.nansum(right(samples))),
         "against_off": None if base is None or base is samples else compared(samples, base),
+        "against_always": None if always in (None, samples, base) else compared(samples, always),
+        "steered": _steered(samples),
     }
+
+
+def _steered(samples: Sequence[dict]) -> float | None:
+    """The share of steps that were steered; None where the model was not patched."""
+    told = [one["steps"] for one in samples if one.get("steps")]
+    passed = sum(one["steered"] + sum(one["left_alone"].values()) for one in told)
+    return sum(one["steered"] for one in told) / passed if passed else None
 
 
 def _tables(summary: dict[str, dict], questions: int) -> list[Table]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vrga.beforehand import PROMPTS, STEERINGS, check_known
+from vrga.beforehand import OF_LOOKBACK, PROMPTS, STEERINGS, check_known
 from vrga.cli import options
 from vrga.cli.status import guarded
 from vrga.config import VRGAConfig
@@ -20,8 +20,12 @@ def lookback(
     output: options.Output = Path("out/lookback"),
     prompts: Annotated[str, typer.Option(help="Of direct, cot, back.")] = "direct,cot,back",
     steering: Annotated[
-        str, typer.Option(help="Of off, always, back, back+relocate.")
-    ] = "off,always,back,back+relocate",
+        str, typer.Option(help=f"Of {', '.join(STEERINGS)}.")
+    ] = ",".join(OF_LOOKBACK),
+    uncertainty: Annotated[
+        float | None,
+        typer.Option(help="Nats from which a distribution is uncertain, if not the preset's."),
+    ] = None,
     style: options.Style = "semantic",
     preset: options.Start = None,
     gain: options.Gain = None,
@@ -36,6 +40,8 @@ def lookback(
     check_known("--steering", steering.split(","), STEERINGS)
     if gain is not None:
         VRGAConfig(gain=gain)  # refuses what is none
+    if uncertainty is not None:
+        VRGAConfig(when="uncertain", uncertainty=uncertainty)
     study = options.study_of(
         output, data, model, limit, split, style=style, batch=batch_size,
         max_new_tokens=max_new_tokens, resume=resume,
@@ -43,6 +49,8 @@ def lookback(
     own = options.said(preset, gain, model)
     from vrga.analysis.lookback import experiment
 
-    chosen = {"prompts": prompts.split(","), "steerings": steering.split(",")}
-    run = partial(experiment, study, config=own.config, **chosen)
+    run = partial(
+        experiment, study, config=own.config, prompts=prompts.split(","),
+        steerings=steering.split(","), uncertainty=uncertainty,
+    )  # fmt: skip
     raise typer.Exit(guarded(run, output, options.console))

@@ -44,7 +44,8 @@ class Attachment:
 
         Args:
             hooks: "before" and "behind" of the multimodal model, "inject" and "after" of the text
-                model; bound methods, so that a deep copy of the model gets hooks of its own.
+                model, "hear" behind the whole model; bound methods, so that a deep copy of the
+                model gets hooks of its own.
 
         Raises:
             ValueError: an attention backend that cannot be wrapped. The model is unchanged then.
@@ -62,6 +63,7 @@ class Attachment:
             self._outer.register_forward_hook(hooks["behind"], with_kwargs=True),
             self._text.register_forward_pre_hook(hooks["inject"], with_kwargs=True),
             self._text.register_forward_hook(hooks["after"], with_kwargs=True),
+            self._model.register_forward_hook(hooks["hear"], with_kwargs=True),
         ]
         self._replaced = {m: refusal(m) for m in self._family.refused if hasattr(self._model, m)}
         self._replaced["generate"] = generate

@@ -45,6 +45,7 @@ class Host:
         self.outer: Model = self._part(self.model, self.family.outer)
         self.text: Model = self._part(self.outer, self.family.text)
         self.parameters = list(_parameters(self.outer))
+        self._whole = list(_parameters(self.model))
         self.cache_name = self._cache_name()
         self._needs_types = TYPES in self.parameters
         config = self.text.config
@@ -207,6 +208,10 @@ class Host:
         """The key cache among a pass's inputs, or None."""
         raw = cache_among(kwargs)
         return None if raw is None else KeyCache(raw)
+
+    def run_of_call(self, args: tuple, kwargs: dict) -> Any | None:
+        """What the cache among the whole model's inputs belongs to; for compiled steps."""
+        return self.run_in({**dict(zip(self._whole, args, strict=False)), **kwargs})
 
     def run_in(self, kwargs: dict) -> Any | None:
         """What the cache among a pass's inputs belongs to; for compiled steps."""

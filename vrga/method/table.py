@@ -24,7 +24,8 @@ def add_method(name: str, rules: Rules, reads: Iterable[str] = ("gain",)) -> Non
     Args:
         name: of no method so far.
         reads: fields of `VRGAConfig` that the rules or the steps read; others must keep their
-            defaults. "gate" among them allows the dynamic gate, "when" and "relocate" <back> spans.
+            defaults. "gate" among them allows the dynamic gate, "when" and "relocate" <back> spans
+            and, with "uncertainty", uncertain tokens.
 
     Raises:
         ValueError: the name is taken or empty, or a field is none of `VRGAConfig`'s.

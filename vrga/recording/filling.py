@@ -55,5 +55,6 @@ def _measures(trace: Trace, recorder: Recorder) -> None:
     seen = mass > torch.finfo(mass.dtype).tiny
     trace.spread = torch.where(seen, trace.entropy / mass + mass.log(), torch.nan)
     trace.inside = recorder.stacked_inside()
+    trace.uncertainty = recorder.stacked_uncertainty()
     for name, share in recorder.groups.shares(stats).items():
         setattr(trace, name, share)

@@ -68,12 +68,13 @@ class Meter:
         if self._bank is not None:
             self._bank.begin()
 
-    def note(self, inside: Tensor) -> None:
-        """Which tokens of this pass are inside a <back> span, bool [B, Q]."""
+    def note(self, inside: Tensor | None, drawn: Tensor | None) -> None:
+        """Which tokens of this pass are inside a <back> span, bool [B, Q], and the entropy of what
+        a single one was drawn from, float32 [B]; None where that is not followed."""
         if not torch.compiler.is_compiling():
-            self.recorder.note(inside)
+            self.recorder.note(inside, drawn)
         elif self._bank is not None:
-            self._bank.note(inside[:, -1])
+            self._bank.note(inside, drawn)
 
     def wants(self, layer: int) -> bool:
         """Whether this layer of this forward pass is measured.
@@ -131,6 +132,8 @@ class Meter:
         for first, end in recorder.count_compiled(count):
             if bank.follows:
                 recorder.inside.extend(bank.inside[first:end].clone().unbind())
+            if bank.hears:
+                recorder.uncertainty.extend(bank.drawn[first:end].clone().unbind())
             mask = bank.mask(end)
             for layer in bank.layers:
                 waiting = bank.waiting(layer, first, end, mask)

@@ -34,6 +34,8 @@ class Recorder:
     Attributes:
         inside: rows inside a <back> span at each query row taken, bool [B], where spans are
             followed.
+        uncertainty: entropy in nats of the distribution that each query row's token was drawn
+            from, float32 [B], where the config decides by it.
         off: whether the patch was switched off.
         rows: query rows taken so far, rejected drafts and steps that were not asked for included.
         prompt, padding, said: token ids of the call of generate(), its attention mask, and the
@@ -61,6 +63,7 @@ class Recorder:
         self.mapped = chosen_heads(maps, shape, self.layers)
         self._groups: KeyGroups | None = None
         self.inside: list[Tensor] = []
+        self.uncertainty: list[Tensor] = []
         self.off = False
         self.rows = 0
         self._timeline = Timeline([])
@@ -71,6 +74,7 @@ class Recorder:
         self.ends: set[int] = set()
         self._numbers = range(0)  # steps whose queries the current forward pass has
         self._inside: Tensor | None = None  # of these queries, bool [B, Q]
+        self._drawn: Tensor | None = None  # likewise, float32 [B], of a single query
         self._taken: dict[int, int] = {}  # step -> which of the query rows taken; ascending
         self._stats: dict[int, list[Tensor]] = {}  # layer -> [B, H, steps, 3 + groups], in pieces
         self._found: dict[int, list[Tensor]] = {}  # layer -> [B, heads, steps, n], likewise
@@ -157,7 +161,7 @@ class Recorder:
             past: keys before it; rows: its queries.
         """
         first = past - self._timeline.start
-        self._numbers, self._inside = range(first, first + rows), None
+        self._numbers, self._inside, self._drawn = range(first, first + rows), None, None
         self._forget_from(first)
 
     def _forget_from(self, step: int) -> None:
@@ -171,9 +175,11 @@ class Recorder:
     def _wants_step(self, step: int) -> bool:
         return step >= 0 and (self._wanted is None or step in self._wanted)
 
-    def note(self, inside: Tensor) -> None:
-        """Which rows are inside a <back> span at the queries of this forward pass, bool [B, Q]."""
-        self._inside = inside
+    def note(self, inside: Tensor | None, drawn: Tensor | None) -> None:
+        """Of the queries of this forward pass: which rows are inside a <back> span, bool [B, Q],
+        and the entropy of what a single one's token was drawn from, float32 [B]; None where that
+        is not followed."""
+        self._inside, self._drawn = inside, drawn
 
     def count(self, layer: int) -> None:
         """This layer of this forward pass is measured."""
@@ -185,6 +191,8 @@ class Recorder:
         self.rows += len(self._numbers)
         if self._inside is not None:
             self.inside.extend(self._inside.unbind(1))
+        if self._drawn is not None:
+            self.uncertainty.append(self._drawn)
 
     def count_compiled(self, steps: int) -> list[tuple[int, int]]:
         """Compiled passes have come and gone; the wanted ones as runs [first, end) of them."""
@@ -253,9 +261,15 @@ class Recorder:
 
     def stacked_inside(self) -> Tensor | None:
         """Rows inside a <back> span at each step, bool [steps, B]; None where not followed."""
-        if len(self.inside) != self.rows:
-            return None
-        return self._of_steps(torch.stack(self.inside).cpu())
+        return self._of_rows(self.inside)
+
+    def stacked_uncertainty(self) -> Tensor | None:
+        """Entropy of what each step's token was drawn from, float32 [steps, B]; likewise."""
+        return self._of_rows(self.uncertainty)
+
+    def _of_rows(self, noted: list[Tensor]) -> Tensor | None:
+        """What was noted at all query rows taken, [B] each, of the steps; None where not at all."""
+        return self._of_steps(torch.stack(noted).cpu()) if len(noted) == self.rows else None
 
     def _of_steps(self, rows: Tensor) -> Tensor:
         """Of all query rows taken, [rows, ...], those of the steps."""

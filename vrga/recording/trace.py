@@ -59,6 +59,8 @@ class Trace:
         gate: 1 where the gate was open; with gain 1, where it would have been.
         inside: whether each row was inside a <back> span, bool [steps, B]; None where the patch
             has no tokenizer, or was given no token ids.
+        uncertainty: entropy in nats of the distribution that each step's token was drawn from,
+            [steps, B]; None unless `when` or `relocate` is "uncertain".
         steps: number of each step, int64 [steps]; layers: of each layer, int64 [L].
         maps: attention on every image token, float16 [steps, heads, B, n], in the order of the
             row's grids, zero where a row has fewer; None without `maps`.
@@ -66,7 +68,7 @@ class Trace:
         layer_maps: the mean over each layer's heads, float16 [steps, L, B, n]; None without
             `layer_maps`.
         regions: what was steered to at first, one per row.
-        relocated: with `relocate="back"`, the regions that came later, in the order of steps.
+        relocated: with a `relocate`, the regions that came later, in the order of steps.
         ends: where each row's answer ends, int64 [B]: steps below are of its tokens, and later ones
             of padding, which tables, pictures and reports leave out; None where it is not known.
         ids: generated token ids, int64 [B, tokens]; None without generate(), and of beams.
@@ -89,6 +91,7 @@ class Trace:
     spread: Tensor | None = None
     gate: Tensor | None = None
     inside: Tensor | None = None
+    uncertainty: Tensor | None = None
     steps: Tensor | None = None
     layers: Tensor | None = None
     maps: Tensor | None = None
@@ -207,7 +210,8 @@ class Trace:
         """One line for each layer, head and row of the batch at each step of the row's answer.
 
         Columns: step, layer, head, row, the measures that were taken, `inside` where spans were
-        followed, and `text`, the token that was the query, where texts are known.
+        followed, `uncertainty` where it decided, and `text`, the token that was the query, where
+        texts are known.
 
         Raises:
             ImportError: pandas is missing.

@@ -29,6 +29,10 @@ def check_trace(trace: Trace, images: Sequence[int] | None) -> None:
     _answers(trace, int(numbers[-1]), rows)
     if trace.inside is not None:
         _tensor("inside", trace.inside, (steps, rows), torch.bool)
+    if trace.uncertainty is not None:
+        _tensor("uncertainty", trace.uncertainty, (steps, rows))
+        if _bounds("uncertainty", trace.uncertainty)[0] < 0:
+            raise ValueError("uncertainty is negative, and no entropy")
     if images is not None:
         _counts("images", images, [len(region.grids) for region in trace.regions])
     for name in ("config", "versions"):

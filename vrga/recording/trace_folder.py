@@ -23,7 +23,10 @@ from vrga.recording.trace_checks import check_trace
 
 FORMAT, VERSION = "vrga-trace", 1
 TENSORS = "trace.safetensors"
-_WHOLE = (*MEASURES, "inside", "steps", "layers", "maps", "heads", "layer_maps", "ids", "ends")
+_WHOLE = (
+    *MEASURES, "inside", "uncertainty", "steps", "layers", "maps", "heads", "layer_maps", "ids",
+    "ends",
+)  # fmt: skip
 _REGION = ("focus", "mask", "image", "visual", "background")
 _HEADS = ("focus", "entropy", "efr")
 
@@ -102,7 +105,8 @@ def _assembled(words: dict, tensors: dict[str, Tensor]) -> tuple[Trace, Any]:
     """The trace without its images, and how many images the rows have."""
     whole: dict[str, Any] = {name: tensors[name] for name in _WHOLE if name in tensors}
     trace = Trace(**whole)
-    for names, dtype in ((MEASURES, torch.float32), (("maps", "layer_maps"), torch.float16)):
+    floats = (*MEASURES, "uncertainty")
+    for names, dtype in ((floats, torch.float32), (("maps", "layer_maps"), torch.float16)):
         for name in names:
             if name in tensors:
                 setattr(trace, name, _as(dtype, tensors[name]))

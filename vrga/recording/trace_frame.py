@@ -26,8 +26,10 @@ def frame(trace: Trace) -> pandas.DataFrame:
     )
     columns = {"step": step, "layer": layer, "head": head, "row": row}
     columns |= {k: getattr(trace, k) for k in MEASURES if getattr(trace, k) is not None}
-    if trace.inside is not None:
-        columns["inside"] = trace.inside[:, None, :, None].expand(shape)
+    for name in ("inside", "uncertainty"):
+        of_rows = getattr(trace, name)  # [steps, B]
+        if of_rows is not None:
+            columns[name] = of_rows[:, None, :, None].expand(shape)
     found = pandas.DataFrame({name: x.flatten().numpy() for name, x in columns.items()})
     if trace.ends is not None:
         found = found[found["step"] < trace.ends.numpy()[found["row"]]].reset_index(drop=True)

@@ -74,6 +74,7 @@ class Bank:
         cache: holds the keys by then; a static one.
         visible: False on padding, bool [B, S] of the prompt, which fills the cache so far.
         follows: whether steps note which rows are inside a <back> span.
+        hears: whether they note the entropy of what their tokens were drawn from.
     """
 
     def __init__(
@@ -86,13 +87,15 @@ class Bank:
         cache: KeyCache,
         visible: Tensor,
         follows: bool = False,
+        hears: bool = False,
     ):
         self.layers, self._cache, self._visible = dict(layers), cache, visible
-        self.follows = follows
+        self.follows, self.hears = follows, hears
         self._past = visible.shape[1]  # keys before the first step that waits
         first = next(iter(self.layers.values()))
         self.at = torch.zeros(1, dtype=torch.int64, device=first.device)  # steps that wait
         self.inside = torch.zeros(steps, first.shape[0], dtype=torch.bool, device=first.device)
+        self.drawn = torch.zeros(steps, first.shape[0], device=first.device)
         self.queries: dict[int, Tensor] = {}
         self.stats: dict[int, Tensor] = {}
         for number, layer in self.layers.items():
@@ -103,16 +106,21 @@ class Bank:
             if columns:
                 shape = (steps, batch, heads, columns)
                 self.stats[number] = torch.zeros(shape, dtype=torch.float32, device=layer.device)
-        for tensor in (self.at, self.inside, *self.queries.values(), *self.stats.values()):
+        noted = self.at, self.inside, self.drawn
+        for tensor in (*noted, *self.queries.values(), *self.stats.values()):
             torch._dynamo.mark_static_address(tensor)
 
     def begin(self) -> None:
         """A compiled step begins."""
         self.at.add_(1)
 
-    def note(self, inside: Tensor) -> None:
-        """Which rows are inside a <back> span, bool [B]."""
-        self.inside.index_copy_(0, self._place(inside), inside[None])
+    def note(self, inside: Tensor | None, drawn: Tensor | None) -> None:
+        """Which rows are inside a <back> span, bool [B, 1], and the entropy of what their tokens
+        were drawn from, float32 [B]; None where that is not followed."""
+        if inside is not None:
+            self.inside.index_copy_(0, self._place(inside), inside[None, :, -1])
+        if drawn is not None:
+            self.drawn.index_copy_(0, self._place(drawn), drawn[None])
 
     def put(self, layer: int, query: Tensor, stats: Tensor | None) -> None:
         """What a layer did: queries [B, H, 1, d], and statistics [B, H, 1, 3 + groups] if known."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vrga.hf.versions import VERSION
+from vrga.steering.chosen_rows import opening
 from vrga.steering.decode_step import DecodeStep
 from vrga.steering.located import Located
 from vrga.steering.passes import SteeringError
@@ -28,7 +29,8 @@ class Account:
 
     def __init__(self, located: Located):
         self._located = located
-        self.ledger = Ledger(len(located.timeline.now), located.reached)
+        opens = opening(located.config)
+        self.ledger = Ledger(len(located.timeline.now), located.reached, opens)
         self.said: Tensor | None = None
         device = located.asked.device
         self.ran, self.off = torch.zeros(2, 1, dtype=torch.int64, device=device).unbind()

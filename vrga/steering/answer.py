@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from vrga.foreign import ModelOutput
 from vrga.hf.inputs import ForwardInputs
 from vrga.hf.prompt_reader import on_cpu
 from vrga.steering.account import Account
@@ -64,9 +66,9 @@ class Answer:
             ledger.note(past, rows, SINGLE)
         else:
             ledger.note(past, rows, *step.chosen_rows)
-        if self._located.config.relocate == "back":
-            assert step.phase is not None  # which that asks for
-            step.probe = self._located.asked.probe_of_spans(step.phase, self._located.kernels, past)
+        opened = step.opened_on_host(past)
+        if opened is not None:
+            step.probe = self._located.asked.probe_at(opened, self._located.kernels, past)
             if step.probe is not None:
                 step.probe.begin(past, self._located.host.holds(inputs))
 
@@ -91,7 +93,7 @@ class Answer:
 
     @on_cpu
     def relocate(self, reached: int) -> None:
-        """Steer rows that have just opened a <back> span to what that token looks at.
+        """Steer rows whose region is to be found anew to what this pass's token looks at.
 
         Args:
             reached: keys in the cache.
@@ -110,19 +112,53 @@ class Answer:
         step.steer_to(self.timeline.now)
 
     def reorder(self, beams: Tensor, reached: int) -> None:
-        """The rows' <back> spans, and regions found there, follow their beams, int64 [B].
+        """What decides, and regions that were found anew, follow their beams, int64 [B].
 
         Args:
             reached: keys in the cache.
         """
         step = self.step
-        if step is None or step.phase is None:
+        if step is None:
             return
-        step.phase.reorder(beams)
+        for followed in (step.phase, step.uncertainty):
+            if followed is not None:
+                followed.reorder(beams)
         if not self.timeline.relocated:
             return  # all beams of a row still look at one region
         if self.timeline.reorder(beams.tolist(), reached):
             step.steer_to(self.timeline.now)
+
+    def begin_anew(self, start: int) -> None:
+        """The end of the prompt comes once more; the answer begins behind `start` keys."""
+        self.account.ledger.begin(start)
+        if self.step is not None and self.step.uncertainty is not None:
+            self.step.uncertainty.forget_from(0)
+
+    def hear(self, logits: Tensor | None, reached: int) -> None:
+        """The model's logits of a pass that has ended: the newest are what the next tokens are
+        drawn from.
+
+        Args:
+            logits: [B, K, V] of the pass's last K tokens, or None where there are none.
+            reached: keys in the cache.
+        """
+        if self.step is None or self.step.uncertainty is None or logits is None:
+            return
+        visible, last = self._located.asked.prompt.visible, logits[:, -1:].flatten(0, 1)
+        if reached == visible.shape[1] and not bool(visible[:, -1].all()):
+            # Padded on the right, as a loop by hand may: each row's own last token.
+            places = torch.arange(reached, device="cpu")
+            own = torch.where(visible, places, -1).amax(1) - (reached - logits.shape[1])
+            if bool((own < 0).any()):
+                return
+            last = logits[torch.arange(len(own), device=logits.device), own.to(logits.device)]
+        if len(last):
+            self.step.uncertainty.hear(last, reached - 1)
+
+    def hear_compiled(self, output: ModelOutput) -> None:
+        """What the whole model returned of a compiled step."""
+        if self.step is not None and self.step.uncertainty is not None:
+            self.step.uncertainty.hear_compiled(output.logits[:, -1])
 
     def settle(self) -> None:
         """Compute what waits to be measured."""

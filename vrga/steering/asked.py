@@ -105,14 +105,12 @@ class Asked:
         probed = [place if row else -1 for place, row in zip(probed, grids, strict=True)]
         return Probe(probed, self.prompt.visible, kernels)
 
-    def probe_of_spans(self, phase: Phase, kernels: Kernels, past: int) -> Probe | None:
-        """The probe of rows that open a <back> span in a pass; None where none does.
+    def probe_at(self, opened: Tensor, kernels: Kernels, past: int) -> Probe | None:
+        """The probe of tokens amid the answer; None where no row with an image has any.
 
         Args:
-            phase: follows the spans; past: keys before the pass.
+            opened: which tokens of a pass, bool [B, Q] on the CPU; past: keys before the pass.
         """
-        told = phase.on_host(past)
-        opened = phase.opened.cpu() if told is None else told[1]
         opened = opened & torch.tensor(
             [bool(grids) for grids in self.prompt.grids], device="cpu"
         )[:, None]  # fmt: skip

@@ -16,6 +16,7 @@ from vrga.method.heads import choose_ablated
 from vrga.method.key_views import PassViews, View
 from vrga.method.region import Region
 from vrga.method.steered_keys import SteeredKeys
+from vrga.method.uncertainty import Uncertainty
 from vrga.recording.meter import Meter
 from vrga.steering.chosen_rows import ChosenRows
 from vrga.steering.probe import Probe
@@ -51,6 +52,7 @@ class DecodeStep:
         applied: False leaves every output as the model's own attention gives it, so that the
             steps are only measured.
         phase: follows the rows' <back> spans, where the config asks for them, or None.
+        uncertainty: of the rows' tokens, likewise.
         ablated: heads that lose the image, bool [B, L, H], with ``ablate="given"``.
 
     Attributes:
@@ -66,11 +68,12 @@ class DecodeStep:
         meter: Meter | None = None,
         applied: bool = True,
         phase: Phase | None = None,
+        uncertainty: Uncertainty | None = None,
         ablated: Tensor | None = None,
     ):
         self.config, self.applied = config, applied
-        self.meter, self.phase = meter, phase
-        self._choice = ChosenRows(config, phase)
+        self.meter, self.phase, self.uncertainty = meter, phase, uncertainty
+        self._choice = ChosenRows(config, phase, uncertainty, applied)
         self.probe: Probe | None = None
         self._kernels, self._keys, self._ablated_heads = kernels, keys, ablated
         self._random = torch.Generator("cpu").manual_seed(config.seed)
@@ -99,11 +102,12 @@ class DecodeStep:
 
         Raises:
             ValueError: no ids where the config's `when` or `relocate` needs them.
+            SteeringError: it is not known what distribution the tokens were drawn from.
         """
         views = PassViews(self._keys)
         if self.meter is not None:
             self.meter.begin(past, rows)
-        asked = chosen = self._asked(ids, past)
+        asked = chosen = self._asked(ids, past, rows)
         told = None if asked is None else self._choice.on_host(asked, past)
         if told is not None and bool(told.all()):
             chosen = None  # one attention is enough where all rows are treated alike
@@ -116,14 +120,14 @@ class DecodeStep:
         Raises:
             ValueError, RuntimeError: as `begin`; or a config that cannot be compiled.
         """
-        if self.config.relocate == "back":
+        if self.config.relocate != "question":
             raise RuntimeError(
-                "relocate='back' finds a region amid decoding, which cannot be "
+                f"relocate={self.config.relocate!r} finds a region amid decoding, which cannot be "
                 "compiled: call generate with disable_compile=True"
             )
         if self.meter is not None:
             self.meter.begin_compiled()
-        asked = self._asked(ids, None)
+        asked = self._asked(ids, None, 1)
         if asked is not None:
             self._left.add_((~asked[:, -1]).to(self._left.device))
         self._pass = StepPass(PassViews(self._keys), 0, asked, asked)
@@ -131,23 +135,27 @@ class DecodeStep:
     @property
     def chosen_rows(self) -> tuple[str | None, Tensor | None, Tensor | None]:
         """Of the current pass: why rows are left alone that are not chosen; which tokens are
-        chosen, bool [B, Q]; which of the others open a <back> span. None: all are steered."""
+        chosen, bool [B, Q]; at which of the others a region is found anew. None: all are steered."""
         if self._pass.asked is None:
             return None, None, None
         return self._choice.reason, self._pass.asked, self._choice.opened
+
+    def opened_on_host(self, past: int) -> Tensor | None:
+        """At which tokens of the current pass a region is found anew, bool [B, Q] on the CPU."""
+        return self._choice.opened_on_host(past)
 
     @property
     def left_compiled(self) -> dict[str, Tensor]:
         """Compiled steps of each row that were left alone, int64 [B], by reason."""
         return {self._choice.reason: self._left}
 
-    def _asked(self, ids: Tensor | None, past: int | None) -> Tensor | None:
+    def _asked(self, ids: Tensor | None, past: int | None, rows: int) -> Tensor | None:
         """Which of the new tokens are to be steered, bool [B, Q]; None for all."""
-        if not self._choice.follow(ids, past) or ids is None:
-            return None
-        if self.phase is not None and self.meter is not None:
-            self.meter.note(self.phase.inside)
-        return self._choice.among(ids, past)
+        decides = self._choice.follow(ids, past, rows)
+        if self.meter is not None:
+            inside = None if self.phase is None or ids is None else self.phase.inside
+            self.meter.note(inside, None if self.uncertainty is None else self.uncertainty.drawn)
+        return self._choice.among(ids, past) if decides else None
 
     # --- its layers ---
 

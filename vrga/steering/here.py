@@ -20,6 +20,7 @@ class Here(threading.local):
     Attributes:
         call: of generate(); announced: a prompt that comes in a loop by hand; passing: the forward
             pass; run: of the last prompt. Each of them may be None.
+        through: the run of a pass whose logits are to come, and tokens of each of its rows.
         recent: prompts outside of generate().
     """
 
@@ -29,6 +30,7 @@ class Here(threading.local):
         self.announced: Announcement | None = None
         self.passing: ForwardPass | None = None
         self.run: Run | None = None
+        self.through: tuple[Run, int] | None = None
         self.recent = RecentPrompts(cache_name)
 
     def __deepcopy__(self, memo: dict) -> Here:

@@ -11,8 +11,10 @@ from vrga.hf.announcement import Announcement
 from vrga.hf.attention import KEYWORD
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
+from vrga.hf.logits import logits_of
 from vrga.hf.prompt_reader import PromptReader
 from vrga.steering.arrival import Arrival
+from vrga.steering.chosen_rows import check_singly
 from vrga.steering.decode_step import DecodeStep
 from vrga.steering.forward_pass import ForwardPass
 from vrga.steering.generate_call import GenerateCall
@@ -43,7 +45,7 @@ class Hooks:
 
     def attach(self) -> None:
         """Put them on the model; raises as `Attachment.attach`."""
-        hooks = {name: getattr(self, name) for name in ("before", "behind", "inject", "after")}
+        hooks = {name: getattr(self, name) for name in ("before", "behind", "inject", "after", "hear")}
         self._host.attachment.attach(hooks, self.generate)
 
     def detach(self) -> None:
@@ -85,6 +87,8 @@ class Hooks:
         options = self._host.options(args, kwargs)
         if options.inputs is None:
             return self._host.generate(args, kwargs, None)  # which says what it misses
+        if options.drafts:
+            check_singly(self.settings.config)
         self._host.check_parts()
         self._host.attachment.set_aside_compiled()
         here, outer = self._here, self._here.call
@@ -111,7 +115,7 @@ class Hooks:
             self._compiled_step(args, kwargs)
             return None
         here, call = self._here, self._here.call
-        here.passing = None
+        here.passing = here.through = None
         if not self.settings.enabled:
             self._pass_by(args, kwargs)
             return None
@@ -216,12 +220,14 @@ class Hooks:
         past = Arrival(inputs, run).held
         assert past is not None  # the run was found by its cache
         run.pass_by(past, inputs.ids, inputs.width)
+        self._here.through = run, inputs.width
 
     def _split(self, module: nn.Module, inputs: ForwardInputs, found: Pass) -> tuple[tuple, dict]:
         """Run the prompt alone, then go on with what assisted decoding drafted behind it.
 
         The region is known only when the prompt is through, and drafts are steered.
         """
+        check_singly(self.settings.config)
         past, length = found.past, found.length
         head = module(**self._host.cut(inputs, slice(0, length), past))
         rest = self._host.behind(inputs, slice(length, None), past, head)
@@ -292,9 +298,24 @@ class Hooks:
         run.pass_is_through(cache, self.recording, call)
         if not run.is_located:
             return
+        here.through = run, passing.rows
         if call is None and passing.what.kind == "prompt":
             here.recent.come(run.prompt)
         elif call is None:
             here.recent.use(run.prompt)
         if call is None or call.run is run:
             here.run = self._last = run
+
+    # --- behind the whole model ---
+
+    def hear(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        """After the whole model: hear how sure it is of the tokens that come next."""
+        if torch.compiler.is_compiling():
+            run = self._mine(self._host.run_of_call(args, kwargs))
+            if run is not None and run.is_located:
+                run.answer.hear_compiled(output)
+            return
+        through, self._here.through = self._here.through, None
+        if through is not None:
+            run, width = through
+            run.answer.hear(logits_of(kwargs, output, width), run.reached)

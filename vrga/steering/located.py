@@ -19,6 +19,7 @@ from vrga.method.prompt import GridCells, cells_mask
 from vrga.method.region import Region, empty_region
 from vrga.method.steered_keys import SteeredKeys
 from vrga.method.timeline import Timeline
+from vrga.method.uncertainty import Uncertainty
 from vrga.recording.meter import Meter
 from vrga.recording.recorder import Recorder
 from vrga.recording.waiting import CHUNK, Bank
@@ -108,6 +109,10 @@ class Located:
         ablated, config, regions = self._ablated_heads(), self.config, self.timeline.now
         if not config.steers and recording is None:
             return None
+        if self.options.given is not None and config.relocate != "question":
+            raise ValueError(
+                f"relocate={config.relocate!r} would replace patch.given: set one of them back"
+            )
         groups = KeyGroups.of(config) if recording is None else self._measured(recording)
         keys = SteeredKeys(
             regions, groups, known_gate(regions, config, ablated), capacity=probe.capacity,
@@ -126,7 +131,7 @@ class Located:
             meter = Meter(recorder, config, self.kernels, keys, waits=waits, bank=bank)
         return DecodeStep(
             config, self.kernels, keys, meter=meter, applied=config.steers, phase=phase,
-            ablated=ablated,
+            uncertainty=self._uncertainty(), ablated=ablated,
         )  # fmt: skip
 
     def _measured(self, recording: Recording) -> KeyGroups:
@@ -152,17 +157,25 @@ class Located:
             cache=cache,
             visible=self.asked.prompt.visible,
             follows=phase is not None,
+            hears=self._decided_by("uncertain"),
         )
 
     def _phase(self, recorder: Recorder | None) -> Phase | None:
         """What follows the rows' <back> spans, where something needs them."""
-        asked = "back" in (self.config.when, self.config.relocate)
-        if not asked and (recorder is None or not self.reader.knows_words):
+        if not self._decided_by("back") and (recorder is None or not self.reader.knows_words):
             return None
-        if self.options.given is not None and self.config.relocate == "back":
-            raise ValueError("relocate='back' would replace patch.given: set one of them back")
         table = tag_table(self.reader.tokenizer, self.host.vocabulary, self.config.tag)
         return Phase(table, len(self.timeline.now), self.asked.device, self.reached)
+
+    def _uncertainty(self) -> Uncertainty | None:
+        """What hears how sure the model is of its tokens, where that decides."""
+        if not self._decided_by("uncertain"):
+            return None
+        return Uncertainty(self.config.uncertainty, len(self.timeline.now), self.asked.device)
+
+    def _decided_by(self, what: str) -> bool:
+        """Whether "back" or "uncertain" decides which steps are steered, or to what."""
+        return what in (self.config.when, self.config.relocate)
 
     def _ablated_heads(self) -> Tensor | None:
         """The heads given to be ablated, bool [B, L, H]; None where the config asks for none."""

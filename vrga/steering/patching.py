@@ -231,7 +231,7 @@ class Patch:
 
     @property
     def episodes(self) -> list[Episode]:
-        """With `relocate="back"`: each <back> of the last generation, and where it looked."""
+        """With a `relocate`: where the last generation found its region anew, and which."""
         run = self._hooks.located
         return [] if run is None else run.answer.timeline.episodes
 

@@ -161,7 +161,7 @@ class Run:
         `past` keys. The region stays, and nothing is steered before the prompt's `end`."""
         self.end, self.reached = end, past + width
         if self._answer is not None:
-            self._answer.account.ledger.begin(end)
+            self._answer.begin_anew(end)
 
     def go_on(self, inputs: ForwardInputs, past: int) -> None:
         """A further piece of the prompt comes, behind `past` keys."""

@@ -13,6 +13,8 @@ OFF = "switched off"
 SINGLE = "this preset steers passes of one token alone"
 OUTSIDE = "outside <back>"
 OPENS = "opens <back>"
+CERTAIN = "certain"
+RISES = "turns uncertain"
 CHOICE = "not chosen by `when`"
 IMAGELESS = "no image"
 EMPTY = "an empty region"
@@ -55,12 +57,13 @@ class Ledger:
 
     Args:
         rows: of the batch; start: position of the answer's first token.
+        opens: why a row is left alone from which a region is found anew.
     """
 
-    def __init__(self, rows: int, start: int):
-        self.rows, self.start = rows, start
+    def __init__(self, rows: int, start: int, opens: str = OPENS):
+        self.rows, self.start, self._opens = rows, start, opens
         # By position: why all rows are left alone, or None; with rows that differ, bool [B] each:
-        # which are steered, and which of the others open a span.
+        # which are steered, and at which of the others a region is found anew.
         self._notes: dict[int, tuple[str | None, Tensor | None, Tensor | None]] = {}
         self._compiled: dict[str, Tensor] = {}
         self._compiled_steps = 0
@@ -78,7 +81,7 @@ class Ledger:
         Args:
             reason: why rows are left alone, all of them or those not chosen; None with all steered.
             chosen: which tokens of which rows are steered, bool [B, Q]; None for all or none.
-            opened: those left alone because they open a <back> span, likewise, or None.
+            opened: those left alone because a region is found anew at them, likewise, or None.
         """
         self.forget_from(past)
         for i in range(count):
@@ -134,7 +137,7 @@ class Ledger:
             if chosen is not None and bool(chosen[row]):
                 why = None
             elif opened is not None and bool(opened[row]):
-                why = OPENS
+                why = self._opens
             if why is None:
                 steered += 1
             else:
