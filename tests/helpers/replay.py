@@ -114,3 +114,38 @@ class Replay:
         seen = torch.stack([self.seen[i] for i in range(len(self.seen))]).tolist()
         focus, mask, visual, _ = region(rows, self.grids, query + 1, seen=seen)
         return dict(focus=focus, mask=mask, visual=set(map(tuple, np.array(visual).tolist())))
+
+
+class PhasedReplay(Replay):
+    """The method in loops, with the gain of each step from a list."""
+
+    def __init__(self, model, gains):
+        super().__init__(model, 1.0)
+        self.gains, self.steps = gains, 0
+
+    def _attend(self, module, q, k, v, mask, scaling, **kwargs):
+        if self.query is None:
+            if module.layer_idx == 0:
+                self.steps += 1
+            self.gain = self.gains[self.steps - 1]
+        return super()._attend(module, q, k, v, mask, scaling, **kwargs)
+
+
+class Relocated(PhasedReplay):
+    """Finds the region anew at certain steps, from that step's own attention; unsteered there."""
+
+    def __init__(self, model, gains, at):
+        super().__init__(model, gains)
+        self.at, self.found_at = at, {}
+
+    def _attend(self, module, q, k, v, mask, scaling, **kwargs):
+        out = super()._attend(module, q, k, v, mask, scaling, **kwargs)
+        if self.query is None and self.steps - 1 in self.at:
+            k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+            a = (q @ k.transpose(2, 3) * scaling).double().softmax(-1)
+            self.rows[module.layer_idx] = a[0, :, 0]
+            self.seen[module.layer_idx] = torch.ones(k.shape[2], dtype=torch.bool)
+            if module.layer_idx == len(self.rows) - 1:
+                self.found = self._region(self.length - 1)
+                self.found_at[self.steps - 1] = self.found
+        return out

@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import FAMILIES
 from loops import COMPILED, passes
-from replay import Replay
+from replay import PhasedReplay, Relocated
 from saying import BACK, CLOSE_LESS, INSIDE, LESS, MORE, OPENS, SAID, SHUTS, WORD, WORDS, Say, say
 from tiny import CACHE, generate, tiny_model
 from transformers import LogitsProcessor, StoppingCriteriaList
@@ -22,21 +22,6 @@ def model():
     # Version 5.10 stumbles over a static cache that a refused call has left on the model.
     vars(QWEN.shared).pop("_cache", None)
     return QWEN.shared
-
-
-class PhasedReplay(Replay):
-    """The method in loops, with the gain of each step from a list."""
-
-    def __init__(self, model, gains):
-        super().__init__(model, 1.0)
-        self.gains, self.steps = gains, 0
-
-    def _attend(self, module, q, k, v, mask, scaling, **kwargs):
-        if self.query is None:
-            if module.layer_idx == 0:
-                self.steps += 1
-            self.gain = self.gains[self.steps - 1]
-        return super()._attend(module, q, k, v, mask, scaling, **kwargs)
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
@@ -130,26 +115,6 @@ def test_a_callable_decides(model):
     with vrga.patch(model, VRGAConfig.published(when=lambda tokens, position: True)):
         with pytest.raises(ValueError, match=r"when\(...\) gave True; wanted: bool \[2, 1\]"):
             generate(model, batch.inputs, 3)
-
-
-class Relocated(PhasedReplay):
-    """Finds the region anew at certain steps, from that step's own attention; unsteered there."""
-
-    def __init__(self, model, gains, at):
-        super().__init__(model, gains)
-        self.at, self.found_at = at, {}
-
-    def _attend(self, module, q, k, v, mask, scaling, **kwargs):
-        out = super()._attend(module, q, k, v, mask, scaling, **kwargs)
-        if self.query is None and self.steps - 1 in self.at:
-            k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-            a = (q @ k.transpose(2, 3) * scaling).double().softmax(-1)
-            self.rows[module.layer_idx] = a[0, :, 0]
-            self.seen[module.layer_idx] = torch.ones(k.shape[2], dtype=torch.bool)
-            if module.layer_idx == len(self.rows) - 1:
-                self.found = self._region(self.length - 1)
-                self.found_at[self.steps - 1] = self.found
-        return out
 
 
 @pytest.mark.parametrize("when", ["back", "always"])

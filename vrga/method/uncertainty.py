@@ -35,7 +35,6 @@ class Uncertainty:
 
     def __init__(self, threshold: float, rows: int, device: torch.device):
         self.threshold = threshold
-        self.drawn: Tensor | None = None
         self._behind: dict[int, Tensor] = {}  # by the key's position, ascending; float32 [B]
         with torch.inference_mode(False):  # a loop by hand may leave that mode amid an answer
             # The newest, and its key's position: at addresses that compiled steps know.
@@ -43,6 +42,8 @@ class Uncertainty:
             self._place = torch.full((1,), -1, dtype=torch.int64, device=device)
         for tensor in (self._newest, self._place):
             torch._dynamo.mark_static_address(tensor)
+        # From the start what a compiled step makes it: the first and the later ones share a graph.
+        self.drawn: Tensor | None = self._newest
 
     def hear(self, logits: Tensor, place: int) -> None:
         """What the model says behind the key at `place`: logits [B, V]."""

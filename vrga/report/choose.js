@@ -65,7 +65,8 @@ function select(number, token, still) {
     drawPictures(run);
   }
   drawTrends.move();
-  $("where").textContent = `token ${state.token + 1} of ${runs[number].tokens.length}`;
+  const own = runs[number], doubt = own.doubts?.[own.stepOf.get(state.token)];
+  $("where").textContent = `token ${state.token + 1} of ${own.tokens.length}${doubt ? `, ${doubt}` : ""}`;
 }
 
 function show() {

@@ -187,6 +187,7 @@ def _run(trace: Trace, row: int, images: list[str], budget: float, layers: bool)
         "name": _name(trace.config),
         "tokens": _tokens(trace, row),
         "steps": steps,
+        "doubts": _doubts(trace, row),
         "back": [[steps[first], steps[end - 1]] for first, end in trace.spans(row)],
         "channels": [
             {"name": c.name, "mapped": c.map is not None, "single": c.single} for c in kept
@@ -214,6 +215,17 @@ def _run(trace: Trace, row: int, images: list[str], budget: float, layers: bool)
         "config": trace.config,
         "versions": trace.versions,
     }
+
+
+def _doubts(trace: Trace, row: int) -> list[str] | None:
+    """Of each recorded step, how sure the model was of its token, and whether that was steered;
+    None where nothing was decided by it."""
+    if trace.uncertainty is None or trace.gate is None:
+        return None
+    open_heads = (trace.gate[:, :, row] > 0).flatten(1).any(1).tolist()
+    told = ["left alone", "steered"] if trace.config.get("gain") != 1 else ["not steered"] * 2
+    nats = trace.uncertainty[: len(trace.steps_of(row)), row].tolist()
+    return [f"drawn at {x:.3g} nats: {told[on]}" for x, on in zip(nats, open_heads, strict=False)]
 
 
 def _name(config: dict) -> str:

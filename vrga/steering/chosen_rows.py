@@ -18,6 +18,22 @@ def opening(config: VRGAConfig) -> str:
     return RISES if config.relocate == "uncertain" else OPENS
 
 
+def check_singly(config: VRGAConfig) -> None:
+    """Refuse passes that bring several tokens of an answer, where how sure the model was of one
+    decides: of the later ones the pass itself would have to tell, before it begins.
+
+    Raises:
+        SteeringError: the config decides by that.
+    """
+    if config.steers and "uncertain" in (config.when, config.relocate):
+        raise SteeringError(
+            "several tokens of the answer come in one pass, and when or relocate='uncertain' "
+            "decides of each by the distribution that it was drawn from, which this very pass "
+            "would compute: give the model one token at a time, without an assistant or other "
+            "drafts, or switch the patch off (patch.enabled = False)"
+        )
+
+
 class ChosenRows:
     """Decides by the config's `when` and `relocate`.
 
@@ -92,13 +108,8 @@ class ChosenRows:
         if past is None:
             uncertainty.begin_compiled()
             return True
-        if rows > 1 and self._applied:
-            raise SteeringError(
-                f"{rows} tokens of the answer come in one pass, and when or relocate='uncertain' "
-                "decides of each by the distribution that it was drawn from, which this very pass "
-                "computes: give the model one token at a time, without an assistant or other "
-                "drafts, or switch the patch off (patch.enabled = False)"
-            )
+        if rows > 1:
+            check_singly(self._config)
         uncertainty.begin(past, rows)
         if uncertainty.drawn is None and self._applied:
             raise SteeringError(
