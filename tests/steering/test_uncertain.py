@@ -138,8 +138,8 @@ def test_beams_keep_what_their_tokens_were_drawn_from(model):
     with vrga.patch(model, unsure()):
         out = model.generate(
             **batch.inputs, max_new_tokens=8, min_new_tokens=8, num_beams=3, do_sample=True,
-            temperature=4.0, num_return_sequences=3, length_penalty=0.0, output_scores=True, output_logits=True,
-            return_dict_in_generate=True,
+            temperature=4.0, num_return_sequences=3, length_penalty=0.0, output_scores=True,
+            output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
     said = out.sequences[:, batch.inputs["input_ids"].shape[1] :]
     for i in range(3):
@@ -263,7 +263,7 @@ def test_rows_padded_on_the_right_are_decided_by_their_own_last_token(model):
             out = model(**moved, use_cache=True)
             run = cache_in(out)._vrga_run.run
             last = torch.stack([out.logits[0, -1 - pads], out.logits[1, -1]])
-            heard = run.step.uncertainty._newest
+            heard = run.answer.step.uncertainty._newest
             torch.testing.assert_close(heard, entropies(last).float(), rtol=1e-5, atol=1e-5)
             del patch
     assert ids.shape == moved["input_ids"].shape
@@ -325,9 +325,7 @@ def test_the_region_is_found_anew_where_the_model_turns_uncertain(model, when):
         episodes, steps = patch.episodes, patch.steps
     start = batch.inputs["input_ids"].shape[1]
     for row in range(2):
-        expected, replay = replayed(
-            model, batch, row, said[row], when=when, relocate="uncertain"
-        )
+        expected, replay = replayed(model, batch, row, said[row], when=when, relocate="uncertain")
         torch.testing.assert_close(logits[row], expected, **CLOSE)
         own = [one for one in episodes if one.row == row]
         assert [one.position - start for one in own] == sorted(replay.at) and own

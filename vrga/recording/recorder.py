@@ -176,9 +176,8 @@ class Recorder:
         return step >= 0 and (self._wanted is None or step in self._wanted)
 
     def note(self, inside: Tensor | None, drawn: Tensor | None) -> None:
-        """Of the queries of this forward pass: which rows are inside a <back> span, bool [B, Q],
-        and the entropy of what a single one's token was drawn from, float32 [B]; None where that
-        is not followed."""
+        """Of the queries of this pass: which rows are inside a <back> span, bool [B, Q], and the
+        entropy of what a single one's token was drawn from, float32 [B]; None: not followed."""
         self._inside, self._drawn = inside, drawn
 
     def count(self, layer: int) -> None:

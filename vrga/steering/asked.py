@@ -14,7 +14,6 @@ from vrga.hf.inputs import ForwardInputs
 from vrga.hf.prompt_reader import PromptReader
 from vrga.kernels.api import Kernels
 from vrga.method.attention_rows import Sample
-from vrga.method.back_spans import Phase
 from vrga.method.call import exactly
 from vrga.method.prompt import Prompt, check_query, visible_keys
 from vrga.method.region import Region, find_regions

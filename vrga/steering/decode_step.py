@@ -135,7 +135,7 @@ class DecodeStep:
     @property
     def chosen_rows(self) -> tuple[str | None, Tensor | None, Tensor | None]:
         """Of the current pass: why rows are left alone that are not chosen; which tokens are
-        chosen, bool [B, Q]; at which of the others a region is found anew. None: all are steered."""
+        chosen, bool [B, Q]; at which others a region is found anew. None: all are steered."""
         if self._pass.asked is None:
             return None, None, None
         return self._choice.reason, self._pass.asked, self._choice.opened

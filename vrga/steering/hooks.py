@@ -45,7 +45,8 @@ class Hooks:
 
     def attach(self) -> None:
         """Put them on the model; raises as `Attachment.attach`."""
-        hooks = {name: getattr(self, name) for name in ("before", "behind", "inject", "after", "hear")}
+        names = "before", "behind", "inject", "after", "hear"
+        hooks = {name: getattr(self, name) for name in names}
         self._host.attachment.attach(hooks, self.generate)
 
     def detach(self) -> None:
@@ -171,22 +172,10 @@ class Hooks:
             run.end_with(end, found.past, inputs.width)
         else:
             if call is None or announced is not None:
-                self._check_config(run)
+                run.check_config(self.settings.config)
             run.next_step(found.past, inputs)
         passing = here.passing = ForwardPass(run, found, inputs)
         return passing
-
-    def _check_config(self, run: Run) -> None:
-        """An answer that is gone on with is gone on with as its prompt was read.
-
-        Raises:
-            ValueError: the config was set since, by whoever goes on with the answer.
-        """
-        if run.config is not self.settings.config and run.config != self.settings.config:
-            raise ValueError(
-                "patch.config was set since the prompt of this cache was read, by whose numbers "
-                "its region was found: set it before the prompt, or set back the one it had"
-            )
 
     def _compiled_step(self, args: tuple, kwargs: dict) -> None:
         """A compiled pass: the state of its prompt stands."""

@@ -226,6 +226,21 @@ class Run:
 
     # --- the answer ---
 
+    def check_config(self, config: VRGAConfig) -> None:
+        """The answer is gone on with as its prompt was read.
+
+        Args:
+            config: in force now.
+
+        Raises:
+            ValueError: it was set since, by whoever goes on with the answer.
+        """
+        if self.config is not config and self.config != config:
+            raise ValueError(
+                "patch.config was set since the prompt of this cache was read, by whose numbers "
+                "its region was found: set it before the prompt, or set back the one it had"
+            )
+
     def next_step(self, past: int, inputs: ForwardInputs) -> None:
         """Begin a decode pass behind `past` keys."""
         self.reached = past + inputs.width
