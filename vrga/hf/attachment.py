@@ -96,6 +96,14 @@ class Attachment:
         """The text model's attention implementation as it is now."""
         return self._text.config._attn_implementation
 
+    def check(self) -> None:
+        """Raise RuntimeError where the text model's attention is another's by now."""
+        if not self.is_attached:
+            raise RuntimeError(
+                f"the attention implementation was changed to {self.current_backend!r} while the "
+                "model is patched: call vrga.unpatch(model) first"
+            )
+
     def _set_attention(self, name: str) -> None:
         # By the key of the sub-config, so that the vision tower keeps its own implementation.
         self._model.set_attn_implementation({self._family.text_config: name})

@@ -19,7 +19,7 @@ from vrga.steering.decode_step import DecodeStep
 from vrga.steering.forward_pass import ForwardPass
 from vrga.steering.generate_call import GenerateCall
 from vrga.steering.here import Here
-from vrga.steering.passes import Pass, SteeringError
+from vrga.steering.passes import Pass, SteeringError, check_compiled
 from vrga.steering.probe import Probe
 from vrga.steering.recording import Recording
 from vrga.steering.run import Run
@@ -120,12 +120,7 @@ class Hooks:
         if not self.settings.enabled:
             self._pass_by(args, kwargs)
             return None
-        if not self._host.attachment.is_attached:
-            raise RuntimeError(
-                "the attention implementation was changed to "
-                f"{self._host.attachment.current_backend!r} while the model is patched: call "
-                "vrga.unpatch(model) first"
-            )
+        self._host.attachment.check()
         inputs = self._host.read(args, kwargs)
         run = None if inputs.cache is None else self._mine(inputs.cache.run)
         announced = here.announced if call is None else call.announced
@@ -185,12 +180,7 @@ class Hooks:
                 run.answer.begin_compiled(None, off=True)
             return
         inputs = self._host.read(args, kwargs)
-        if inputs.width > 1:
-            raise RuntimeError(
-                "a patched model cannot compile passes of several tokens, such as chunks of "
-                "the prefill: call generate with disable_compile=True, or without "
-                "prefill_chunk_size"
-            )
+        check_compiled(inputs.width)
         run = None if inputs.cache is None else self._mine(inputs.cache.run)
         if run is None:
             raise RuntimeError(

@@ -159,3 +159,12 @@ def _agreed(past: int, tokens: int, progress: Progress, may_cut: bool) -> int:
         "that keys no longer stand at their tokens' positions; use a cache that keeps all keys, "
         "or switch the patch off (patch.enabled = False)"
     )
+
+
+def check_compiled(tokens: int) -> None:
+    """Raise RuntimeError for a compiled pass of more than one token of each row."""
+    if tokens > 1:
+        raise RuntimeError(
+            "a patched model cannot compile passes of several tokens, such as chunks of the "
+            "prefill: call generate with disable_compile=True, or without prefill_chunk_size"
+        )
