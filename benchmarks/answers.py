@@ -76,6 +76,40 @@ def lookback() -> str:
     ])  # fmt: skip
 
 
+def uncertain() -> str:
+    """Steering where the model is uncertain, beside always; and how the threshold was chosen."""
+    rows = []
+    for path in sorted((RESULTS / "uncertain").glob("answers-*.json")):
+        run = read(f"uncertain/{path.stem}")
+        asked = run["settings"]["questions"]
+        names = list(run["arms"])
+        for prompt in dict.fromkeys(name.split("/")[0] for name in names):
+            own = {name.split("/")[1]: run["arms"][name] for name in names if prompt in name}
+            config = run["settings"]["arms"][f"{prompt}/uncertain"]
+            changes = [
+                percent(own[x]["against_off"]["accuracy"], "+") if x in own else ""
+                for x in ("always", "back", "uncertain")
+            ]
+            cells = [f"{config['gain']:g}", percent(own["off"]["accuracy"]), *changes]
+            cells += [percent(own["uncertain"]["against_always"]["accuracy"], "+")]
+            cells += [f"{100 * own['uncertain']['steered']:.0f} %"]
+            rows.append([f"{run['settings']['split']}, {prompt}: {asked:,}", *cells])
+    tuned = []
+    for path in sorted((RESULTS / "uncertain").glob("tune-*.json")):
+        run = read(f"uncertain/{path.stem}")
+        for name, one in run["tuning"].items():
+            change = one["against_off"]
+            told = "" if change is None else percent(change["accuracy"], "+")
+            where = f"{run['settings']['split']}, {run['settings']['prompt']}"
+            tuned.append([where, name.split("=")[-1], percent(one["accuracy"]), told])
+    answers = (
+        "questions", "gain", "without VRGA", "always", "inside `<back>`", "uncertain",
+        "less always", "steps steered",
+    )  # fmt: skip
+    chosen = ("validation questions", "from so many nats on", "accuracy", "against off")
+    return f"{markdown(answers, rows)}\n\n{markdown(chosen, tuned)}"
+
+
 def training() -> str:
     """Models that were trained to look back, on the same held-out questions."""
     rows = []

@@ -54,6 +54,7 @@ TABLES = {
     "demo": answers.demo,
     "evaluation": answers.evaluation,
     "lookback": answers.lookback,
+    "uncertain": answers.uncertain,
     "training": answers.training,
     "generation": speed.generation,
     "growth": speed.growth,

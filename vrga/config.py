@@ -69,7 +69,8 @@ class VRGAConfig:
             anew at each <back>, from the row of the token that opens the span, ``"uncertain"``
             where the model turns uncertain, from the row of the first token of such a stretch.
         uncertainty: nats from which a distribution is uncertain: its entropy, of the model's
-            logits before processors and temperature. 0 is every one.
+            logits before processors and temperature. 0 is every one. The default was not chosen on
+            any model: `vrga tune` chooses one.
         tag: the word between whose tags the model looks back, where it was trained to another
             than back.
         ablate: which heads lose their image attention, for ``method="ablation"`` alone: chosen

@@ -13,6 +13,7 @@ from vrga.analysis.lookback import FIRST, STEERINGS, arms
 from vrga.analysis.study import Study
 from vrga.analysis.sweeps import swept
 from vrga.analysis.tuning import halves
+from vrga.beforehand import OF_LOOKBACK
 from vrga.demo.data import SPLITS, make_samples, parse_answer
 from vrga.evaluation import arms as arms_module
 from vrga.evaluation.items import drawn_items, read_items
@@ -39,7 +40,7 @@ def whole(tmp_path_factory):
 def test_every_arm_answers_every_question(whole):
     folder, output = whole
     found = samples(folder)
-    names = {f"{p}/{s}" for p in ("direct", "cot", "back") for s in STEERINGS}
+    names = {f"{p}/{s}" for p in ("direct", "cot", "back") for s in OF_LOOKBACK}
     assert {f"{one['prompt']}/{one['arm']}" for one in found} == names and len(names) == 12
     assert len(found) == 12 * 6 and {one["id"] for one in found} == set("012345")
     for one in found:  # inside <back> alone nothing is steered where none is said
@@ -292,3 +293,17 @@ def test_drawn_questions_know_their_boxes():
     assert item.box == sample.box and item.answer == sample.color
     assert all(item.question in text for text in item.texts.values())
     assert experiment.PROMPTS == tuple(item.texts)
+
+
+def test_the_arms_that_are_uncertain_take_their_threshold_and_others_none():
+    base = VRGAConfig.sparing(when="uncertain", uncertainty=0.3)  # as a checkpoint may bring it
+    found = {arm.steering: arm.config for arm in arms(base, ["cot"], list(STEERINGS))}
+    told = {name: config and (config.when, config.relocate) for name, config in found.items()}
+    assert told == {
+        "off": None, "always": ("always", "question"), "back": ("back", "question"),
+        "back+relocate": ("back", "back"), "uncertain": ("uncertain", "question"),
+        "uncertain+relocate": ("uncertain", "uncertain"),
+    }  # fmt: skip
+    assert found["uncertain"].uncertainty == found["uncertain+relocate"].uncertainty == 0.3
+    (other,) = arms(base, ["cot"], ["uncertain"], 0.7)
+    assert other.config == VRGAConfig.sparing(when="uncertain", uncertainty=0.7)
