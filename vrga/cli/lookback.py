@@ -19,9 +19,9 @@ def lookback(
     model: options.Model = None,
     output: options.Output = Path("out/lookback"),
     prompts: Annotated[str, typer.Option(help="Of direct, cot, back.")] = "direct,cot,back",
-    steering: Annotated[
-        str, typer.Option(help=f"Of {', '.join(STEERINGS)}.")
-    ] = ",".join(OF_LOOKBACK),
+    steering: Annotated[str, typer.Option(help=f"Of {', '.join(STEERINGS)}.")] = ",".join(
+        OF_LOOKBACK
+    ),
     uncertainty: Annotated[
         float | None,
         typer.Option(help="Nats from which a distribution is uncertain, if not the preset's."),
