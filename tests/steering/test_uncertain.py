@@ -133,6 +133,19 @@ def test_the_host_asks_the_device_where_compiled_steps_have_come_between():
     assert heard.drawn is None
 
 
+def test_a_compiled_step_after_one_that_nobody_heard_is_not_certain():
+    heard = Uncertainty(1.0, 2, torch.device("cpu"))
+    sure = torch.tensor([[50.0, 0.0], [50.0, 0.0]])
+    heard.hear(sure, 9)
+    heard.begin_compiled()
+    assert not heard.uncertain.any()
+    heard.hear_compiled(sure)
+    heard.begin_compiled()
+    assert not heard.uncertain.any()
+    heard.begin_compiled()
+    assert heard.uncertain.all()
+
+
 def test_beams_keep_what_their_tokens_were_drawn_from(model):
     """Along each beam's own text the logits are those of the method."""
     batch, gains = QWEN.batch([1]), set()

@@ -42,8 +42,7 @@ class Uncertainty:
             self._place = torch.full((1,), -1, dtype=torch.int64, device=device)
         for tensor in (self._newest, self._place):
             torch._dynamo.mark_static_address(tensor)
-        # From the start what a compiled step makes it: the first and the later ones share a graph.
-        self.drawn: Tensor | None = self._newest
+        self.drawn: Tensor | None = None
 
     def hear(self, logits: Tensor, place: int) -> None:
         """What the model says behind the key at `place`: logits [B, V]."""
@@ -73,8 +72,10 @@ class Uncertainty:
             self._behind[past - 1] = self.drawn
 
     def begin_compiled(self) -> None:
-        """A compiled step comes."""
-        self.drawn = self._newest
+        """A compiled step comes. What follows without its logits being heard, as where the part
+        below the head is compiled alone, is not known, and so not certain."""
+        self.drawn = self._newest.clone()
+        self._newest.fill_(torch.nan)
 
     @property
     def uncertain(self) -> Tensor:
