@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +41,15 @@ SHAPES = {
 }
 
 
-def random_model(name: str, device: str, dtype: torch.dtype) -> nn.Module:
-    """A Qwen2.5-VL with random weights, on the device, in eval mode."""
+def random_model(
+    name: str, device: str, dtype: torch.dtype, *, layers: int | None = None
+) -> nn.Module:
+    """A Qwen2.5-VL with random weights, on the device, in eval mode; cut to so many layers."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     shape = SHAPES[name]
+    if layers is not None:
+        shape = replace(shape, layers=layers)
     quarter = shape.size // 8
     rope = dict(
         rope_type="default",

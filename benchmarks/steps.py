@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 import vrga
 from benchmarks.shapes import image_prompt, random_model
 from benchmarks.timing import environment, ratio, summary
-from benchmarks.trace import Turn
+from benchmarks.turns import Turn
 from vrga import VRGAConfig
 
 # name -> (config, whether it is recorded), or None: not patched
@@ -62,11 +62,11 @@ def patched(model: nn.Module, arm: tuple[VRGAConfig, bool] | None):
             yield
 
 
-def generate(model: nn.Module, inputs: dict, tokens: int, stop) -> None:
+def generate(model: nn.Module, inputs: dict, tokens: int, *stops) -> None:
     """A greedy answer of so many tokens."""
     model.generate(
         **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
-        stopping_criteria=[stop],
+        stopping_criteria=list(stops),
     )  # fmt: skip
 
 
