@@ -1,8 +1,8 @@
 """One layer's attention at a step, on a CPU: python -m benchmarks.attention [--json FILE]
 
 Over torch's own attention without steering, in turns, by the time of one thread: the bias of a
-gate that is known beforehand, and the sums that the dynamic gate and a recording need. What the
-layers of a forward pass share is made once, as in a model.
+gate that is known beforehand, and the gate that each step decides, without and with the sums that a
+recording takes of it. What the layers of a forward pass share is made once, as in a model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor
 from benchmarks.contenders import ENTROPY, FOCUS, GAIN, Problem, make_problem, sdpa
 from benchmarks.timing import environment, ratio
 from vrga.kernels.biased import biased_attention
-from vrga.kernels.reference import decode_attention_reference, key_sets
+from vrga.kernels.gated import GatedKeys, gated_attention, table
+from vrga.kernels.reference import GROUP, decode_attention_reference
 
 # (query heads, key heads, head size, keys)
 SHAPES = [
@@ -35,21 +36,33 @@ SHAPES = [
 def ways(problem: Problem) -> dict[str, Callable[[], Tensor]]:
     """Plain attention, and what steers."""
     p, weights = problem, dict(opened=(1.0, GAIN), closed=(1.0, 1.0))
-    numbers = weights | dict(scale=p.scale, focus=FOCUS, entropy=ENTROPY)
-    sets = key_sets(p.flags, None, p.k.shape[2], 1, **weights, dtype=torch.float32)
-    gain = torch.tensor(GAIN).log()
-    bias = torch.where(p.gate[:, :, None] & p.region[:, None], gain, 0.0)
+    keys = p.k.shape[2]
+    behind = torch.nn.functional.pad(p.flags, (0, keys - p.flags.shape[1]))
+    rows = table(behind, **weights, dtype=torch.float32)
+    known = GatedKeys.of(rows, (keys / p.images)[:, None, None], None)
+    bias = torch.where(p.gate[:, :, None] & p.region[:, None], torch.tensor(GAIN).log(), 0.0)
+    stats = torch.empty(*p.q.shape[:3], GROUP + 2)
 
-    def sums(gate: Tensor | None) -> Callable[[], Tensor]:
-        tensors = (p.q, p.k, p.v, p.flags, p.images)
-        return lambda: decode_attention_reference(*tensors, **numbers, gate=gate, sets=sets)
+    def decided(stats: Tensor | None) -> Callable[[], Tensor]:
+        numbers = dict(scale=p.scale, focus=FOCUS, entropy=ENTROPY, stats=stats)
+        return lambda: gated_attention(p.q, p.k, p.v, known, **numbers)
 
     return {
         "plain": sdpa(p),
         "static gate": lambda: biased_attention(p.q, p.k, p.v, bias, scale=p.scale),
-        "static gate, with sums": sums(p.gate),
-        "dynamic gate": sums(None),
+        "dynamic gate": decided(None),
+        "dynamic gate, recorded": decided(stats),
     }
+
+
+def check(problem: Problem, calls: dict[str, Callable[[], Tensor]]) -> None:
+    """Raise AssertionError where a way is not what the reference gives."""
+    p, numbers = problem, dict(opened=(1.0, GAIN), closed=(1.0, 1.0), scale=problem.scale)
+    for name, gate in (("static gate", p.gate), ("dynamic gate", None)):
+        exact = decode_attention_reference(
+            p.q, p.k, p.v, p.flags, p.images, gate=gate, focus=FOCUS, entropy=ENTROPY, **numbers
+        )
+        torch.testing.assert_close(calls[name](), exact, rtol=1e-5, atol=1e-5)
 
 
 def measure(shape: tuple[int, int, int, int], rounds: int) -> dict[str, dict[str, float]]:
@@ -57,8 +70,7 @@ def measure(shape: tuple[int, int, int, int], rounds: int) -> dict[str, dict[str
     heads, kv_heads, size, keys = shape
     problem = make_problem(1, keys, heads, kv_heads, size, torch.float32, "cpu")
     calls = ways(problem)
-    exact = calls["static gate, with sums"]()
-    torch.testing.assert_close(calls["static gate"](), exact, rtol=1e-5, atol=1e-5)
+    check(problem, calls)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(-5, rounds):  # the first are warm-up
         for name in calls if i % 2 else reversed(calls):

@@ -4,7 +4,8 @@ Models that share their weights, one unpatched, one unpatched again and the othe
 its way, generate at the same time and take turns token by token; what is compared ran side by side.
 What is counted is the time of one thread, which other programs on the machine disturb less than the
 clock on the wall, and, where nothing can disturb it, the operators of a step and the bytes of the
-tensors that they take and make. Random weights at the 0.5B text shape, one image of 32 x 32 tokens.
+tensors that they take and make. Prompts take turns likewise. Random weights at the 0.5B text shape,
+one image of 32 x 32 tokens; some ten minutes on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 import vrga
 from benchmarks.shapes import image_prompt, random_model
 from benchmarks.timing import environment, ratio, summary
-from benchmarks.turns import Turn
+from benchmarks.turns import Turn, now
 from vrga import VRGAConfig
 
 # name -> (config, whether it is recorded), or None: not patched
@@ -35,6 +36,7 @@ ARMS: dict[str, tuple[VRGAConfig, bool] | None] = {
     "static gate, recorded": (VRGAConfig.paper(), True),
     "gain 1, recorded": (VRGAConfig.paper(gain=1.0), True),
 }
+PROMPTS = ["unpatched", "unpatched again", "static gate", "dynamic gate"]
 SKIPPED = 4  # tokens before the first that counts, the prefill's among them
 
 
@@ -94,8 +96,23 @@ def operators(model: nn.Module, inputs: dict, name: str) -> dict[str, float]:
     return {"operators": later - count, "bytes": more - moved}
 
 
-def measure(shape: str, side: int, tokens: int) -> dict:
-    """Every arm's seconds and operators per token, and its time over the unpatched model's."""
+def prompts(models: dict[str, nn.Module], inputs: dict, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a prompt up to its first token, in each of the rounds."""
+    times: dict[str, list[float]] = {name: [] for name in PROMPTS}
+    for i in range(-1, rounds):  # the first is warm-up
+        for name in PROMPTS if i % 2 else reversed(PROMPTS):
+            with torch.inference_mode(), patched(models[name], ARMS[name]):
+                start = now()
+                generate(models[name], inputs, 1)
+                spent = now() - start
+            if i >= 0:
+                times[name].append(spent)
+    return times
+
+
+def measure(shape: str, side: int, tokens: int, rounds: int) -> dict:
+    """Every arm's seconds and operators per token, its time over the unpatched model's, and the
+    same of `rounds` prompts."""
     plain = random_model(shape, "cpu", torch.float32)
     inputs = image_prompt(1, side, "cpu", torch.float32)
     shared = {id(x): x for x in (*plain.parameters(), *plain.buffers())}
@@ -112,6 +129,7 @@ def measure(shape: str, side: int, tokens: int) -> dict:
     for turn in turns.values():
         turn.end()
     times = {name: turn.times[SKIPPED:] for name, turn in turns.items()}
+    first = prompts(models, inputs, rounds)
     base = arms[0]
     return {
         "case": f"{shape}-{side}x{side}-b1",
@@ -119,6 +137,7 @@ def measure(shape: str, side: int, tokens: int) -> dict:
         "seconds_per_token": {name: summary(times[name]) for name in arms},
         "operators_per_token": counted,
         "ratio_per_token": {name: ratio(times[name], times[base]) for name in arms[1:]},
+        "ratio_per_prompt": {name: ratio(first[name], first[base]) for name in PROMPTS[1:]},
     }
 
 
@@ -128,10 +147,11 @@ def main() -> None:
     parser.add_argument("--shape", default="0.5b")
     parser.add_argument("--side", type=int, default=32, help="of the image, in tokens")
     parser.add_argument("--tokens", type=int, default=192, help="of each answer that count")
+    parser.add_argument("--prompts", type=int, default=8, help="of each arm that count")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(chosen.shape, chosen.side, chosen.tokens)
+    found = measure(chosen.shape, chosen.side, chosen.tokens, chosen.prompts)
     print(f"{found['case']}, {found['keys']} keys, time of one thread over the unpatched model's:")
     for name in ARMS:
         counted = found["operators_per_token"][name]
@@ -140,6 +160,9 @@ def main() -> None:
             one = found["ratio_per_token"][name]
             told = f"{one['median']:.3f} ({one['low']:.3f} to {one['high']:.3f}), {told}"
         print(f"  {name}: {told}")
+    print("of a prompt:")
+    for name, one in found["ratio_per_prompt"].items():
+        print(f"  {name}: {one['median']:.3f} ({one['low']:.3f} to {one['high']:.3f})")
     if chosen.json:
         chosen.json.write_text(json.dumps({"environment": environment()} | found, indent=1) + "\n")
 

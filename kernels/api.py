@@ -1,8 +1,8 @@
 """The kernels as a patch uses them: here alone it is decided which implementation computes.
 
-"auto":   on CUDA kernels/decode.py and probe.py; on a CPU, for one query row of which no sum is
-          needed, kernels/biased.py; else, where a gradient is asked for, and where a backend has
-          scores of its own, kernels/reference.py.
+"auto":   on CUDA kernels/decode.py and probe.py; on a CPU, for one query row, kernels/biased.py
+          where the gate is known and kernels/gated.py where the step decides it; else, where a
+          gradient is asked for, and where a backend has scores of its own, kernels/reference.py.
 "torch":  kernels/reference.py.
 "triton": kernels/decode.py and probe.py, or an error.
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .biased import biased_attention
+from .gated import GatedKeys, gated_attention
 from .reference import (
     KeySets,
     attention_statistics,
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
     from .launch import Workspace
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
-Way = Literal["biased", "torch", "triton"]
+Way = Literal["biased", "gated", "torch", "triton"]
+# What attention of one query row takes on a CPU: a gate that is known, or one that the step
+# decides and no weight of 0, or all sums over groups of keys.
+Need = Literal["bias", "gate", "sums"]
+ALONE: dict[Need, Way] = {"bias": "biased", "gate": "gated", "sums": "torch"}
 
 
 def check_implementation(impl: str, device: torch.device) -> None:
@@ -60,7 +65,7 @@ class Kernels:
         self._workspace: Workspace | None = None
 
     def way(
-        self, query: Tensor, *, plain: bool = True, gradients: bool = False, sums: bool = True
+        self, query: Tensor, *, plain: bool = True, gradients: bool = False, need: Need = "sums"
     ) -> Way:
         """What computes an attention call.
 
@@ -69,7 +74,7 @@ class Kernels:
             plain: whether queries and keys are the model's own; probabilities in the place of
                 queries are as long as the cache, which no kernel takes.
             gradients: whether some argument wants one.
-            sums: whether sums over groups of keys are needed: for the dynamic gate, to record.
+            need: what it takes.
 
         Raises:
             RuntimeError: impl="triton", which does not fall back, for what no kernel computes.
@@ -91,7 +96,7 @@ class Kernels:
         if query.is_cuda:
             return "triton"
         alone = query.device.type == "cpu" and query.shape[2] == 1
-        return "biased" if alone and not sums else "torch"
+        return ALONE[need] if alone else "torch"
 
     def decode_attention(
         self,
@@ -124,6 +129,12 @@ class Kernels:
     ) -> Tensor:
         """See kernels/biased.py."""
         return biased_attention(q, k, v, bias, scale=scale)
+
+    def gated_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, keys: GatedKeys, **numbers: Any
+    ) -> Tensor:
+        """See kernels/gated.py."""
+        return gated_attention(q, k, v, keys, **numbers)
 
     def attention_statistics(
         self,

@@ -205,11 +205,16 @@ def attention_statistics(
         # The least finite number, whose share is 0, and 0 times its logarithm is 0.
         tail = sets.hidden[:, :, part, sets.open :]
         scores[..., sets.open :].masked_fill_(tail, torch.finfo(scores.dtype).min)
-        logarithm = scores.log_softmax(-1)
-        share = logarithm.exp()  # a
+        # With e = exp(s - m) of the largest score m and l = sum e, a = e / l, and the sum of a log a
+        # is that of e (s - m) over l, less mass log l: one exponential, and both terms have one sign.
+        scores.sub_(scores.amax(-1, keepdim=True))
+        share = scores.exp()  # e
         sums = (share.flatten(1, 2) @ sets.members).view(*scores.shape[:3], -1)
-        told = (share.mul_(logarithm).flatten(1, 2) @ sets.members[..., :1]).view(scores.shape[:3])
+        told = (share.mul_(scores).flatten(1, 2) @ sets.members[..., :1]).view(scores.shape[:3])
+        total = sums[..., 1:].sum(-1).clamp_min_(torch.finfo(scores.dtype).tiny)  # l: all groups
+        sums /= total[..., None]
         mass = sums[..., 0]
+        told = told / total - mass * total.log()
         ratio = mass * sets.keys_per_image_key(images)[..., part]
         is_open = _is_open(gate, ratio, told, focus, entropy, mass.shape)
         three = torch.stack([mass, -told, is_open.to(mass.dtype)], -1)

@@ -44,9 +44,10 @@ class AttentionCall:
 
     def __post_init__(self):
         self._given = self.query, self.key, self.value
+        if self.query.dtype == self.key.dtype == self.value.dtype:
+            return
         kind = self.query.device.type
-        mixed = len({x.dtype for x in self._given}) > 1
-        if mixed and torch.is_autocast_enabled(kind):
+        if torch.is_autocast_enabled(kind):
             # Autocast rounds what the model's own attention is given; so are ours.
             dtype = torch.get_autocast_dtype(kind)
             self.query, self.key, self.value = (x.to(dtype) for x in self._given)

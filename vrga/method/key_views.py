@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from vrga.kernels.gated import GatedKeys
 from vrga.kernels.reference import KeySets, key_sets
 from vrga.method.prompt import visible_keys
 from vrga.method.steered_keys import SteeredKeys
@@ -91,6 +92,28 @@ class PassViews:
         if visible is None:
             return bias
         return torch.where(visible[:, None], bias, torch.finfo(bias.dtype).min)
+
+    def gated(
+        self, mask: Tensor | None, query: Tensor, keys: int, past: int, window: int | None
+    ) -> GatedKeys:
+        """What a gate that one query row decides is made of; arguments likewise."""
+        return self._once(self._gated, mask, query, keys, past, window)
+
+    def _gated(
+        self, mask: Tensor | None, query: Tensor, keys: int, past: int, window: int | None
+    ) -> GatedKeys:
+        rows = self.keys.table(query, keys, _first(query, keys, past))
+        visible = self._once(self._visible, mask, query, keys, past, window)
+        images: Tensor | None = None
+        if window is None:
+            images = self.keys.on(query.device).images
+        if visible is None:
+            images = rows[:, 0].sum(1) if images is None else images
+            return GatedKeys.of(rows, (keys / images)[:, None, None], None)
+        if images is None:
+            images = (rows[:, 0] * visible).sum(1)
+        per_image = visible.sum(1) / images
+        return GatedKeys.of(rows, per_image[:, None, None], ~visible[:, None])
 
     def _once(
         self, make: Callable[..., Made], mask: Tensor | None, query: Tensor, *numbers: object

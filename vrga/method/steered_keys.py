@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vrga.kernels.api import Need
+from vrga.kernels.gated import table
 from vrga.method.key_groups import KeyGroups
 from vrga.method.region import Region
 
-ROOM = 256  # keys by which a kept bias grows at a time
+ROOM = 256  # keys by which a kept bias, or table, grows at a time
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class SteeredKeys:
 
     Attributes:
         rows: of the batch; every_row: whether each has an image.
-        knows_gate: whether the gate is known beforehand.
+        need: what attention to the keys takes.
     """
 
     def __init__(
@@ -65,10 +67,13 @@ class SteeredKeys:
         self.groups, self._capacity = groups, capacity
         self.every_row = bool(steered.all())
         flags = groups.flags(regions, capacity)
-        self.rows, self.knows_gate = len(regions), gate is not None
+        self.rows = len(regions)
+        weighs = all(groups.opened) and all(groups.closed)
+        self.need: Need = "bias" if gate is not None else "gate" if weighs else "sums"
         self._own = Placed(flags, image.sum(1).to(torch.int32), steered, gate)
         self._on = {device: self._own.to(device) for device in devices}
         self._bias: dict[tuple, Tensor] = {}
+        self._table: dict[tuple, Tensor] = {}
         self._open = None if gate is None else (gate & steered[:, None]).flatten(1).any(1).tolist()
 
     def aimed(self, regions: list[Region], gate: Tensor | None) -> SteeredKeys:
@@ -117,6 +122,20 @@ class SteeredKeys:
             kept = self._bias[place] = _grown(kept, first + keys + ROOM)
         return kept[:, :, first : first + keys]
 
+    def table(self, query: Tensor, keys: int, first: int = 0) -> Tensor:
+        """The `table` of `keys` keys for a gate that steps decide, kept likewise; arguments as
+        `bias` takes them."""
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        end, weights = first + keys, (self.groups.opened, self.groups.closed)
+        flags = self.on(query.device).flags
+        if torch.compiler.is_compiling():
+            return table(_grown(flags, end), *weights, dtype)[:, :, first:end]
+        place = query.device, dtype
+        kept = self._table.get(place)
+        if kept is None or kept.shape[2] < end:
+            kept = self._table[place] = table(_grown(flags, end + ROOM), *weights, dtype)
+        return kept[:, :, first:end]
+
     def _log_weights(self, layer: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Of the prompt's keys, [B, H, F]."""
         placed = self.on(device)
@@ -125,6 +144,6 @@ class SteeredKeys:
         return torch.where(placed.gate[layer][:, :, None], opened[:, None], closed[:, None])
 
 
-def _grown(bias: Tensor, keys: int) -> Tensor:
-    """A bias for at least so many keys."""
-    return torch.nn.functional.pad(bias, (0, max(keys - bias.shape[2], 0)))
+def _grown(rows: Tensor, keys: int) -> Tensor:
+    """A bias, or flags, for at least so many keys: 0 behind the prompt's."""
+    return torch.nn.functional.pad(rows, (0, max(keys - rows.shape[-1], 0)))

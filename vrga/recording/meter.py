@@ -95,6 +95,9 @@ class Meter:
         """Room for the statistics of a call, [B, H, Q, 3 + groups], which its attention writes."""
         if torch.compiler.is_compiling():
             return self._empty(call.query)
+        waiting = self._waiting.get(call.layer)
+        if waiting is not None and not waiting.stats:  # those before it come first
+            self._finish(call.layer, self._waiting.pop(call.layer), PassViews(self._keys))
         self.recorder.count(call.layer)
         return self.recorder.take(call.layer, call.query)
 
@@ -109,14 +112,20 @@ class Meter:
         elif self.recorder.maps_of(call.layer):
             self._observe(call, stats, past, views)
 
-    def watch(self, call: AttentionCall, past: int, views: PassViews) -> None:
-        """Measure a call that runs the model's own attention; arguments likewise."""
+    def watch(
+        self, call: AttentionCall, past: int, views: PassViews, opened: Tensor | bool = False
+    ) -> None:
+        """Measure a call beside what computes it; arguments likewise.
+
+        Args:
+            opened: whether it is steered, or which of its query rows are, bool [B, Q].
+        """
         if torch.compiler.is_compiling():
             self._memory.put(call.layer, call.query, None)
             return
         self.recorder.count(call.layer)
         with exactly(call.query.device):
-            self._observe(call, None, past, views)
+            self._observe(call, None, past, views, opened)
 
     def settle(self) -> None:
         """Compute what waits."""
@@ -143,24 +152,31 @@ class Meter:
         bank.empty()
 
     def _observe(
-        self, call: AttentionCall, stats: Tensor | None, past: int, views: PassViews
+        self,
+        call: AttentionCall,
+        stats: Tensor | None,
+        past: int,
+        views: PassViews,
+        opened: Tensor | bool = False,
     ) -> None:
         """Let a step wait until its statistics, or maps, are computed; or do it now.
 
         Args:
             stats: of the step, [B, H, Q, 3 + groups]; None where they are still to be computed.
+            opened: with none, whether it is steered, or which of its query rows are.
         """
         layer = call.layer
         if call.window is not None and call.rows > 1:
             for i, part in call.each_row():
                 known = None if stats is None else stats[:, :, i : i + 1]
-                self._finish(layer, _wait(None, part, known, past + i), views)
+                seen = opened[:, i : i + 1] if isinstance(opened, Tensor) else opened
+                self._finish(layer, _wait(None, part, known, past + i, seen), views)
             return
         waiting = self._waiting.get(layer)
         if waiting is not None and waiting.past + 1 != past:
             self._finish(layer, self._waiting.pop(layer), views)
             waiting = None
-        self._waiting[layer] = _wait(waiting, call, stats, past + call.rows - 1)
+        self._waiting[layer] = _wait(waiting, call, stats, past + call.rows - 1, opened)
         if not self._waits or not call.plain or call.window is not None:
             self._finish(layer, self._waiting.pop(layer), views)
 
@@ -176,7 +192,10 @@ class Meter:
             view = views.view(waiting.mask, query, keys, past - rows + 1, waiting.window)
             gates = torch.cat(waiting.stats, 2) if waiting.stats else None
             if gates is None:
-                recorder.keep(layer, self.statistics(layer, query, key, view, waiting))
+                stats = self.statistics(layer, query, key, view, waiting)
+                recorder.keep(layer, stats)
+                if waiting.steered:
+                    gates = waiting.shut_where_left(stats)
             if recorder.maps_of(layer):
                 first = max(past + 1 - keys, 0)
                 sets = self._sets(view, query, keys)
@@ -213,9 +232,15 @@ class Meter:
         return torch.empty(shape, dtype=torch.float32, device=query.device)
 
 
-def _wait(waiting: Waiting | None, call: AttentionCall, stats: Tensor | None, past: int) -> Waiting:
+def _wait(
+    waiting: Waiting | None,
+    call: AttentionCall,
+    stats: Tensor | None,
+    past: int,
+    opened: Tensor | bool,
+) -> Waiting:
     """A call whose last query is at `past` waits, behind those that wait already."""
     plain, call = call.plain, call.as_softmax()
     waiting = Waiting(call.scale, call.window, plain) if waiting is None else waiting
-    waiting.add(call.query, stats, call.key, call.mask, past)
+    waiting.add(call.query, stats, call.key, call.mask, past, opened)
     return waiting

@@ -59,6 +59,8 @@ class Recorder:
         self.shape, self._wanted, self._layer_maps = shape, steps, layer_maps
         check_steps(steps)
         self.layers = chosen_layers(layers, shape[0])
+        self._layers = frozenset(self.layers)
+        self._due = False  # whether the current forward pass is to be measured
         self._maps = maps
         self.mapped = chosen_heads(maps, shape, self.layers)
         self._groups: KeyGroups | None = None
@@ -162,6 +164,7 @@ class Recorder:
         """
         first = past - self._timeline.start
         self._numbers, self._inside, self._drawn = range(first, first + rows), None, None
+        self._due = any(map(self._wants_step, self._numbers))
         self._forget_from(first)
 
     def _forget_from(self, step: int) -> None:
@@ -170,7 +173,7 @@ class Recorder:
 
     def wants(self, layer: int) -> bool:
         """Whether this layer of this forward pass is to be measured."""
-        return layer in self.layers and any(map(self._wants_step, self._numbers))
+        return self._due and layer in self._layers
 
     def _wants_step(self, step: int) -> bool:
         return step >= 0 and (self._wanted is None or step in self._wanted)

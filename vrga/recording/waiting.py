@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vrga.hf.cache import KeyCache
+from vrga.kernels.reference import GATE
 
 CHUNK = 64  # steps that wait at most
 
@@ -35,6 +36,8 @@ class Waiting:
     Args:
         queries: of each pass, [B, H, Q, d].
         stats: of each pass, [B, H, Q, 3 + groups]; none where they are still to be computed.
+        opened: of each pass without statistics, whether it is steered, or which of its query rows
+            are, bool [B, Q].
         key: what the newest step saw, [B, H_kv, S, d]; mask: what hides some of it, as its
             attention backend was given it.
         window: keys that the layer sees at most, or None.
@@ -47,12 +50,19 @@ class Waiting:
     plain: bool = True
     queries: list[Tensor] = field(default_factory=list)
     stats: list[Tensor] = field(default_factory=list)
+    opened: list[Tensor | bool] = field(default_factory=list)
     key: Tensor | None = None
     mask: Tensor | None = None
     past: int = -1
 
     def add(
-        self, query: Tensor, stats: Tensor | None, key: Tensor, mask: Tensor | None, past: int
+        self,
+        query: Tensor,
+        stats: Tensor | None,
+        key: Tensor,
+        mask: Tensor | None,
+        past: int,
+        opened: Tensor | bool = False,
     ) -> None:
         """A pass more, whose last query is at `past`, and its statistics where they are known."""
         if query.shape[2] > 1 and mask is not None and mask.ndim == 4:
@@ -60,7 +70,26 @@ class Waiting:
         self.queries.append(query)
         if stats is not None:
             self.stats.append(stats)
+        self.opened.append(opened)
         self.key, self.mask, self.past = key, mask, past
+
+    @property
+    def steered(self) -> bool:
+        """Whether some step that waits for its statistics is steered."""
+        return any(opened is not False for opened in self.opened)
+
+    def shut_where_left(self, stats: Tensor) -> Tensor:
+        """`stats` of all that waits, [B, H, rows, 3 + groups], with the gate shut, in place, where
+        a query row is not steered."""
+        first = 0
+        for query, opened in zip(self.queries, self.opened, strict=True):
+            rows = slice(first, first + query.shape[2])
+            if opened is not True:
+                stats[:, :, rows, GATE] *= (
+                    opened[:, None].to(stats.device) if isinstance(opened, Tensor) else 0
+                )
+            first = rows.stop
+        return stats
 
 
 class Bank:

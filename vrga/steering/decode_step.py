@@ -178,8 +178,13 @@ class DecodeStep:
                 meter.watch(call, now.past, now.views)
             return own
         way = self._way(call, meter is not None)
-        if way == "biased" and not self._steers(call.layer):
-            return call.output()
+        if way == "biased":
+            if meter is not None:  # beside it, so that the answer is the one that is not recorded
+                opened = True if now.chosen is None else now.chosen
+                meter.watch(call, now.past, now.views, opened)
+                meter = None
+            if now.idle or not self._steers(call.layer):
+                return call.output()
         with exactly(call.query.device):
             steered = self._steer(call, way, meter)
         if self._keys.every_row and now.chosen is None:
@@ -193,13 +198,16 @@ class DecodeStep:
 
     def _way(self, call: AttentionCall, measured: bool) -> Way:
         """What computes a call."""
-        gradients = any(x.requires_grad for x in (call.query, call.key, call.value))
-        sums = measured or not self._keys.knows_gate
-        return self._kernels.way(call.query, plain=call.plain, gradients=gradients, sums=sums)
+        inputs = call.query, call.key, call.value
+        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        need = self._keys.need
+        if need == "bias" and measured and torch.compiler.is_compiling():
+            need = "sums"  # a compiled step leaves its statistics in memory made for them
+        return self._kernels.way(call.query, plain=call.plain, gradients=gradients, need=need)
 
     def _steers(self, layer: int) -> bool:
         """Whether a layer steers; a compiled step must not depend on it: it serves all prompts."""
-        return torch.compiler.is_compiling() or self._keys.steers(layer)
+        return self._keys.steers(layer) or torch.compiler.is_compiling()
 
     def _steer(self, call: AttentionCall, way: Way, meter: Meter | None) -> Tensor:
         if call.window is not None and torch.compiler.is_compiling():
@@ -236,6 +244,11 @@ class DecodeStep:
             return self._kernels.biased_attention(
                 query, call.key, call.value, bias, scale=call.scale
             )
+        if way == "gated":
+            return self._kernels.gated_attention(
+                query, call.key, call.value, self._pass.views.gated(*sight), scale=call.scale,
+                focus=self.config.gate_focus, entropy=self.config.gate_entropy, stats=stats,
+            )  # fmt: skip
         groups, view = self._keys.groups, self._pass.views.view(*sight)
         gate = self._keys.gate(layer, query.device)
         if self.config.method == "ablation" and gate is None:
