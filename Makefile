@@ -56,10 +56,16 @@ lint: $(ENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy vrga
 
-# Times the patched model against the unpatched one on a CPU; results go to benchmarks/results/.
+# Times the patched model against the unpatched one on a CPU, and counts its instructions (which
+# needs valgrind); results go to benchmarks/results/, and from there into docs/. It takes more than
+# an hour, on a machine that does nothing else. docs/results.md has each command on its own.
 # On a GPU: python -m benchmarks.gpu, see docs/results.md.
 bench: $(ENV)/ready
 	$(BIN)/python -m benchmarks.run
+	for one in steps attention trace accounting instructions; do \
+	  $(BIN)/python -m benchmarks.$$one --json benchmarks/results/$$one.json || exit 1; done
+	$(BIN)/python -m benchmarks.growth --prefills 10 --tokens 30 --json benchmarks/results/growth.json
+	$(BIN)/python -m benchmarks.table
 
 # The pages of docs/ as a site, in out/site/; a dead link or a page out of the menu is an error
 # (mkdocs does not see its own warnings with -q).

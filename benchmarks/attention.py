@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders import ENTROPY, FOCUS, GAIN, Problem, make_problem, sdpa
-from benchmarks.timing import environment, ratio
+from benchmarks.speed import both
+from benchmarks.timing import environment, fastest, ratio
 from vrga.kernels.biased import biased_attention
 from vrga.kernels.gated import GatedKeys, gated_attention, table
 from vrga.kernels.reference import GROUP, decode_attention_reference
@@ -79,7 +80,10 @@ def measure(shape: tuple[int, int, int, int], rounds: int) -> dict[str, dict[str
             spent = time.thread_time() - start
             if i >= 0:
                 times[name].append(spent)
-    return {name: ratio(times[name], times["plain"]) for name in calls if name != "plain"}
+    plain = times.pop("plain")
+    return {
+        name: ratio(one, plain) | {"fastest": fastest(one, plain)} for name, one in times.items()
+    }
 
 
 @torch.inference_mode()
@@ -94,10 +98,7 @@ def main() -> None:
     for shape in SHAPES:
         name = "{}/{} heads of {}, {} keys".format(*shape)
         found[name] = measure(shape, chosen.rounds)
-        told = (
-            f"{way} {one['median']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
-            for way, one in found[name].items()
-        )
+        told = (f"{way} {both(one)}" for way, one in found[name].items())
         print(f"{name}: {', '.join(told)}")
     if chosen.json:
         figures = {"environment": environment(), "ratios": found}

@@ -20,20 +20,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from benchmarks.shapes import SHAPES, image_prompt, random_model
-from benchmarks.steps import ARMS, SKIPPED, generate, patched
+from benchmarks.steps import ARMS, SKIPPED, generate, leave_out_mlps, patched
 from benchmarks.timing import environment
 from benchmarks.turns import Turn
 
 COUNTED = [name for name in ARMS if name != "unpatched again"]
-PROMPTS = ["unpatched", "static gate", "dynamic gate"]  # a prompt is read alike where it is recorded
-DEPTHS = (2, 4)
+# A prompt is read alike where it is recorded.
+READ = ["unpatched", "static gate", "dynamic gate"]
 PLAIN = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 ALONE = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
@@ -45,19 +44,6 @@ def instrument() -> None:
     """Let valgrind follow every instruction from here on."""
     command = ["callgrind_control", "-i", "on", str(os.getpid())]
     subprocess.run(command, check=True, capture_output=True)
-
-
-def leave_out_mlps(model: nn.Module) -> Callable[[], None]:
-    """Let the text model go without its MLPs, until what is returned is called."""
-    mlps = [layer.mlp for layer in model.model.language_model.layers]
-    for mlp in mlps:
-        mlp.forward = lambda states: states
-
-    def put_back() -> None:
-        for mlp in mlps:
-            vars(mlp).pop("forward", None)
-
-    return put_back
 
 
 def arms_of(shape: str, depth: int, names: list[str]) -> dict[str, nn.Module]:
@@ -90,18 +76,18 @@ def begun(model: nn.Module, inputs: dict, name: str, tokens: int) -> Turn:
     return turn
 
 
-def count(shape: str, side: int, tokens: int) -> None:
+def count(shape: str, side: int, tokens: int, depths: list[int]) -> None:
     """Run what is counted: each depth's arms, token by token and then prompt by prompt."""
     inputs = image_prompt(1, side, "cpu", torch.float32)
     short = image_prompt(1, 4, "cpu", torch.float32)
-    models = {depth: arms_of(shape, depth, COUNTED) for depth in DEPTHS}
+    models = {depth: arms_of(shape, depth, COUNTED) for depth in depths}
     turns = [begun(model, inputs, name, tokens) for arms in models.values()
              for name, model in arms.items()]  # fmt: skip
     instrument()
     for turn in turns:
         turn.end()
     for arms in models.values():
-        for name in PROMPTS:
+        for name in READ:
             with torch.inference_mode(), patched(arms[name], ARMS[name]):
                 generate(arms[name], short, 1)
                 torch._C._valgrind_toggle()
@@ -112,7 +98,7 @@ def count(shape: str, side: int, tokens: int) -> None:
 # --- outside of it ---
 
 
-def run(shape: str, side: int, tokens: int) -> list[int]:
+def run(shape: str, side: int, tokens: int, depths: list[int]) -> list[int]:
     """What each block counted, in their order.
 
     Raises:
@@ -126,10 +112,10 @@ def run(shape: str, side: int, tokens: int) -> list[int]:
             "valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no",
             "--collect-atstart=no", f"--callgrind-out-file={written}", sys.executable,
             "-m", "benchmarks.instructions", "--count", "--shape", shape, "--side", str(side),
-            "--tokens", str(tokens),
+            "--tokens", str(tokens), "--depths", *map(str, depths),
         ]  # fmt: skip
         subprocess.run(command, check=True, env={**os.environ, **PLAIN, **ALONE})
-        wanted = len(DEPTHS) * (len(COUNTED) + len(PROMPTS))
+        wanted = len(depths) * (len(COUNTED) + len(READ))
         files = [Path(f"{written}.{i + 1}") for i in range(wanted)]
         found = [re.search(r"^summary: (\d+)$", file.read_text(), re.M) for file in files]
     numbers = [int(one[1]) for one in found if one]
@@ -138,18 +124,18 @@ def run(shape: str, side: int, tokens: int) -> list[int]:
     return numbers
 
 
-def measure(shape: str, side: int, tokens: int) -> dict:
+def measure(shape: str, side: int, tokens: int, depths: list[int]) -> dict:
     """Every arm's instructions per token, and of a prompt, at each depth and at the whole one."""
-    numbers = iter(run(shape, side, tokens))
+    numbers = iter(run(shape, side, tokens, depths))
     steps: dict[str, dict[str, float]] = {name: {} for name in COUNTED}
-    prompts: dict[str, dict[str, float]] = {name: {} for name in PROMPTS}
-    for depth in DEPTHS:
+    prompts: dict[str, dict[str, float]] = {name: {} for name in READ}
+    for depth in depths:
         for name in COUNTED:
             steps[name][str(depth)] = next(numbers) / tokens
-    for depth in DEPTHS:
-        for name in PROMPTS:
+    for depth in depths:
+        for name in READ:
             prompts[name][str(depth)] = next(numbers)
-    whole, (low, high) = SHAPES[shape].layers, DEPTHS
+    whole, (low, high) = SHAPES[shape].layers, depths
     for found in (*steps.values(), *prompts.values()):
         layer = (found[str(high)] - found[str(low)]) / (high - low)
         found[str(whole)] = found[str(low)] + layer * (whole - low)
@@ -157,7 +143,7 @@ def measure(shape: str, side: int, tokens: int) -> dict:
         "case": f"{shape}-{side}x{side}-b1",
         "tokens": tokens,
         "layers": whole,
-        "depths": list(DEPTHS),
+        "depths": depths,
         "kernels": "SSE4.2",
         "per_token": steps,
         "per_prompt": prompts,
@@ -170,13 +156,15 @@ def main() -> None:
     parser.add_argument("--shape", default="0.5b")
     parser.add_argument("--side", type=int, default=32, help="of the image, in tokens")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer that count")
+    parser.add_argument("--depths", type=int, nargs=2, default=[2, 4], help="layers, ascending")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.count:
         torch.set_num_threads(1)
-        return count(chosen.shape, chosen.side, chosen.tokens)
-    found = measure(chosen.shape, chosen.side, chosen.tokens)
+        count(chosen.shape, chosen.side, chosen.tokens, chosen.depths)
+        return
+    found = measure(chosen.shape, chosen.side, chosen.tokens, chosen.depths)
     whole = str(found["layers"])
     for kind in ("per_token", "per_prompt"):
         base = found[kind]["unpatched"]

@@ -1,4 +1,4 @@
-"""Tables of what was timed, from the JSON files in benchmarks/results/ alone."""
+"""Tables of what was timed and counted, from the JSON files in benchmarks/results/ alone."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def where(environment: dict) -> str:
 def spread(value: dict) -> str:
     """A ratio with its quartiles."""
     return f"{value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def both(value: dict) -> str:
+    """A ratio with its quartiles, and that of the fastest."""
+    return f"{spread(value)}; {value['fastest']:.3f}"
 
 
 def generation() -> str:
@@ -131,15 +136,47 @@ def steps() -> str:
     lines = [
         f"{where(run['environment'])}; {run['case']}, up to {run['keys']} keys:",
         "",
-        "| | time per token | pairs | operators | bytes in and out of them |",
+        "| | time per token; of the fastest, pairs | of a prompt | operators of a token | bytes in "
+        "and out of them |",
         "| --- | --- | --- | --- | --- |",
     ]
     base = run["operators_per_token"]["unpatched"]
+    prompts = run["ratio_per_prompt"]
     for name, one in run["ratio_per_token"].items():
         counted = run["operators_per_token"][name]
+        first = f"{both(prompts[name])}, {prompts[name]['n']}" if name in prompts else ""
         lines.append(
-            row([name, spread(one), str(one["n"]), f"{counted['operators'] - base['operators']:+}",
+            row([name, f"{both(one)}, {one['n']}", first,
+                 f"{counted['operators'] - base['operators']:+}",
                  f"{counted['bytes'] / base['bytes'] - 1:+.2%}"])
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def instructions() -> str:
+    """Instructions of a token and of a prompt, over those of the unpatched model."""
+    run = json.loads((RESULTS / "instructions.json").read_text())
+    whole, (low, high) = str(run["layers"]), run["depths"]
+    tokens, prompts = run["per_token"], run["per_prompt"]
+    lines = [
+        f"{where(run['environment'])}, {run['kernels']} kernels; {run['case']}, {run['tokens']} "
+        f"tokens; {run['layers']} layers, from {low} and {high}:",
+        "",
+        "| | of a token | more than unpatched | in each layer | of a prompt |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    base = tokens["unpatched"]
+    for name, one in tokens.items():
+        if one is base:
+            continue
+        more = {depth: one[depth] - base[depth] for depth in one}
+        layer = (more[str(high)] - more[str(low)]) / (high - low)
+        first = ""
+        if name in prompts:
+            first = f"{prompts[name][whole] / prompts['unpatched'][whole]:.4f}"
+        lines.append(
+            row([name, f"{one[whole] / base[whole]:.4f}", f"{more[whole] / 1e6:+.2f} M",
+                 f"{layer / 1e6:+.3f} M", first])
         )  # fmt: skip
     return "\n".join(lines)
 
@@ -155,7 +192,7 @@ def attention() -> str:
         row(["---"] * (len(ways) + 1)),
     ]
     for shape, found in run["ratios"].items():
-        lines.append(row([shape, *(spread(found[way]) for way in ways)]))
+        lines.append(row([shape, *(both(found[way]) for way in ways)]))
     return "\n".join(lines)
 
 

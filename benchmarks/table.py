@@ -65,6 +65,7 @@ TABLES = {
     "gpu": gpu,
     "trace": speed.trace,
     "steps": speed.steps,
+    "instructions": speed.instructions,
     "attention": speed.attention,
     "accounting": speed.accounting,
     "closer": answers.closer,

@@ -205,8 +205,8 @@ def attention_statistics(
         # The least finite number, whose share is 0, and 0 times its logarithm is 0.
         tail = sets.hidden[:, :, part, sets.open :]
         scores[..., sets.open :].masked_fill_(tail, torch.finfo(scores.dtype).min)
-        # With e = exp(s - m) of the largest score m and l = sum e, a = e / l, and the sum of a log a
-        # is that of e (s - m) over l, less mass log l: one exponential, and both terms have one sign.
+        # With e = exp(s - m) of the largest score m, and l = sum e, a is e / l, and sum_I a log a
+        # is sum_I e (s - m) / l, less mass log l: one exponential, and two terms of one sign.
         scores.sub_(scores.amax(-1, keepdim=True))
         share = scores.exp()  # e
         sums = (share.flatten(1, 2) @ sets.members).view(*scores.shape[:3], -1)

@@ -177,7 +177,7 @@ def test_what_is_measured_beside_a_step_is_what_the_sums_give(model, ways, how):
     assert found.gate.any() and not found.gate.all()
     for name in ("image", "region", "entropy"):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), **SAME)
-    torch.testing.assert_close(found.maps, wanted.maps, **SAME)
+    torch.testing.assert_close(found.maps, wanted.maps, rtol=2e-3, atol=1e-6)  # half precision
 
 
 def test_rows_outside_of_their_spans_are_recorded_with_a_shut_gate(model, ways):

@@ -198,8 +198,9 @@ class DecodeStep:
 
     def _way(self, call: AttentionCall, measured: bool) -> Way:
         """What computes a call."""
-        inputs = call.query, call.key, call.value
-        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        gradients = torch.is_grad_enabled() and any(
+            x.requires_grad for x in (call.query, call.key, call.value)
+        )
         need = self._keys.need
         if need == "bias" and measured and torch.compiler.is_compiling():
             need = "sums"  # a compiled step leaves its statistics in memory made for them
