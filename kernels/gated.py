@@ -88,8 +88,9 @@ def gated_attention(
     batch, heads, _, size = q.shape
     kv_heads, length = k.shape[1:3]
     accurate, rows = keys.shut.dtype, batch * kv_heads
+    narrow = q.dtype != accurate  # a conversion that does nothing costs as much as one that does
     scores = torch.bmm(q.reshape(rows, -1, size), k.flatten(0, 1).transpose(1, 2))
-    scores = scores.view(batch, heads, length).to(accurate).mul_(scale)
+    scores = (scores.to(accurate) if narrow else scores).view(batch, heads, length).mul_(scale)
     if keys.hidden is not None:
         # The least finite number, whose share is 0, and 0 times its logarithm is 0.
         scores.masked_fill_(keys.hidden, torch.finfo(accurate).min)
@@ -97,14 +98,17 @@ def gated_attention(
     share = logarithm.exp()  # a
     if keys.hidden is not None:
         share.masked_fill_(keys.hidden, 0)  # where a row sees no key at all
-    mass, told = share @ keys.image, logarithm.mul_(share) @ keys.image  # [B, H, 1]
-    is_open = (mass * keys.per_image > (told * -entropy).clamp_min_(focus)).to(accurate)
+    mass = torch.bmm(share, keys.image)  # [B, H, 1]
+    told = torch.bmm(logarithm.mul_(share), keys.image)
     if stats is not None:
-        for place, one in ((MASS, mass), (ENTROPY, -told), (GATE, is_open)):
-            stats[..., place] = one
-        stats[:, :, 0, GROUP:] = share @ keys.groups
+        stats[..., MASS], stats[..., ENTROPY] = mass, -told
+        stats[:, :, 0, GROUP:] = torch.bmm(share, keys.groups)
+    is_open = (mass * keys.per_image > told.mul_(-entropy).clamp_min_(focus)).to(accurate)
+    if stats is not None:
+        stats[..., GATE] = is_open
     share.mul_(torch.addcmul(keys.shut, is_open, keys.more))
     total = share.sum(-1, keepdim=True).clamp_min_(torch.finfo(accurate).tiny)
-    out = torch.bmm(share.to(q.dtype).view(rows, -1, length), v.flatten(0, 1))
-    out = out.view(batch, heads, -1).to(accurate).div_(total).to(q.dtype)
+    weighted = (share.to(q.dtype) if narrow else share).view(rows, -1, length)
+    out = torch.bmm(weighted, v.flatten(0, 1)).view(batch, heads, -1)
+    out = out.to(accurate).div_(total).to(q.dtype) if narrow else out.div_(total)
     return out[:, None]
