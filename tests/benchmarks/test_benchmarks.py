@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import answers, growth, speed
+from benchmarks import answers, growth, instructions, speed
 from vrga.evaluation.wording import percent
 
 ROOT = Path(__file__).parents[2]
@@ -140,3 +140,22 @@ def test_every_benchmark_can_be_imported(path):
     """Those that no test runs would go on naming what has moved."""
     if path.stem not in ("__main__", "conftest"):
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+def test_instructions_of_all_layers_follow_from_two_depths(tmp_path, monkeypatch):
+    """What valgrind counted, depth by depth: per token of every arm, then of a prompt."""
+    steps, prompts = len(instructions.COUNTED), len(instructions.READ)
+    counts = [4000 + 100 * i for i in range(steps)] + [6000 + 140 * i for i in range(steps)]
+    counts += [50_000 + i for i in range(prompts)] + [90_000 + i for i in range(prompts)]
+    monkeypatch.setattr(instructions, "run", lambda *_: counts)
+    found = instructions.measure("0.5b", 32, 4, [2, 4])
+    unpatched, static = (found["per_token"][name] for name in instructions.COUNTED[:2])
+    assert unpatched == {"2": 1000, "4": 1500, "24": 1000 + 22 * 250}
+    assert static["24"] - unpatched["24"] == 25 + 22 * 5  # 100 / 4, and 40 / 4 / 2 for a layer
+    assert found["per_prompt"]["unpatched"]["24"] == 50_000 + 22 * 20_000
+    monkeypatch.setattr(speed, "RESULTS", tmp_path)
+    run = found | {"environment": ENVIRONMENT}
+    (tmp_path / "instructions.json").write_text(json.dumps(run))
+    head, *_, row = speed.instructions().splitlines()
+    assert "SSE4.2" in head and "24 layers, from 2 and 4" in head and row.startswith("| gain 1")
+    assert "| static gate | 1.0208 | +0.00 M | +0.000 M | 1.0000 |" in speed.instructions()

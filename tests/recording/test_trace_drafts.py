@@ -59,10 +59,13 @@ def test_an_assistants_tokens_are_traced_one_by_one(config, helper, window):
     assert_same(found, wanted)
 
 
+@pytest.mark.parametrize("config", [CONFIGS["off"], VRGAConfig.paper(gain=1.05)],
+                         ids=["off", "known gate"])  # fmt: skip
 @pytest.mark.parametrize("drafts", [1, 4])
-def test_drafts_behind_the_prompt_are_traced_one_by_one(drafts):
-    """The text that is looked up: some of it is said again, and some is not."""
-    model, config, batch = QWEN.shared, CONFIGS["off"], QWEN.batch([1], seed=4)
+def test_drafts_behind_the_prompt_are_traced_one_by_one(drafts, config):
+    """The text that is looked up: some of it is said again, and some is not. With a known gate
+    passes of drafts are measured at once, and those of one token later."""
+    model, batch = QWEN.shared, QWEN.batch([1], seed=4)
     said = recorded(model, batch.inputs, config)[1][0].tolist()
     row = [*batch.rows[0][:-1], [*said, *batch.rows[0][-1], said[0]]]
     inputs = QWEN.assemble([row]).inputs

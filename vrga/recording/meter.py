@@ -173,7 +173,8 @@ class Meter:
                 self._finish(layer, _wait(None, part, known, past + i, seen), views)
             return
         waiting = self._waiting.get(layer)
-        if waiting is not None and waiting.past + 1 != past:
+        known = stats is not None
+        if waiting and (waiting.past + 1 != past or bool(waiting.stats) != known):
             self._finish(layer, self._waiting.pop(layer), views)
             waiting = None
         self._waiting[layer] = _wait(waiting, call, stats, past + call.rows - 1, opened)
