@@ -15,6 +15,7 @@ import vrga
 from vrga import VRGAConfig
 from vrga.kernels import api
 from vrga.method import steered_keys
+from vrga.method.call import AttentionCall
 from vrga.method.key_groups import KeyGroups
 from vrga.method.region import empty_region
 
@@ -83,13 +84,13 @@ def test_rows_with_padding_are_the_method_in_loops(ways, gain, attention):
 
 def test_layers_without_a_chosen_head_run_the_models_own_attention(model, monkeypatch):
     batch, called = QWEN.batch([1]), []
-    own = vrga.method.call.AttentionCall.output
+    own = AttentionCall.output
 
     def output(call):
         called.append(call.layer)
         return own(call)
 
-    monkeypatch.setattr(vrga.method.call.AttentionCall, "output", output)
+    monkeypatch.setattr(AttentionCall, "output", output)
     with vrga.patch(model, PAPER) as patch:
         generate(model, batch.inputs, 3)
         chosen = patch.region[0].visual.any(1).tolist()

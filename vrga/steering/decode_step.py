@@ -168,8 +168,7 @@ class DecodeStep:
         call.check_dropout()
         if self.probe is not None:
             self.probe.collect(call)
-        now = self._pass
-        meter = self.meter  # of this call, or None
+        now, meter = self._pass, self.meter  # of this call, or None
         if meter is not None and not meter.wants(call.layer):
             meter = None
         if not self.applied or (now.idle and meter is None):
@@ -180,8 +179,7 @@ class DecodeStep:
         way = self._way(call, meter is not None)
         if way == "biased":
             if meter is not None:  # beside it, so that the answer is the one that is not recorded
-                opened = True if now.chosen is None else now.chosen
-                meter.watch(call, now.past, now.views, opened)
+                meter.watch(call, now.past, now.views, now.chosen is None or now.chosen)
                 meter = None
             if now.idle or not self._steers(call.layer):
                 return call.output()
@@ -198,9 +196,8 @@ class DecodeStep:
 
     def _way(self, call: AttentionCall, measured: bool) -> Way:
         """What computes a call."""
-        gradients = torch.is_grad_enabled() and any(
-            x.requires_grad for x in (call.query, call.key, call.value)
-        )
+        given = call.query, call.key, call.value
+        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in given)
         need = self._keys.need
         if need == "bias" and measured and torch.compiler.is_compiling():
             need = "sums"  # a compiled step leaves its statistics in memory made for them
@@ -303,11 +300,8 @@ class DecodeStep:
 
 
 def known_gate(regions: list[Region], config: VRGAConfig, ablated: Tensor | None) -> Tensor | None:
-    """Which heads are open at every step, bool [L, B, H]; None where each step decides.
-
-    Args:
-        ablated: heads that lose the image, bool [B, L, H], or None.
-    """
+    """Which heads are open at every step, bool [L, B, H]; None where each step decides. Of heads
+    that lose the image, bool [B, L, H], it is these."""
     if config.boosts and not config.reproduces and config.gate == "static":
         return torch.stack([region.visual for region in regions], 1)
     return None if ablated is None else ablated.transpose(0, 1)
