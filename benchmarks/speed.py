@@ -31,6 +31,8 @@ def spread(value: dict) -> str:
 
 def both(value: dict) -> str:
     """A ratio with its quartiles, and that of the fastest."""
+    if "fastest" not in value:  # a file of before it was kept
+        return spread(value)
     return f"{spread(value)}; {value['fastest']:.3f}"
 
 
@@ -141,10 +143,10 @@ def steps() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     base = run["operators_per_token"]["unpatched"]
-    prompts = run["ratio_per_prompt"]
+    prompts = run.get("ratio_per_prompt", {})  # none in a file of before they were timed
     for name, one in run["ratio_per_token"].items():
         counted = run["operators_per_token"][name]
-        first = f"{both(prompts[name])}, {prompts[name]['n']}" if name in prompts else ""
+        first = f"{both(prompts[name])}, {prompts[name]['n']}" if name in prompts else "not timed"
         lines.append(
             row([name, f"{both(one)}, {one['n']}", first,
                  f"{counted['operators'] - base['operators']:+}",
@@ -155,6 +157,8 @@ def steps() -> str:
 
 def instructions() -> str:
     """Instructions of a token and of a prompt, over those of the unpatched model."""
+    if not (RESULTS / "instructions.json").exists():
+        return "Nothing yet: not counted since this was written."
     run = json.loads((RESULTS / "instructions.json").read_text())
     whole, (low, high) = str(run["layers"]), run["depths"]
     tokens, prompts = run["per_token"], run["per_prompt"]
