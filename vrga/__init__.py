@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # what each name is, for type checkers and editors
     from vrga.answers.answer import Answer as Answer
     from vrga.answers.ask import ask as ask
     from vrga.checkup.run import doctor as doctor
-    from vrga.closer.look import Closer as Closer
+    from vrga.closer.closer import Closer as Closer
     from vrga.closer.look import look_closer as look_closer
     from vrga.closer.zoom import Zoom as Zoom
     from vrga.config import VRGAConfig as VRGAConfig
@@ -38,7 +38,7 @@ _HOME = {
     "doctor": "checkup.run",
     "Region": "method.region",
     "Trace": "recording.trace",
-    "Closer": "closer.look",
+    "Closer": "closer.closer",
     "look_closer": "closer.look",
     "Zoom": "closer.zoom",
 }

@@ -14,13 +14,13 @@ from untrained import NARROW, untrained
 import vrga
 from vrga import VRGAConfig, Zoom, look_closer
 from vrga.cli import app
-from vrga.closer.look import steered_cells
 from vrga.closer.plots import closer_figure
+from vrga.closer.two_looks import steered_cells
 from vrga.demo import build
 from vrga.demo.fine.data import make_fine_samples
 from vrga.demo.fine.settings import FINDING
 from vrga.hf.families import FAMILIES
-from vrga.hf.looking import chat_inputs, common_start
+from vrga.hf.looking import chat_inputs
 from vrga.hf.processors import image_only_processor_class
 from vrga.steering.patching import patch_of
 
@@ -71,6 +71,31 @@ def test_the_second_answer_is_steered_to_what_the_zoom_says():
     torch.testing.assert_close(place[1], anew[1], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(place[2], anew[2], atol=1e-3)
     assert not torch.allclose(place[2], off[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("zoom", [NARROW, Zoom(gain=50)], ids=["closer", "not closer"])
+def test_what_is_chosen_by_hand_is_what_generate_would_choose(zoom, monkeypatch):
+    """Also with what a checkpoint's generation_config.json does to logits and ends."""
+    own = untrained()[0].generation_config
+    by_hand, generated = look(zoom, tokens=6), look(zoom, tokens=6, record=True)
+    assert by_hand.text == generated.text and by_hand.cost.answer == generated.cost.answer
+    said = untrained()[1].tokenizer.encode(by_hand.text)
+    monkeypatch.setattr(own, "suppress_tokens", said)
+    monkeypatch.setattr(own, "min_new_tokens", 5)
+    other, generated = look(zoom, tokens=6), look(zoom, tokens=6, record=True)
+    assert other.text == generated.text != by_hand.text
+    assert other.cost.answer == generated.cost.answer
+
+
+def test_the_configuration_is_what_the_checkpoint_brings(tmp_path, monkeypatch):
+    model = untrained()[0]
+    monkeypatch.setattr(model, "name_or_path", str(tmp_path))
+    VRGAConfig(gain=1.0).save_pretrained(tmp_path)
+    _, own = logits_of(lambda: look(config=None))
+    _, same = logits_of(lambda: look(config=VRGAConfig(gain=1.0)))
+    _, named = logits_of(lambda: look(config="paper"))
+    assert torch.equal(own, same)
+    assert own.shape != named.shape or not torch.allclose(own, named)
 
 
 def test_the_place_is_the_region_and_all_of_a_crop():
@@ -240,7 +265,7 @@ def test_the_model_is_as_before_also_after_an_exception(monkeypatch):
     def broken(*args):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("vrga.closer.look.crops_around", broken)
+    monkeypatch.setattr("vrga.closer.two_looks.crops_around", broken)
     with pytest.raises(RuntimeError, match="broken"):
         look()
     assert patch_of(model) is None and torch.equal(tokens(), before)
@@ -282,15 +307,9 @@ def test_an_answer_of_one_token_needs_no_second_generate():
     assert look(tokens=1).cost.answer == 2  # the first look's, and the second's
 
 
-def test_prompts_begin_alike_up_to_where_they_differ():
-    first, second = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1, 2, 5, 4, 7]])
-    assert common_start(first, second) == 2
-    assert common_start(first, torch.tensor([[1, 2, 3, 4, 5]])) == 4
-
-
 def test_the_command_prints_answer_decision_and_cost(tmp_path):
     model, processor = untrained()
-    build.save(model, processor, tmp_path / "model")
+    build.save(model, processor, tmp_path / "model", VRGAConfig.published(gain=2.5))
     picture().save(tmp_path / "picture.png")
     command = ["generate", "--model", str(tmp_path / "model"), "--question", QUESTION]
     command += ["--image", str(tmp_path / "picture.png"), "--zoom", "--max-new-tokens", "3"]
@@ -298,13 +317,17 @@ def test_the_command_prints_answer_decision_and_cost(tmp_path):
     more = ["--map", str(tmp_path / "map.png"), "--trace", str(tmp_path / "trace")]
     done = CliRunner().invoke(app, command + more)
     assert done.exit_code == 0, done.output
-    assert "config: paper" in done.stderr.splitlines()
+    own = "config: published, gain 2.5 (vrga_config.json of the checkpoint)"
+    assert own in done.stderr.splitlines()  # as without --zoom
     for words in ("looked closer: 1 crop", "shown 168 x 168", "reused", "closer.json"):
         assert words in done.output
     assert (tmp_path / "map.png").stat().st_size > 10_000
     assert vrga.Trace.load(tmp_path / "trace" / "closer").images
+    assert vrga.Trace.load(tmp_path / "trace" / "closer").config["gain"] == 2.5
     told = json.loads((tmp_path / "trace" / "closer.json").read_text())
     assert told["decision"]["zooms"]
+    done = CliRunner().invoke(app, [*command, "--preset", "paper"])
+    assert "config: paper (preset paper)" in done.stderr.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vrga.closer.zoom import (
-    Spot,
-    Zoom,
-    crop_boxes,
-    crops_around,
-    decide,
-    find_spots,
-    zoom_with,
-)
+from vrga.closer.crops import Spot, crop_boxes, crops_around, decide, find_spots
+from vrga.closer.zoom import Zoom, zoom_with
 from vrga.method.heads import HeadStatistics
 from vrga.method.prompt import Grid
 from vrga.method.region import Region

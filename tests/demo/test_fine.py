@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 from untrained import NARROW, untrained
@@ -16,7 +17,7 @@ from vrga.analysis.closer import _known, analyze, pooled
 from vrga.analysis.study import Study
 from vrga.cli import app
 from vrga.demo.data import CELL, LETTERS, TEST_SEEDS
-from vrga.demo.fine import arms, photos
+from vrga.demo.fine import arms, photos, stamps
 from vrga.demo.fine.arms import FOUND, LARGER, ONCE, RANDOM, TOLD, TRUE, TWICE, run_fine_arms
 from vrga.demo.fine.batches import FineBatches
 from vrga.demo.fine.data import (
@@ -33,13 +34,14 @@ from vrga.demo.fine.settings import CLOSER, FINDING
 
 pytestmark = pytest.mark.slow
 
-DRAWN = [split for split in FINE_SPLITS if split != "fine-photos"]
+GROUNDED = {"fine-photos": (photos,), "fine-stamps": (photos, stamps)}  # what a split reads
+DRAWN = [split for split in FINE_SPLITS if split not in GROUNDED]
 
 
 @pytest.fixture(params=FINE_SPLITS)
 def split(request):
-    if request.param == "fine-photos" and not photos.available():
-        pytest.skip("scikit-image is not installed")
+    if not all(one.available() for one in GROUNDED.get(request.param, ())):
+        pytest.skip("scikit-image, or tuxpaint-stamps-default, is not installed")
     return request.param
 
 
@@ -105,7 +107,7 @@ def test_pictures_that_cannot_be_drawn_are_refused(options, told):
 
 
 def test_an_unknown_split_names_those_there_are():
-    with pytest.raises(ValueError, match="fine-easy, fine-hard, fine-photos"):
+    with pytest.raises(ValueError, match="fine-easy, fine-hard, fine-photos, fine-stamps"):
         fine_split_options("fine")
 
 
@@ -114,6 +116,40 @@ def test_the_photographs_split_says_that_its_package_is_absent(monkeypatch):
     photos.photographs.cache_clear()
     with pytest.raises(ImportError, match="fine-photos.*pip install scikit-image"):
         make_fine_samples(1, seed=0, **fine_split_options("fine-photos"))
+
+
+@pytest.fixture
+def two_stamps(tmp_path, monkeypatch):
+    """A package of two stamps: a red square, and a blue bar, in a large transparent picture."""
+    for name, color, box in (("a", "red", (30, 40, 70, 80)), ("b", "blue", (0, 90, 100, 100))):
+        image = Image.new("RGBA", (100, 100))
+        image.paste(Image.new("RGBA", (box[2] - box[0], box[3] - box[1]), color), box[:2])
+        image.save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(stamps, "FOLDER", tmp_path)
+    monkeypatch.setattr(stamps, "FEWEST", 2)
+    for cached in (stamps._files, stamps.stamp):
+        cached.cache_clear()
+    yield
+    for cached in (stamps._files, stamps.stamp):
+        cached.cache_clear()
+
+
+def test_stamps_are_cut_to_what_is_not_transparent_and_stay_in_their_fields(two_stamps):
+    assert [stamps.stamp(i, 50).size for i in (0, 1, 2)] == [(50, 50), (50, 5), (50, 50)]
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    stamps.scatter(np.random.default_rng(0), image, 9, (6, 6))
+    pixels = (np.asarray(image) != 255).any(2)
+    filled = pixels.reshape(6, FIELD, 6, FIELD).any((1, 3))
+    assert filled.sum() == 9
+    again = Image.new("RGB", (SIDE, SIDE), "white")
+    stamps.scatter(np.random.default_rng(0), again, 9, (6, 6))
+    assert np.array_equal(np.asarray(again), np.asarray(image))
+
+
+def test_the_stamps_split_says_that_its_package_is_absent(two_stamps, monkeypatch):
+    monkeypatch.setattr(stamps, "FEWEST", 3)
+    with pytest.raises(ImportError, match="holds 2 of them: apt-get install tuxpaint-stamps"):
+        stamps.stamp(0, 50)
 
 
 def test_letters_in_any_order_are_right_and_nothing_else_is():
@@ -202,7 +238,7 @@ def test_figures_are_paired_over_all_models():
     def model(once, found, true):
         tokens = {ONCE: 36.0, FOUND: 52.0, TRUE: 52.0}
         right = {ONCE: once, FOUND: found, TRUE: true}
-        flags = {"peak": "1" * 8, "held": "1" * 8, "zooms": "1" * 8, "two": "00001111"}
+        flags = {"peak": "1" * 8, "held": "11111110", "zooms": "1" * 8, "two": "00001111"}
         return {"right": right, "visual_tokens": tokens, "seconds": None} | flags
 
     own = [model("10000000", "11111100", "11111111"), model("00000001", "11111101", "11111111")]
@@ -211,6 +247,7 @@ def test_figures_are_paired_over_all_models():
     assert found["accuracy"][FOUND][0] == pytest.approx(13 / 16)
     assert found["less_once"][FOUND][0] == pytest.approx(11 / 16)
     assert found["of_true"] == pytest.approx(13 / 16)
+    assert found["lost"] == {"questions": 3, "outside_the_crops": 1}
     assert found["two_cards"]["accuracy"][FOUND][0] == pytest.approx(5 / 8)
     assert found["verdict"] == "holds"
 
@@ -227,7 +264,8 @@ def test_the_command_writes_its_figures_and_keeps_models_that_were_asked(tmp_pat
     told = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(told["pooled"]["accuracy"]) == {ONCE, FOUND, TRUE}
     assert told["settings"]["zoom"]["crops"] == 2 and told["settings"]["finding"]["gain"] == 3.0
-    assert told["pooled"]["seconds"]["closer"] > 0
+    assert told["pooled"]["seconds"]["cpu"]["closer"] > 0
+    assert told["pooled"]["times_plain"]["wall"]["plain"] == 1.0
     assert (tmp_path / "out" / "closer.png").stat().st_size > 5_000
     path = tmp_path / "out" / "models" / "0.json"
     kept = json.loads(path.read_text())

@@ -31,10 +31,10 @@ from vrga.demo.fine.arms import (
     TRUE,
     Asked,
     run_fine_arms,
-    seconds_of_ways,
 )
 from vrga.demo.fine.data import FineSample, fine_split_options, is_right, make_fine_samples
 from vrga.demo.fine.settings import CLOSER, FINDING
+from vrga.demo.fine.timing import seconds_of_ways
 from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import Table, percent, say_config
 from vrga.hf.checkpoints import load
@@ -191,6 +191,9 @@ def pooled(own: Sequence[Mapping], arms: Sequence[str]) -> dict:
             found[name] = paired_difference(right[arm], right[base])
     if TRUE in right and right[TRUE].any():
         found["of_true"] = float(right[FOUND].mean() / right[TRUE].mean())
+        lost = (right[TRUE] > 0) & (right[FOUND] == 0)
+        outside = int((lost & (_bits(own, "held") == 0)).sum())
+        found["lost"] = {"questions": int(lost.sum()), "outside_the_crops": outside}
     if two.any():
         found["two_cards"] = {
             "accuracy": {arm: wilson(hits[two]) for arm, hits in right.items()},
@@ -198,16 +201,36 @@ def pooled(own: Sequence[Mapping], arms: Sequence[str]) -> dict:
         }
     times = [one["seconds"] for one in own if one["seconds"]]
     if times:
-        ways: dict[str, list[float]] = {
-            name: sum((one[name] for one in times), []) for name in times[0]
-        }
-        found["seconds"] = {name: float(np.median(taken)) for name, taken in ways.items()}
-        once = np.array(ways["once"])
-        found["times_once"] = {
-            name: float(np.median(np.array(taken) / once)) for name, taken in ways.items()
-        }
+        found |= _times(times)
     found["verdict"] = verdict(found["less_once"][FOUND])
     return found
+
+
+def _times(own: Sequence[Mapping]) -> dict:
+    """Medians over questions of what each way takes, by itself and as a multiple of asking once:
+    the unpatched model ("plain") and the patched one ("once"), in wall and in CPU time.
+
+    Args:
+        own: what `seconds_of_ways` gives, of each model.
+    """
+    whole = {
+        clock: {name: np.array(sum((one[clock][name] for one in own), [])) for name in ways}
+        for clock, ways in own[0].items()
+    }
+    return {
+        "questions_timed": len(whole["wall"]["plain"]),
+        "seconds": {
+            clock: {name: float(np.median(taken)) for name, taken in ways.items()}
+            for clock, ways in whole.items()
+        },
+        **{
+            f"times_{base}": {
+                clock: {name: float(np.median(taken / ways[base])) for name, taken in ways.items()}
+                for clock, ways in whole.items()
+            }
+            for base in ("plain", "once")
+        },
+    }
 
 
 def rows(found: Mapping) -> Iterator[tuple[str, ...]]:
@@ -234,11 +257,19 @@ def table(found: Mapping, split: str) -> Table:
         f"looked closer: {percent(found['zooms'])}",
     ]
     if "of_true" in found:
-        told.append(f"{100 * found['of_true']:.1f} % of what the true box gives")
+        lost = found["lost"]
+        told.append(
+            f"{100 * found['of_true']:.1f} % of what the true box gives; {lost['questions']} "
+            f"questions lost, {lost['outside_the_crops']} with a letter outside the crops"
+        )
     if "less_larger" in found:
         told.append(f"against one larger picture: {percent(found['less_larger'], '+')}")
     if "times_once" in found:
-        told.append(f"{found['times_once']['closer']:.2f} times the time of asking once (median)")
+        plain, once = (found[f"times_{base}"]["wall"]["closer"] for base in ("plain", "once"))
+        told.append(
+            f"{plain:.2f} times the time of asking the unpatched model once, {once:.2f} times of "
+            f"the patched one (medians of {found['questions_timed']} questions)"
+        )
     made.caption = "\n".join(told)
     return made
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from vrga.answers.ask import foreign
 from vrga.answers.spoken import generated, inputs_of, recorded, unsteered_config
-from vrga.closer.look import Closer, look_closer
+from vrga.closer.closer import Closer
+from vrga.closer.look import look_closer
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
-from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.method.region import Region
@@ -86,7 +86,7 @@ def answer_closer(
     paths: list[Path],
     question: str,
     config: VRGAConfig | None,
-    zoom: Zoom | None,
+    zoom: Zoom,
     *,
     max_new_tokens: int = 256,
     trace: Path | None = None,
@@ -95,8 +95,7 @@ def answer_closer(
 
     Args:
         model, paths, question: as of `answer`.
-        config, zoom: None is what is best for the model: for "fine" what was chosen for it, else
-            `VRGAConfig.paper()` and `Zoom()`.
+        config, zoom: as of `look_closer`.
         trace: a folder for the answer's trace, `closer`, and the decision, `closer.json`.
 
     Returns:
@@ -106,9 +105,6 @@ def answer_closer(
         OSError, ValueError: as of `answer` and `look_closer`.
     """
     images = [read_image(path) for path in paths]
-    if model == "fine":
-        config = FINDING if config is None else config
-        zoom = CLOSER if zoom is None else zoom
     loaded, processor = load(model)
     found = look_closer(
         loaded, processor, images, question, config, zoom,

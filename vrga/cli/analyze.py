@@ -169,7 +169,7 @@ def closer(
         typer.Option(help="Checkpoint folder, and again for more; the embedded model if absent."),
     ] = None,
     output: options.Output = Path("out/analyze/closer"),
-    split: Annotated[str, typer.Option(help="fine-easy, fine-hard or fine-photos.")] = "fine-hard",
+    split: Annotated[str, typer.Option(help="fine-easy, -hard, -photos or -stamps.")] = "fine-hard",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each model; 250.")] = None,
     arm: Annotated[
         list[str] | None, typer.Option(help="One of those compared, and again for more; all.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vrga.closer.look import Closer
+from vrga.closer.closer import Closer
 from vrga.plots.pictures import OUTLINE, plain
 
 

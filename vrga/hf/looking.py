@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
 from vrga.foreign import Cache, Model
-from vrga.hf.cache import NAMES
-from vrga.hf.families import family_of
-from vrga.hf.inputs import PIXELS
+from vrga.hf.cache import NAMES, cache_in
+from vrga.hf.families import FAMILIES, family_of
+from vrga.hf.inputs import TYPES
 from vrga.hf.layouts import by_patches
 
 
-def check_pictures(model: Model, processor) -> None:
-    """Refuse models whose processor does more to a picture than shrink it.
+def check_kind(kind: object) -> None:
+    """Refuse a kind of model whose processor does more to a picture than shrink it.
+
+    Args:
+        kind: the "model_type" of its config.
 
     Raises:
-        ValueError: such a model, or one that vrga does not know.
+        ValueError: such a kind, or one that vrga does not know.
     """
-    family = family_of(model)
-    kind = model.config.model_type
-    if family.layout is not by_patches or not hasattr(processor, "image_processor"):
+    if kind not in FAMILIES or FAMILIES[str(kind)].layout is not by_patches:
         raise ValueError(
             f"{kind} models cannot look closer here: their processor cuts pictures into tiles of "
             "its own, or makes all of one size, so that a crop is not seen as it is; the Qwen-VL "
@@ -33,10 +35,30 @@ def check_pictures(model: Model, processor) -> None:
         )
 
 
+def check_pictures(model: Model, processor) -> None:
+    """Refuse models whose processor does more to a picture than shrink it.
+
+    Raises:
+        ValueError: such a model, one that vrga does not know, or a processor without pictures.
+    """
+    family_of(model)  # says what it knows
+    check_kind(model.config.model_type)
+    if not hasattr(processor, "image_processor"):
+        raise ValueError(
+            f"a {type(processor).__name__} reads no pictures: give the processor of the checkpoint"
+        )
+
+
 def token_side(processor) -> int:
     """Pixels of a side of one visual token."""
     images = processor.image_processor
     return images.patch_size * images.merge_size
+
+
+def turn_of(images: int, question: str) -> list[dict]:
+    """A chat of one turn: so many images, then the question."""
+    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
 
 
 def chat_inputs(
@@ -47,36 +69,99 @@ def chat_inputs(
     Args:
         pixels: most pixels of each image; None is what the processor allows.
     """
-    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
-    chat = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
-    return batch_inputs(processor, [chat], list(images), pixels)
+    chat = processor.apply_chat_template(turn_of(len(images), question), add_generation_prompt=True)
+    return batch_inputs(processor, [chat], list(images), most_pixels(processor, pixels))
+
+
+def most_pixels(processor, pixels: int | None) -> dict[str, object]:
+    """The image processor's option for at most so many pixels of an image; none for None."""
+    if pixels is None:
+        return {}
+    least = min(pixels, token_side(processor) ** 2)
+    return {"size": {"shortest_edge": least, "longest_edge": pixels}}
 
 
 def batch_inputs(
-    processor, chats: list[str], images: list[Image.Image], pixels: int | None = None
+    processor, chats: list[str], images: list[Image.Image], bounds: Mapping[str, object]
 ) -> dict[str, Tensor]:
-    """Model inputs of a left-padded batch; `pixels` as of `chat_inputs`."""
-    more = {}
-    if pixels is not None:
-        least = min(pixels, token_side(processor) ** 2)
-        more["images_kwargs"] = {"size": {"shortest_edge": least, "longest_edge": pixels}}
+    """Model inputs of a left-padded batch.
+
+    Args:
+        bounds: options of the image processor, as of `most_pixels` or `vrga.images.bounded`.
+    """
+    more = {"images_kwargs": dict(bounds)} if bounds else {}
     processor.tokenizer.padding_side = "left"
     return dict(processor(text=chats, images=images, padding=True, return_tensors="pt", **more))
+
+
+def with_crops(
+    processor,
+    messages: list[dict],
+    first: dict[str, Tensor],
+    crops: list[Image.Image],
+    token: int,
+    *,
+    before: bool = False,
+) -> tuple[dict[str, Tensor], int]:
+    """Model inputs of a chat with crops behind its last picture, or before its first.
+
+    The crops alone are read: the pictures' tokens and pixels are those of the first look.
+
+    Args:
+        messages: the chat, its images as parts {"type": "image"}.
+        first: its model inputs, of one row without padding.
+        crops: of the size that they are to be seen in.
+        token: that stands for an image.
+        before: put them before the pictures.
+
+    Returns:
+        The inputs, and how many of their first tokens are those of `first` up to the crops.
+    """
+    chat = processor.apply_chat_template(
+        _cropped_chat(messages, len(crops), before), add_generation_prompt=True
+    )
+    most = max(image.width * image.height for image in crops)
+    own = batch_inputs(processor, [chat], crops, most_pixels(processor, most))
+    head, tail = (own, first) if before else (first, own)
+    # An image's tokens stand between two tokens that begin and end it.
+    end = int((head["input_ids"][0] == token).nonzero()[-1]) + 2
+    start = int((tail["input_ids"][0] == token).nonzero()[0]) - 1
+    inputs = {}
+    for name in first:
+        if name in ("pixel_values", "image_grid_thw"):
+            inputs[name] = torch.cat([head[name], tail[name]])
+        else:  # one column a token
+            inputs[name] = torch.cat([head[name][:, :end], tail[name][:, start:]], 1)
+    return inputs, 0 if before else end
+
+
+def _cropped_chat(messages: list[dict], crops: int, before: bool) -> list[dict]:
+    """A chat with crops in the place of its last picture, or of its first, and no other picture."""
+    places = [
+        (i, j)
+        for i, message in enumerate(messages)
+        if not isinstance(message["content"], str)
+        for j, part in enumerate(message["content"])
+        if part["type"] == "image"
+    ]
+    place = places[0 if before else -1]
+    found = []
+    for i, message in enumerate(messages):
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [
+                own
+                for j, part in enumerate(content)
+                for own in ([part] * crops if (i, j) == place else [part] * ((i, j) not in places))
+            ]
+        found.append({**message, "content": content})
+    return found
 
 
 def seen_sizes(processor, inputs: dict[str, Tensor]) -> list[tuple[int, int]]:
     """(width, height) in pixels of each image as the model sees it."""
     side = processor.image_processor.patch_size
     return [(w * side, h * side) for _, h, w in inputs["image_grid_thw"].tolist()]
-
-
-def as_seen(processor, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """An image of this size in pixels, shrunk or enlarged as the processor does it."""
-    if image.size == tuple(size):
-        return image
-    return image.resize(size, Image.Resampling(int(processor.image_processor.resample)))
 
 
 def plain_cache(cache: Cache) -> bool:
@@ -94,66 +179,92 @@ def cut(cache: Cache, length: int) -> None:
         layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
 
 
-def common_start(first: Tensor, second: Tensor) -> int:
-    """How many tokens two prompts, int64 [1, S] each, begin with alike."""
-    length = min(first.shape[1], second.shape[1])
-    differ = (first[0, :length] != second[0, :length]).nonzero()
-    return int(differ[0]) if len(differ) else length
+class Greedy:
+    """A greedy answer to one prompt, pass by pass, as generate() would give it.
 
-
-def answer_on(
-    model: Model, inputs: dict[str, Tensor], cache: Cache, start: int, max_new_tokens: int
-) -> Tensor:
-    """Greedy answer to a prompt of which the first `start` tokens are in the cache.
+    By hand, because generate() wants the sizes of all images for the positions of a prompt that is
+    in the cache in part, and of the new ones alone for the pixels; and because it takes as long to
+    set up as a small model takes for its prompt.
 
     Args:
-        inputs: of the whole prompt; images that end before `start` are not encoded again, and none
-            lies across it.
-        cache: plain, of `start` keys; it grows.
+        model: of a Qwen-VL family, on whose device the inputs are.
+        inputs: of the whole prompt, one row without padding; images that end before `start` are
+            not encoded again, and none lies across it.
+        max_new_tokens: longest answer.
+        cache: plain, of the prompt's first `start` keys; it grows. None begins one.
 
-    Returns:
-        The new tokens, int64 [1, T].
+    Attributes:
+        cache: of what has gone through the model.
     """
-    outer = family_of(model).modules(model)[0]
-    name = next(name for name in NAMES if name in inspect.signature(outer.forward).parameters)
-    ids, grids = inputs["input_ids"], inputs["image_grid_thw"]
-    # generate() wants the sizes of all images for the positions, and of the new ones alone for the
-    # pixels; so the prompt's rest is run by hand, and generate() goes on from its first token.
-    images = (ids == model.config.image_token_id)[0]
+
+    def __init__(
+        self,
+        model: Model,
+        inputs: dict[str, Tensor],
+        max_new_tokens: int,
+        cache: Cache | None = None,
+        start: int = 0,
+    ):
+        self.model, self.cache = model, cache
+        outer = family_of(model).modules(model)[0]
+        self._name = next(n for n in NAMES if n in inspect.signature(outer.forward).parameters)
+        self._ids, self._mask = inputs["input_ids"], inputs["attention_mask"]
+        self._length = self._ids.shape[1]
+        accepted = inspect.signature(outer.get_rope_index).parameters
+        told = {k: v for k, v in inputs.items() if k in accepted}
+        positions, self._deltas = outer.get_rope_index(**told)
+        self._choose, self._ended = _greedy(model, self._ids, max_new_tokens)
+        self._next = {k: v[:, start:] for k, v in inputs.items() if k in ("input_ids", TYPES)}
+        self._next["position_ids"] = positions[..., start:]
+        grids, pixels = inputs["image_grid_thw"], inputs["pixel_values"]
+        known = _images_in(model, self._ids[0, :start], grids)
+        self._next["image_grid_thw"] = grids[known:]
+        self._next["pixel_values"] = pixels[int(grids[:known].prod(1).sum()) :]
+
+    @property
+    def new(self) -> Tensor:
+        """The tokens chosen so far, int64 [1, T]."""
+        return self._ids[:, self._length :]
+
+    def go_on(self) -> bool:
+        """One pass, and the token that it chooses; whether the answer goes on behind it."""
+        held = {} if self.cache is None else {self._name: self.cache}
+        output = self.model(
+            **self._next, attention_mask=self._mask, use_cache=True, logits_to_keep=1, **held
+        )
+        self.cache = cache_in(output)
+        scores = self._choose(self._ids, output.logits[:, -1].float())
+        token = scores.argmax(-1, keepdim=True)
+        self._ids = torch.cat([self._ids, token], 1)
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        places = self._deltas + self._ids.shape[1] - 1
+        rows = len(self._next["position_ids"])
+        self._next = {"input_ids": token, "position_ids": places.expand(rows, 1, 1)}
+        return not bool(self._ended(self._ids, scores).all())
+
+
+def _images_in(model: Model, ids: Tensor, grids: Tensor) -> int:
+    """How many of a prompt's images the tokens [S] hold."""
     merged = model.config.vision_config.spatial_merge_size**2
-    held, known = int(images[:start].sum()), 0
+    held, known = int((ids == model.config.image_token_id).sum()), 0
     while held:
         held -= int(grids[known].prod()) // merged
         known += 1
-    taken = int(grids[:known].prod(1).sum())
-    accepted = inspect.signature(outer.get_rope_index).parameters
-    told = {k: v for k, v in inputs.items() if k in accepted}
-    positions, deltas = outer.get_rope_index(**told)
-    kinds = {k: v[:, start:] for k, v in inputs.items() if k == "mm_token_type_ids"}
-    output = model(
-        input_ids=ids[:, start:],
-        attention_mask=inputs["attention_mask"],
-        position_ids=positions[..., start:],
-        pixel_values=inputs["pixel_values"][taken:],
-        image_grid_thw=grids[known:],
-        use_cache=True,
-        logits_to_keep=1,
-        **{name: cache},
-        **kinds,
-    )
-    token = output.logits[:, -1].argmax(-1, keepdim=True)
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, (list, tuple)) else [ends])
-    if max_new_tokens == 1 or int(token) in ends:
-        return token
-    outer.rope_deltas = deltas
-    more = {k: v for k, v in inputs.items() if not k.startswith(PIXELS)}
-    more["input_ids"] = torch.cat([ids, token], 1)
-    for key in ("attention_mask", "mm_token_type_ids"):
-        if key in more:
-            fill = int(key == "attention_mask")
-            more[key] = torch.nn.functional.pad(more[key], (0, 1), value=fill)
-    sequences = model.generate(
-        **more, **{name: cache}, max_new_tokens=max_new_tokens - 1, do_sample=False
-    )
-    return sequences[:, ids.shape[1] :]
+    return known
+
+
+def _greedy(
+    model: Model, ids: Tensor, max_new_tokens: int
+) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
+    """What generate() does to logits before the largest is taken, and when it ends: the numbers
+    that a checkpoint brings for it, such as Qwen's repetition penalty, count here as well."""
+    given = {"do_sample": False, "max_new_tokens": max_new_tokens}
+    config = model._prepare_generation_config(None, **given)[0]
+    config.max_length = ids.shape[1] + max_new_tokens
+    model._prepare_special_tokens(config, device=ids.device)
+    choose = model._get_logits_processor(
+        config, input_ids_seq_length=ids.shape[1], encoder_input_ids=ids,
+        prefix_allowed_tokens_fn=None, logits_processor=LogitsProcessorList(),
+        device=ids.device, model_kwargs={},
+    )  # fmt: skip
+    return choose, model._get_stopping_criteria(config, StoppingCriteriaList())

@@ -8,7 +8,6 @@ one larger picture of as many pixels as picture and crops have together.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,11 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vrga.closer.look import look_closer, prompt_images, steered_cells
-from vrga.closer.zoom import Crop, Zoom, crop_boxes, crops_around, decide, find_spots
+from vrga.closer.closer import Pictures, prompt_images
+from vrga.closer.crops import Crop, crop_boxes, crops_around, decide, find_spots
+from vrga.closer.two_looks import steered_cells
+from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.fine.data import FineSample
-from vrga.hf.looking import as_seen, batch_inputs, seen_sizes, token_side
+from vrga.hf.looking import batch_inputs, most_pixels, seen_sizes, token_side
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
 from vrga.steering.patching import patch
@@ -49,21 +50,23 @@ class Asked:
     """Everything about one question before arms are compared.
 
     Args:
-        sample: the question; seen: its picture as the model sees it; region: of the first look.
+        sample: the question; pictures: its picture, and how it is seen; seen: as the model sees it.
+        region: of the first look.
         crops: found, also where they are not looked at; zooms: whether they are.
         true: crops of the true boxes.
     """
 
     sample: FineSample
+    pictures: Pictures
     seen: Image.Image
     region: Region
     crops: tuple[Crop, ...]
     zooms: bool
     true: tuple[Crop, ...]
 
-    def cropped(self, processor, crops: Sequence[Crop]) -> list[Image.Image]:
+    def cropped(self, crops: Sequence[Crop]) -> list[Image.Image]:
         """Crops of the original, in the size that they are shown in."""
-        return [as_seen(processor, self.sample.image.crop(c.box), c.size) for c in crops]
+        return self.pictures.cropped(crops)
 
     @property
     def peak(self) -> bool:
@@ -111,67 +114,95 @@ def run_fine_arms(
         zoom: how it is cropped.
         start: number of the first question, from which random crops are drawn.
     """
-    model, processor = loaded
-    side = token_side(processor)
+    batch = _Batch(loaded, samples, config, zoom)
+    ways = batch.ways(start)
+    return batch.asked, {arm: ways[arm]() for arm in arms}
 
-    def ask(rows, steering=None, given=None) -> Answers:
-        return _ask(model, processor, rows, steering, given=given)
 
-    def once(steering) -> Answers:
-        rows = [[s.image, s.question] for s in samples]
-        return _ask(model, processor, rows, steering, shrink=zoom)
+class _Batch:
+    """Questions that were asked once, and ways of asking them again."""
 
-    first = once(replace(config, gain=1.0))
-    asked = []
-    for sample, region in zip(samples, first.regions, strict=True):
-        grid, size = region.grids[0], sample.image.size
+    def __init__(
+        self, loaded: tuple, samples: Sequence[FineSample], config: VRGAConfig, zoom: Zoom
+    ):
+        self.loaded, self.samples, self.config, self.zoom = loaded, samples, config, zoom
+        self.side = token_side(loaded[1])
+        self.first = self.once(replace(config, gain=1.0))
+        pairs = zip(samples, self.first.regions, strict=True)
+        self.asked = [self._asked(sample, region) for sample, region in pairs]
+        self.found = [one.cropped(one.crops) for one in self.asked]
+
+    def _asked(self, sample: FineSample, region: Region) -> Asked:
+        grid, size, side, zoom = region.grids[0], sample.image.size, self.side, self.zoom
         seen = grid.w * side, grid.h * side
+        resample = int(self.loaded[1].image_processor.resample)
+        pictures = Pictures([sample.image], [seen], resample)
         crops = crops_around(find_spots(region, zoom), [size], [seen], zoom, side)
         true = crop_boxes(sample.boxes, size, seen, zoom, side)
-        shown = as_seen(processor, sample.image, seen)
-        does = decide(crops, [size], zoom).zooms
-        asked.append(Asked(sample, shown, region, crops, does, true))
-    cropped = [one.cropped(processor, one.crops) for one in asked]
+        zooms = decide(crops, [size], zoom, side=side).zooms
+        return Asked(sample, pictures, pictures.shrunk()[0], region, crops, zooms, true)
 
-    def second(crops, order=zoom) -> list[list]:
+    def ask(self, rows: list[list], steering: VRGAConfig | None = None, given=None) -> Answers:
+        """Answers to rows of images and texts, each image as it is."""
+        model, processor = self.loaded
+        return ask_rows(model, processor, rows, steering, given=given)
+
+    def once(self, steering: VRGAConfig | None) -> Answers:
+        """Asked about the pictures as the processor shrinks them."""
+        rows = [[one.image, one.question] for one in self.samples]
+        model, processor = self.loaded
+        return ask_rows(model, processor, rows, steering, shrink=self.zoom)
+
+    def second(self, crops: list[list[Image.Image]], order: Zoom | None = None) -> list[list]:
+        """Rows of the second prompt."""
+        order = self.zoom if order is None else order
         return [
             [*prompt_images([one.seen], own, order), one.sample.question]
-            for one, own in zip(asked, crops, strict=True)
+            for one, own in zip(self.asked, crops, strict=True)
         ]
 
-    def instead(answers: Answers) -> Answers:
-        """Where no closer look was taken, the first answer stands."""
-        pick = [1 if one.zooms else 0 for one in asked]
-        texts = [(a, b)[i] for a, b, i in zip(first.texts, answers.texts, pick, strict=True)]
-        count = [(a, b)[i] for a, b, i in zip(first.tokens, answers.tokens, pick, strict=True)]
-        return Answers(texts, answers.regions, count)
-
-    def place(grids: list[list[Grid]]) -> list[list[Tensor]]:
+    def twice(self) -> list[list]:
+        """Rows with the question before and after the crops."""
         return [
-            steered_cells(own, one.region, len(crops), zoom)
-            for own, one, crops in zip(grids, asked, cropped, strict=True)
+            [one.seen, one.sample.question, *own, one.sample.question]
+            for one, own in zip(self.asked, self.found, strict=True)
         ]
 
-    rng = np.random.default_rng(start)
-    elsewhere = [one.cropped(processor, _elsewhere(one, rng)) for one in asked]
-    crops_first = replace(zoom, order="crops", reuse=False)
-    steering = config if config.steers else None
-    ways: dict[str, Callable[[], Answers]] = {
-        ONCE: lambda: first,
-        STEERED: lambda: once(steering),
-        LARGER: lambda: _larger(ask, asked, side),
-        RANDOM: lambda: ask(second(elsewhere)),
-        FOUND: lambda: instead(ask(second(cropped))),
-        PLACE: lambda: instead(ask(second(cropped), steering, place)),
-        ANEW: lambda: instead(ask(second(cropped), steering)),
-        FIRST_CROPS: lambda: instead(ask(second(cropped, crops_first))),
-        TWICE: lambda: instead(ask([
-            [one.seen, one.sample.question, *own, one.sample.question]
-            for one, own in zip(asked, cropped, strict=True)
-        ])),
-        TRUE: lambda: ask(second([one.cropped(processor, one.true) for one in asked])),
-    }  # fmt: skip
-    return asked, {arm: ways[arm]() for arm in arms}
+    def instead(self, answers: Answers) -> Answers:
+        """Where no closer look was taken, the first answer stands."""
+        pick = [int(one.zooms) for one in self.asked]
+        texts = zip(self.first.texts, answers.texts, pick, strict=True)
+        count = zip(self.first.tokens, answers.tokens, pick, strict=True)
+        return Answers(
+            [own[i] for *own, i in texts], answers.regions, [own[i] for *own, i in count]
+        )
+
+    def place(self, grids: list[list[Grid]]) -> list[list[Tensor]]:
+        """Cells that ``steer="place"`` steers to."""
+        return [
+            steered_cells(own, one.region, len(one.crops), self.zoom)
+            for own, one in zip(grids, self.asked, strict=True)
+        ]
+
+    def ways(self, start: int) -> dict[str, Callable[[], Answers]]:
+        """How each arm asks; `start` as of `run_fine_arms`."""
+        rng = np.random.default_rng(start)
+        elsewhere = [one.cropped(_elsewhere(one, rng)) for one in self.asked]
+        crops_first = replace(self.zoom, order="crops", reuse=False)
+        steering = self.config if self.config.steers else None
+        ask, second, instead, found = self.ask, self.second, self.instead, self.found
+        return {
+            ONCE: lambda: self.first,
+            STEERED: lambda: self.once(steering),
+            LARGER: lambda: _larger(ask, self.asked, self.side),
+            RANDOM: lambda: ask(second(elsewhere)),
+            FOUND: lambda: instead(ask(second(found))),
+            PLACE: lambda: instead(ask(second(found), steering, self.place)),
+            ANEW: lambda: instead(ask(second(found), steering)),
+            FIRST_CROPS: lambda: instead(ask(second(found, crops_first))),
+            TWICE: lambda: instead(ask(self.twice())),
+            TRUE: lambda: ask(second([one.cropped(one.true) for one in self.asked])),
+        }
 
 
 def _larger(ask, asked: Sequence[Asked], side: int) -> Answers:
@@ -203,7 +234,7 @@ def _elsewhere(one: Asked, rng: np.random.Generator) -> list[Crop]:
     return found
 
 
-def _ask(model, processor, rows, config, given=None, shrink: Zoom | None = None) -> Answers:
+def ask_rows(model, processor, rows, config, given=None, shrink: Zoom | None = None) -> Answers:
     """Greedy answers to a batch; each row holds images and texts in the order of its turn.
 
     Args:
@@ -226,7 +257,7 @@ def _ask(model, processor, rows, config, given=None, shrink: Zoom | None = None)
         images += [x for x in row if isinstance(x, Image.Image)]
     largest = max(image.width * image.height for image in images)
     pixels = largest if shrink is None else shrink.overview_pixels
-    inputs = batch_inputs(processor, chats, images, pixels)
+    inputs = batch_inputs(processor, chats, images, most_pixels(processor, pixels))
     side = token_side(processor)
     sizes = iter(seen_sizes(processor, inputs))
     tokens = []
@@ -249,31 +280,3 @@ def _ask(model, processor, rows, config, given=None, shrink: Zoom | None = None)
     new = new[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new, skip_special_tokens=True)
     return Answers([text.strip() for text in texts], regions, tokens)
-
-
-def seconds_of_ways(
-    loaded: tuple, samples: Sequence[FineSample], config: VRGAConfig, zoom: Zoom
-) -> dict[str, list[float]]:
-    """Seconds of each way of asking, one question at a time, interleaved; all say as many words.
-
-    "plain" is the unpatched model, "once" the patched one that never looks closer.
-    """
-    model, processor = loaded
-    never = replace(zoom, gain=1e6)
-    ways = {
-        "once": lambda s: look_closer(model, processor, s.image, s.question, config, never,
-                                      max_new_tokens=LONGEST),
-        "closer": lambda s: look_closer(model, processor, s.image, s.question, config, zoom,
-                                        max_new_tokens=LONGEST),
-        "closer, nothing reused": lambda s: look_closer(
-            model, processor, s.image, s.question, config, replace(zoom, reuse=False),
-            max_new_tokens=LONGEST),
-    }  # fmt: skip
-    taken: dict[str, list[float]] = {name: [] for name in (*ways, "plain")}
-    for sample in samples:
-        started = time.perf_counter()
-        _ask(model, processor, [[sample.image, sample.question]], None, shrink=zoom)
-        taken["plain"].append(time.perf_counter() - started)
-        for name, way in ways.items():
-            taken[name].append(way(sample).cost.total)
-    return taken

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vrga.closer.zoom import Box, overlap
+from vrga.closer.crops import Box, overlap
 from vrga.demo.data import CELL, LETTERS
 from vrga.demo.fine.data import (
     CARDS,

@@ -25,6 +25,7 @@ CARDS: Mapping[str, tuple[int, int, int]] = {n: c for n, c in COLORS.items() if 
 ONE = "which letter is on the {color} card?"
 TWO = "which letters are on the {color} cards?"
 
+ON_PHOTOS = {"noise": 10.0, "cards": (6, 10), "size": (40, 64), "alike": 1, "strays": (1, 3)}
 # Arguments of `make_fine_samples` by split.
 FINE_SPLITS: Mapping[str, dict] = {
     "fine-easy": {"noise": 10.0},
@@ -38,14 +39,8 @@ FINE_SPLITS: Mapping[str, dict] = {
         "strays": (3, 6),
         "ground": "texture",
     },
-    "fine-photos": {
-        "noise": 10.0,
-        "cards": (6, 10),
-        "size": (40, 64),
-        "alike": 1,
-        "strays": (1, 3),
-        "ground": "photos",
-    },
+    "fine-photos": ON_PHOTOS | {"ground": "photos"},
+    "fine-stamps": ON_PHOTOS | {"ground": "stamps"},
 }
 
 
@@ -141,11 +136,12 @@ def make_fine_samples(
         clutter: fewest and most discs and bars in the cards' colours, without letters.
         strays: fewest and most letters without a card; half of the asked cards of small size have
             another beside them.
-        ground: "plain"; "texture", drawn; or "photos", those that scikit-image ships.
+        ground: "plain"; "texture", drawn; "photos", those that scikit-image ships; or "stamps",
+            these with the cut-outs of tuxpaint-stamps-default on them.
 
     Raises:
         ValueError: an argument out of range, or more things than the 36 fields hold.
-        ImportError: ``ground="photos"`` without scikit-image.
+        ImportError: photographs without scikit-image, or stamps without their package.
     """
     if ground not in GROUNDS:
         raise ValueError(f"ground={ground!r}: known are {', '.join(GROUNDS)}")

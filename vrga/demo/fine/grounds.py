@@ -1,4 +1,4 @@
-"""What the pictures stand on: plain, drawn textures, or photographs."""
+"""What the pictures stand on: plain, drawn textures, photographs, or these with stamps on them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from PIL import Image
 
 from vrga.demo.data import BACKGROUND, CELL
 from vrga.demo.fine.photos import photographs
+from vrga.demo.fine.stamps import scatter
 
 SHRINK = 4  # how many times the overview is smaller than the picture
 FIELD = SHRINK * CELL  # pixels of the picture behind one visual token of the overview
@@ -45,4 +46,16 @@ def _photo(rng) -> Image.Image:
     return photo.crop((x, y, x + side, y + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-GROUNDS: Mapping[str, Callable] = {"plain": _plain, "texture": _texture, "photos": _photo}
+def _stamped(rng) -> Image.Image:
+    """A photograph with cut-out pictures of animals, plants and things in a third of its fields."""
+    image = _photo(rng)
+    scatter(rng, image, GRID[0] * GRID[1] // 3, GRID)
+    return image
+
+
+GROUNDS: Mapping[str, Callable] = {
+    "plain": _plain,
+    "texture": _texture,
+    "photos": _photo,
+    "stamps": _stamped,
+}

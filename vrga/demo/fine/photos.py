@@ -38,8 +38,8 @@ def photographs() -> tuple[Image.Image, ...]:
     package = _package()
     if package is None:
         raise ImportError(
-            "the split fine-photos lays cards on the photographs that scikit-image ships, and it "
-            "is not installed: pip install scikit-image"
+            "the splits fine-photos and fine-stamps lay cards on the photographs that scikit-image "
+            "ships, and it is not installed: pip install scikit-image"
         )
     folder = package / "data"
     missing = [name for name in NAMES if not (folder / name).is_file()]

@@ -1,0 +1,233 @@
+"""TwoLooks: one question's first look, the decision, and where it is worth it the second look."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vrga.closer.closer import Closer, Cost, Pictures
+from vrga.closer.crops import Decision, crops_around, decide, find_spots
+from vrga.closer.zoom import Zoom
+from vrga.foreign import Cache, Model
+from vrga.hf.cache import cache_in
+from vrga.hf.looking import (
+    Greedy,
+    batch_inputs,
+    cut,
+    most_pixels,
+    plain_cache,
+    seen_sizes,
+    token_side,
+    with_crops,
+)
+from vrga.method.prompt import Grid
+from vrga.method.region import Region
+from vrga.recording.trace import Trace
+from vrga.steering.patching import Patch
+
+
+def steered_cells(grids: Sequence[Grid], region: Region, crops: int, zoom: Zoom) -> list[Tensor]:
+    """What ``steer="place"`` steers to: the region in the pictures and all of each crop.
+
+    Args:
+        grids: of the second prompt's images; region: of the first look; crops: how many.
+    """
+    whole = [torch.ones(grid.h, grid.w, dtype=torch.bool) for grid in grids]
+    first = crops if zoom.order == "crops" else 0
+    for place, grid in enumerate(region.grids):
+        whole[first + place] = region.mask[grid.index].view(grid.h, grid.w)
+    return whole
+
+
+class Judge:
+    """Decides once, when the first look's prompt is through and its region known.
+
+    As a stopping criterion of generate() it stops the first look behind its first token, for a
+    closer look.
+
+    Args:
+        steered: the patch, which finds the region.
+        pictures: that are asked about.
+        zoom: when and where to look closer.
+        length: tokens of the first prompt; room: for crops, in tokens.
+        side: pixels of a side of a visual token.
+
+    Attributes:
+        came: when the decision came, see `time.perf_counter`.
+    """
+
+    def __init__(
+        self, steered: Patch, pictures: Pictures, zoom: Zoom, length: int, room: int, side: int
+    ):
+        self.steered, self.pictures, self.zoom = steered, pictures, zoom
+        self.length, self.room, self.side = length, room, side
+        self.came = 0.0
+
+    def __call__(self, ids: Tensor, scores: object, **kwargs) -> Tensor:
+        stop = self.decision.zooms and ids.shape[1] == self.length + 1
+        return torch.full((len(ids),), stop, dtype=torch.bool, device=ids.device)
+
+    @cached_property
+    def decision(self) -> Decision:
+        found, self.came = self._decided(), time.perf_counter()
+        return found
+
+    def _decided(self) -> Decision:
+        pictures = self.pictures
+        if pictures.shows_all:
+            told = ", ".join(f"{w} x {h}" for w, h in pictures.sizes)
+            why = f"nothing to gain: the model sees {told} pixels as they are"
+            return Decision(False, why, (), 0.0, 1.0)
+        spots = find_spots(self.steered.region[0], self.zoom)
+        crops = crops_around(spots, pictures.sizes, pictures.seen, self.zoom, self.side)
+        return decide(crops, pictures.sizes, self.zoom, side=self.side, room=self.room)
+
+
+@dataclass(frozen=True)
+class TwoLooks:
+    """How questions are asked, one at a time, with a closer look where that is worth it.
+
+    Args:
+        model, processor: of a Qwen-VL family; the model is patched while it is asked.
+        zoom: when and where to look closer.
+        max_new_tokens: longest answer; it is greedy.
+        record: measure the answer; streamer: of `generate`, with `record`.
+        bounds: the image processor's option for the first look, as of `vrga.images.bounded`;
+            `zoom.overview_pixels` comes before it.
+    """
+
+    model: Model
+    processor: object
+    zoom: Zoom
+    max_new_tokens: int
+    record: bool = False
+    streamer: object | None = None
+    bounds: Mapping[str, object] | None = None
+
+    def first_inputs(self, chat: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Model inputs of the first look.
+
+        Args:
+            chat: as text, one placeholder for each image.
+        """
+        own = most_pixels(self.processor, self.zoom.overview_pixels)
+        return batch_inputs(self.processor, [chat], list(images), own or self.bounds or {})
+
+    def answer(
+        self,
+        steered: Patch,
+        messages: list[dict],
+        images: Sequence[Image.Image],
+        inputs: dict[str, Tensor],
+        started: float,
+    ) -> Closer:
+        """Both looks, or the first alone.
+
+        Args:
+            steered: the model's patch.
+            messages: the chat, its images as parts {"type": "image"}.
+            images: RGB, in the order of those parts.
+            inputs: as of `first_inputs`.
+            started: when the question came, see `time.perf_counter`.
+        """
+        steered.given = None
+        side, length = token_side(self.processor), inputs["input_ids"].shape[1]
+        resample = int(self.processor.image_processor.resample)
+        pictures = Pictures(images, seen_sizes(self.processor, inputs), resample)
+        context = self.model.config.get_text_config().max_position_embeddings
+        room = context - length - self.max_new_tokens
+        judge = Judge(steered, pictures, self.zoom, length, room, side)
+        inputs = self._on_device(inputs)
+        new, cache, trace = self._first(steered, inputs, judge)
+        decision, region = judge.decision, steered.region[0]
+        second, reused, prompt, answer = None, 0, 0, new.shape[1]
+        if decision.zooms:
+            new, reused, prompt, trace = self._second(
+                steered, messages, pictures, decision, region, inputs, cache
+            )
+            second, answer = steered.region[0], 1 + new.shape[1]
+        cost = Cost(
+            seen=sum(w * h for w, h in pictures.seen) // side**2,
+            crops=_tokens(decision, side) if decision.zooms else 0,
+            prompt=length,
+            second=prompt - reused,
+            reused=reused,
+            answer=answer,
+            first=judge.came - started,
+            total=time.perf_counter() - started,
+        )
+        text = self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+        found = Closer(text, decision, region, second, pictures, cost, self.zoom, trace)
+        if trace is not None:
+            trace.attach(images=[found.images]).closer = found.numbers()
+        return found
+
+    def _first(
+        self, steered: Patch, inputs: dict[str, Tensor], judge: Judge
+    ) -> tuple[Tensor, Cache, Trace | None]:
+        """The first answer's tokens [1, T], one alone before a closer look, its cache and trace."""
+        if self.record:
+            output, trace = self._generate(steered, inputs, [judge])
+            new = output.sequences[:, inputs["input_ids"].shape[1] :]
+            return new, cache_in(output), trace
+        answer = Greedy(self.model, inputs, self.max_new_tokens)
+        goes_on = answer.go_on()
+        while goes_on and not judge.decision.zooms:
+            goes_on = answer.go_on()
+        return answer.new, answer.cache, None
+
+    def _second(
+        self,
+        steered: Patch,
+        messages: list[dict],
+        pictures: Pictures,
+        decision: Decision,
+        region: Region,
+        first: dict[str, Tensor],
+        cache: Cache,
+    ) -> tuple[Tensor, int, int, Trace | None]:
+        """The second answer's tokens [1, T], how many of its prompt's were reused and how many
+        there are, and its trace."""
+        crops = pictures.cropped(decision.crops)
+        token = self.model.config.image_token_id
+        before = self.zoom.order == "crops"
+        inputs, start = with_crops(self.processor, messages, first, crops, token, before=before)
+        inputs = self._on_device(inputs)
+        if self.zoom.steer == "place":
+            steered.given = lambda grids: [steered_cells(grids[0], region, len(crops), self.zoom)]
+        length = inputs["input_ids"].shape[1]
+        if self.record:
+            output, trace = self._generate(steered, inputs, [])
+            return output.sequences[:, length:], 0, length, trace
+        held = cache if self.zoom.reuse and plain_cache(cache) else None
+        start = 0 if held is None else start
+        if held is not None:
+            cut(held, start)
+        answer = Greedy(self.model, inputs, self.max_new_tokens, held, start)
+        while answer.go_on():
+            pass
+        return answer.new, start, length, None
+
+    def _generate(self, steered: Patch, inputs: dict[str, Tensor], criteria: list):
+        """Greedy generate(), and its trace."""
+        options: dict[str, object] = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
+        options |= {"return_dict_in_generate": True, "stopping_criteria": criteria}
+        if self.streamer is not None:
+            options["streamer"] = self.streamer
+        with steered.record(maps="visual", layer_maps=True) as trace:
+            output = self.model.generate(**inputs, **options)
+        return output, trace
+
+    def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+
+def _tokens(decision: Decision, side: int) -> int:
+    """Visual tokens of the crops."""
+    return sum(crop.size[0] * crop.size[1] for crop in decision.crops) // side**2
