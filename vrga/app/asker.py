@@ -21,7 +21,7 @@ from vrga.app.words import Said, Stopped, Words, newest
 from vrga.closer.look import look_closer
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
-from vrga.demo.fine.settings import CLOSER, FINDING
+from vrga.demo.fine.settings import CLOSER
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
 from vrga.hf.looking import check_pictures
@@ -126,10 +126,7 @@ class Asker:
         Raises:
             ValueError: an unknown preset, or a gain out of range.
         """
-        if preset == DEFAULT and self.name == "fine":
-            found = FINDING
-        else:
-            found = choose(preset, {}, *checkpoint_of(self.model)).config
+        found = choose(preset, {}, *checkpoint_of(self.model)).config
         return found if gain is None or not found.boosts else replace(found, gain=gain)
 
     def pictures(self, paths: tuple[str, ...]) -> list[Image.Image]:

@@ -18,13 +18,15 @@ from vrga.cli.options import (
     Preset,
     Start,
     Weights,
+    ZoomOption,
+    check_closer,
     console,
     errors,
     said,
+    zoom_for,
 )
 from vrga.config import VRGAConfig
 from vrga.evaluation.json_text import whole_characters
-from vrga.evaluation.wording import say_config
 from vrga.hf.files import check_model
 
 if TYPE_CHECKING:
@@ -44,9 +46,6 @@ Traces = Annotated[
 ]
 Closely = Annotated[
     bool, typer.Option("--zoom", help="Crop the original where it looks, and look again there.")
-]
-ZoomOptions = Annotated[
-    list[str] | None, typer.Option(help="field=value of Zoom, and again for more.")
 ]
 System = Annotated[str | None, typer.Option(help="The system's message, before the question.")]
 MaxPixels = Annotated[
@@ -68,7 +67,7 @@ def generate(
     max_new_tokens: Longest = 256,
     trace: Traces = None,
     zoom: Closely = False,
-    zoom_option: ZoomOptions = None,
+    zoom_option: ZoomOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
     system: System = None,
     max_pixels: MaxPixels = None,
@@ -76,14 +75,19 @@ def generate(
     device_map: DeviceMap = None,
 ) -> None:
     """Answer one question about one or several images."""
-    _check(question, image, model, preset, gain, vrga, map, trace)
+    runs = ("closer",) if zoom else _runs(vrga)
+    _check(question, image, model, preset, gain, vrga, map, trace, runs)
     question = whole_characters(question)  # a terminal may give bytes that are no UTF-8
     if zoom_option and not zoom:
         raise ValueError("--zoom-option is about a closer look: add --zoom")
     if zoom:
-        plain = not (stream or system or max_pixels or device_map or dtype is not Dtype.auto)
-        config = _zoom_config(preset, gain, vrga, plain)
-        _closer(model, image, question, config, zoom_option or [], map, max_new_tokens, trace)
+        _check_zoom(
+            vrga, bool(stream or system or max_pixels or device_map or dtype is not Dtype.auto)
+        )
+        closer = zoom_for(model, zoom_option or [])
+        check_closer(model)
+        config = said(preset, gain, model).config
+        _closer(model, image, question, config, closer, map, max_new_tokens, trace)
         return
     steering = said(preset, gain, model) if vrga else None
     from vrga.answers.generation import answer
@@ -115,23 +119,18 @@ def generate(
         _told_traces(trace, _runs(vrga), failed)
 
 
-def _zoom_config(
-    preset: Preset | None, gain: float | None, vrga: bool, plain: bool
-) -> VRGAConfig | None:
-    """How a closer look finds its place; None is what is best for the model.
+def _check_zoom(vrga: bool, others: bool) -> None:
+    """Refuse what a closer look does not go with.
 
     Args:
-        plain: whether none of the options is given that it does not take.
+        others: whether an option is given that it does not take.
     """
     if not vrga:
         raise ValueError("--zoom finds its place as VRGA does: leave out --no-vrga")
-    if not plain:
+    if others:
         raise ValueError(
             "--zoom does not go with --stream, --system, --max-pixels, --dtype, --device-map"
         )
-    if (preset, gain) == (None, None):
-        return None
-    return VRGAConfig.named("paper" if preset is None else preset.value, gain)
 
 
 def _shown(images: list[Image.Image], region: Region) -> list[Image.Image]:
@@ -159,6 +158,7 @@ def _check(
     vrga: bool,
     map: Path | None,
     trace: Path | None,
+    runs: tuple[str, ...],
 ) -> None:
     """Refuse what can be known to be wrong before a model is loaded."""
     if not question.strip():
@@ -176,7 +176,7 @@ def _check(
         check_file(map, "--map", PICTURES)
     if trace is not None:
         check_folder(trace, "--trace")
-        for run in _runs(vrga):
+        for run in runs:
             check_trace_folder(trace / run)
 
 
@@ -198,15 +198,10 @@ def _unwritten(folder: Path, failed: Mapping[str, str]) -> str:
     return "; ".join(f"no trace {folder / run}: {why}" for run, why in failed.items())
 
 
-def _closer(model, paths, question, config, options, map, max_new_tokens, trace) -> None:
+def _closer(model, paths, question, config, zoom, map, max_new_tokens, trace) -> None:
     """`vrga generate --zoom`: print the answer, the decision and the cost."""
     from vrga.answers.generation import answer_closer
-    from vrga.closer.zoom import Zoom, zoom_with
-    from vrga.demo.fine.settings import CLOSER, FINDING
 
-    zoom = zoom_with(CLOSER if model == "fine" else Zoom(), options) if options else None
-    config = config or (FINDING if model == "fine" else VRGAConfig.paper())
-    say_config(errors, config.name)
     found, images, failed = answer_closer(
         model, paths, question, config, zoom, max_new_tokens=max_new_tokens, trace=trace
     )
@@ -229,6 +224,7 @@ def _closer(model, paths, question, config, options, map, max_new_tokens, trace)
         lines.append(f"closer look: {path}")
     if trace is not None and not failed:
         lines.append(f"trace: {trace / 'closer'} {trace / 'closer.json'}")
+        lines.append(f"next: vrga report {trace}")
     for line in lines:
         console.print(line, style="dim", soft_wrap=True, markup=False, highlight=False)
     if failed:

@@ -23,11 +23,12 @@ from vrga.beforehand import (
 )
 from vrga.evaluation.wording import say_config
 from vrga.hf.brought import Chosen, chosen_for
-from vrga.hf.files import check_model
+from vrga.hf.files import check_model, embedded, read_config
 from vrga.presets import PRESETS
 
 if TYPE_CHECKING:
     from vrga.analysis.study import Study
+    from vrga.closer.zoom import Zoom
 
 console = Console()
 errors = Console(stderr=True)
@@ -77,6 +78,9 @@ Batch = Annotated[int, typer.Option(min=1, help="Rows per call of generate.")]
 Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Weights = Annotated[Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")]
 Seed = Annotated[int, typer.Option(help="Of sampling.")]
+ZoomOption = Annotated[
+    list[str] | None, typer.Option(help="field=value of Zoom, and again for more.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run there.")]
 
 
@@ -108,6 +112,31 @@ def study_of(
 
     typed = shlex.join(["vrga", *sys.argv[1:]])
     return Study(output, data, model, limit, split, style, command=typed, console=console, **more)
+
+
+def zoom_for(model: str | None, given: Sequence[str]) -> Zoom:
+    """How a command looks closer: as chosen for the model inside this package that can, else as
+    `Zoom()` says, with fields given as "field=value" over it.
+
+    Raises:
+        ValueError: as of `zoom_with`.
+    """
+    from vrga.closer.zoom import Zoom, zoom_with
+    from vrga.demo.fine.settings import CLOSER
+
+    return zoom_with(CLOSER if model == "fine" else Zoom(), given)
+
+
+def check_closer(model: str | None) -> None:
+    """Refuse a checkpoint that cannot look closer, by its config alone.
+
+    Raises:
+        OSError, ValueError: as of `read_config` and `check_kind`.
+    """
+    from vrga.hf.looking import check_kind
+
+    where = embedded() if model is None else check_model(model)
+    check_kind(read_config(where)["model_type"])
 
 
 def said(preset: Preset | None, gain: float | None, model: str | None) -> Chosen:

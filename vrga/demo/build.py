@@ -143,12 +143,14 @@ def build_generation_config(tokenizer) -> GenerationConfig:
     return GenerationConfig(do_sample=False, eos_token_id=stops, pad_token_id=stops[1])
 
 
-def save(model, processor, folder: Path) -> None:
+def save(model, processor, folder: Path, config: VRGAConfig | None = None) -> None:
     """Write model, tokenizer and processor so that transformers 4.57 and 5.x load them.
 
-    Beside them the configuration of VRGA that serves this model best.
+    Args:
+        config: of VRGA, that serves this model best; it is written beside them. None is
+            `VRGAConfig.sparing()`.
     """
-    VRGAConfig.sparing().save_pretrained(folder)
+    (VRGAConfig.sparing() if config is None else config).save_pretrained(folder)
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # written for the owner alone
     processor.tokenizer.save_pretrained(folder)

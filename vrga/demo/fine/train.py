@@ -24,6 +24,7 @@ from vrga.demo import build, learning
 from vrga.demo.data import LETTERS
 from vrga.demo.fine.batches import FineBatches
 from vrga.demo.fine.data import CARDS, GRID, sentences
+from vrga.demo.fine.settings import FINDING
 from vrga.demo.learning import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT
 from vrga.foreign import Model
 from vrga.hf.backends import set_backend
@@ -148,13 +149,13 @@ def main() -> None:
     if given.start is None:
         vision = train_vision(model, batches, given.vision_steps)
         print("vision tower:", vision, flush=True)
-        build.save(model, processor, given.output)
+        build.save(model, processor, given.output, FINDING)
     else:
         model, processor = load(given.start, dtype=torch.float32)
         batches.next_seed += 500_000  # pictures that it was not trained on before
 
     def keep() -> None:
-        build.save(model, processor, given.output)
+        build.save(model, processor, given.output, FINDING)
 
     letters = train_answers(model, batches, given.steps, given.rate, keep)
     seconds = time.perf_counter() - started
