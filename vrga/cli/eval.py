@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 
 from vrga.beforehand import SPLITS, STYLES, check_folder, check_readable, check_split
-from vrga.cli.options import Dtype, Gain, Model, Preset, Resume, Seed, Weights, console
+from vrga.cli.options import (
+    Dtype,
+    Gain,
+    Model,
+    Preset,
+    Resume,
+    Seed,
+    Weights,
+    ZoomOption,
+    check_closer,
+    console,
+    zoom_for,
+)
 from vrga.cli.status import guarded
 from vrga.config import VRGAConfig
 from vrga.hf.brought import Chosen, chosen_for
@@ -46,6 +58,11 @@ Backend = Annotated[
 ]
 DeviceMap = Annotated[str | None, typer.Option(help="auto: a model larger than one GPU.")]
 
+Closely = Annotated[
+    bool,
+    typer.Option("--zoom", help="One more arm: steered, and the original cropped where it looks."),
+]
+
 
 def evaluate(
     tasks: Tasks,
@@ -69,12 +86,14 @@ def evaluate(
     attn_implementation: Backend = None,
     device_map: DeviceMap = None,
     seed: Seed = 0,
+    zoom: Closely = False,
+    zoom_option: ZoomOption = None,
     resume: Resume = False,
 ) -> None:
     """Evaluate on benchmarks, with and without VRGA: the same samples, the same backend.
 
-    One of --vrga, --no-vrga and --compare says which arms. Tasks are those of
-    lmms-eval and of this package.
+    One of --vrga, --no-vrga and --compare says which arms; --zoom adds one, or
+    is the only one. Tasks are those of lmms-eval and of this package.
 
     Exit status: 0 all samples answered; 2 wrong options; 3 stopped by a full
     disk; 4 some samples failed (they count as wrong; see samples.jsonl); 130
@@ -82,7 +101,10 @@ def evaluate(
     goes on where it was.
     """
     flags = dict(zip(ARMS, (vrga, no_vrga, compare), strict=True))
-    arms = _arms([flag for flag, given in flags.items() if given])
+    arms = _arms([flag for flag, given in flags.items() if given], zoom)
+    if zoom_option and not zoom:
+        raise ValueError("--zoom-option is about a closer look: add --zoom")
+    closer = zoom_for(model, zoom_option or []) if zoom else None
     _check_steering(arms, {"--preset": preset, "--gain": gain, "--config": config})
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     if not names:
@@ -94,12 +116,15 @@ def evaluate(
     if min_pixels and max_pixels and min_pixels > max_pixels:
         raise ValueError(f"pixels: at least {min_pixels} and at most {max_pixels}")
     check_model(model)
+    if zoom:
+        check_closer(model)
     steering = _steering(config, preset, gain, model)
     evaluation = _evaluation()
     chosen = evaluation.Evaluation(
-        model=model, tasks=names, arms=arms, config=steering.config, told=str(steering), data=data,
-        prompt=prompt, split=split, limit=limit, max_new_tokens=max_new_tokens,
-        min_pixels=min_pixels, max_pixels=max_pixels, seed=seed, dtype=dtype.value,
+        model=model, tasks=names, arms=arms, config=steering.config, told=str(steering),
+        zoom=closer, data=data, prompt=prompt, split=split, limit=limit,
+        max_new_tokens=max_new_tokens, min_pixels=min_pixels, max_pixels=max_pixels,
+        seed=seed, dtype=dtype.value,
         attn_implementation=attn_implementation, batch=batch_size, device_map=device_map,
     )  # fmt: skip
 
@@ -124,18 +149,20 @@ def _evaluation() -> ModuleType:
         ) from error
 
 
-def _arms(given: list[str]) -> tuple[str, ...]:
+def _arms(given: list[str], zoom: bool) -> tuple[str, ...]:
+    if zoom and not given:
+        return ("zoom",)
     if len(given) != 1:
         raise ValueError(
             f"give one of {', '.join(ARMS)}, which says what is evaluated; given: "
             f"{', '.join(given) or 'none of them'}"
         )
-    return ARMS[given[0]]
+    return (*ARMS[given[0]], *(["zoom"] if zoom else []))
 
 
 def _check_steering(arms: tuple[str, ...], given: Mapping[str, object]) -> None:
     named = [name for name, value in given.items() if value is not None]
-    if "vrga" not in arms and named:
+    if arms == ("base",) and named:
         raise ValueError(f"{', '.join(named)}: about steering, and --no-vrga does not steer")
     if "--config" in named and len(named) > 1:
         raise ValueError("--config is a whole configuration: leave out --preset and --gain")

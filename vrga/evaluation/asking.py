@@ -150,7 +150,7 @@ class Asker:
             cells_in(request.box, images[0].size, (1, 1))  # refuses a box outside its image
         if not question or question not in chat:
             raise ValueError(f"the question {question!r} is not in the chat {chat!r}")
-        return Ready(request, chat, question, images)
+        return Ready(request, messages, chat, question, images)
 
     def _answer(self, batch: list[Ready], steered: Patch | None) -> Iterator[Answer]:
         """Answers of one batch, or of its halves when memory does not do."""
@@ -204,17 +204,7 @@ class Asker:
 
     def _inputs(self, batch: list[Ready]) -> tuple[BatchFeature, list[tuple[Ready, str]]]:
         """Model inputs of a batch, and those of its requests that exceed the context."""
-        kind = self.model.config.model_type
-        images: list = [one.images for one in batch]
-        if kind in FAMILIES and FAMILIES[kind].processor is not None:
-            images = [image for row in images for image in row]  # Qwen's take one flat list
-        inputs = self.processor(
-            text=[one.chat for one in batch],
-            images=images if any(images) else None,
-            padding=True,
-            return_tensors="pt",
-            **({"images_kwargs": self._images} if self._images and any(images) else {}),
-        )
+        inputs = self._read_inputs(batch)
         limit = self.model.config.get_text_config().max_position_embeddings
         new = int(batch[0].request.options.get("max_new_tokens", 0))
         lengths = inputs["attention_mask"].sum(1).tolist()
@@ -223,6 +213,20 @@ class Asker:
             for one, length in zip(batch, lengths, strict=True)
             if length + new > limit
         ]
+
+    def _read_inputs(self, batch: list[Ready]) -> BatchFeature:
+        """Model inputs of a batch."""
+        kind = self.model.config.model_type
+        images: list = [one.images for one in batch]
+        if kind in FAMILIES and FAMILIES[kind].processor is not None:
+            images = [image for row in images for image in row]  # Qwen's take one flat list
+        return self.processor(
+            text=[one.chat for one in batch],
+            images=images if any(images) else None,
+            padding=True,
+            return_tensors="pt",
+            **({"images_kwargs": self._images} if self._images and any(images) else {}),
+        )
 
     def _failed(self, one: Ready, message: str) -> Answer:
         return Answer(one.request.id, prompt=one.chat, error=message)

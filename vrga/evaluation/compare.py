@@ -12,7 +12,7 @@ from vrga.evaluation.store import ANSWERED, merge, read_samples, read_settings
 from vrga.evaluation.tables import difference
 from vrga.evaluation.wording import Table, percent
 
-ARMS = ("base", "vrga")  # of a run with --compare
+BASE = "base"  # the arm of a run that its others are compared with
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def compare(
 ) -> dict[str, dict]:
     """Print how the second run differs from the first, and return it: "task arm" -> difference.
 
-    Arms of the same name are compared; where each run has a single arm, these. Without a second
-    run, the two arms of the first one. Below the table stand the samples that became right and
-    wrong; each difference has their ids, too.
+    Arms of the same name are compared; where each run has a single arm, these. Without a
+    second run, the first one's other arms with its arm "base". Below the table stand the samples
+    that became right and wrong; each difference has their ids, too.
 
     Args:
         most: samples printed of each kind.
@@ -53,12 +53,13 @@ def compare(
         ImportError: Jinja2 is missing, which the page needs.
     """
     (theirs, other), (ours, mine) = _read(first), _read(first if second is None else second)
+    within = second is None
     if second is None:
-        theirs = [one for one in theirs if one["arm"] == ARMS[0]]
-        ours = [one for one in ours if one["arm"] == ARMS[1]]
+        theirs = [one for one in theirs if one["arm"] == BASE]
+        ours = [one for one in ours if one["arm"] != BASE]
         if not theirs or not ours:
             raise ValueError(
-                f"{first} has not both arms, {' and '.join(ARMS)}: give another run to compare it "
+                f"{first} has not both the arm {BASE} and another: give another run to compare it "
                 "with, or make one by vrga eval --compare"
             )
         second = first
@@ -69,7 +70,7 @@ def compare(
     }
     for name, (before, after) in settings.items():
         console.print(f"{name}: {before!r} against {after!r}", markup=False)
-    turned = list(_turned(ours, theirs))
+    turned = list(_turned(ours, theirs, within))
     if not turned:
         raise ValueError(f"{first} and {second} have no task, arm and scored sample in common")
     found = {}
@@ -91,11 +92,13 @@ def compare(
     return found
 
 
-def _turned(ours: list[dict], theirs: list[dict]) -> Iterator[Turned]:
-    """Every pair of arms with a scored sample in common."""
+def _turned(ours: list[dict], theirs: list[dict], within: bool) -> Iterator[Turned]:
+    """Every pair of arms with a scored sample in common; `within` one run, each with its base."""
     for task in dict.fromkeys(one["task"] for one in theirs):
         before, after = (_by_arm(samples, task) for samples in (theirs, ours))
-        if len(before) == len(after) == 1:
+        if within:
+            named = [(BASE, arm) for arm in after if BASE in before]
+        elif len(before) == len(after) == 1:
             named = list(zip(before, after, strict=True))
         else:
             named = [(arm, arm) for arm in before if arm in after]

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,35 @@ def load_tasks(name: str, index: object) -> dict:
             "questions come from the Hugging Face hub, which needs a connection and, for some, a "
             "token (HF_TOKEN); or give their files with --data"
         ) from None
+
+
+def check_closer_tasks(found: Mapping) -> None:
+    """Refuse tasks whose questions no closer look is taken at.
+
+    Args:
+        found: as of `load_tasks`, a group's tasks in a mapping of their own.
+
+    Raises:
+        ValueError: a task of videos, of sampled answers or of beams.
+    """
+    for name, task in found.items():
+        if isinstance(task, Mapping):
+            check_closer_tasks(task)
+            continue
+        given = task.config.generation_kwargs or {}
+        sampled = given.get("do_sample") and given.get("temperature", 1.0) != 0
+        if sampled or (given.get("num_beams") or 1) > 1:
+            raise ValueError(
+                f"task {name} asks for sampled answers or beams, and a closer look is taken by "
+                "greedy ones alone: leave out --zoom"
+            )
+        messages = task.doc_to_messages(task.eval_docs[0]) if len(task.eval_docs) else []
+        kinds = {part["type"] for one in messages for part in one["content"]}
+        if "video" in kinds:
+            raise ValueError(
+                f"task {name} asks about videos, and a closer look is taken at pictures alone: "
+                "leave out --zoom"
+            )
 
 
 def quiet() -> None:

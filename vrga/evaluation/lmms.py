@@ -14,10 +14,12 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
 from vrga import lookback
+from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS
 from vrga.evaluation import scoring
 from vrga.evaluation.asking import Asker
+from vrga.evaluation.closer_asking import CloserAsker
 from vrga.evaluation.questions import question_of
 from vrga.evaluation.request import Answer, Request
 from vrga.evaluation.store import Store
@@ -47,12 +49,14 @@ def sample_score(metrics: dict) -> float | None:
     return None
 
 
-def _check(vrga: object, config: VRGAConfig | str, gain: float | None) -> None:
+def _check(vrga: object, config: VRGAConfig | str, gain: float | None, zoom: Zoom | bool) -> None:
     """Refuse an arm that is not named, and steering that is told twice or for nothing."""
     if not isinstance(vrga, bool):
         raise ValueError(f"vrga={vrga!r}: say vrga=True or vrga=False, which arm this is")
     if not vrga and (gain is not None or config != "default"):
         raise ValueError("config and gain are about steering: leave them out with vrga=False")
+    if zoom and not vrga:
+        raise ValueError("zoom finds its place as VRGA does: say vrga=True with it")
     if gain is not None and not isinstance(config, str):
         raise ValueError(
             f"gain={gain} beside a VRGAConfig of gain {config.gain}: set it in the config"
@@ -87,8 +91,9 @@ class VRGAModel(lmms):
         config: how to steer: a `VRGAConfig`, or a preset's name, of which "default" is what the
             checkpoint brings, else the paper's; only with vrga=True.
         gain: overrides a named preset's.
+        zoom: with vrga=True, look closer where that is worth it: a `Zoom`, or True for `Zoom()`.
         prompt: "task" (the task's own), a style of `lookback.prompt`, or a text with {question}.
-        batch_size: rows per call of generate.
+        batch_size: rows per call of generate; with zoom questions come one by one.
         max_new_tokens: overrides the task's own.
         min_pixels, max_pixels: bounds of the images' size.
         device_map, dtype, attn_implementation: of `vrga.load`.
@@ -109,6 +114,7 @@ class VRGAModel(lmms):
         vrga: bool | None = None,
         config: VRGAConfig | str = "default",
         gain: float | None = None,
+        zoom: Zoom | bool = False,
         prompt: str = TASK_PROMPT,
         batch_size: int = 1,
         max_new_tokens: int | None = None,
@@ -122,7 +128,7 @@ class VRGAModel(lmms):
         max_batch_size: int | None = None,
     ):
         super().__init__()
-        _check(vrga, config, gain)
+        _check(vrga, config, gain, zoom)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
@@ -149,15 +155,16 @@ class VRGAModel(lmms):
         if isinstance(config, str):
             fields = {} if gain is None else {"gain": gain}
             config = choose(config, fields, *checkpoint_of(model)).config
-        self.asker = Asker(
-            model,
-            processor,
-            config if vrga else None,
-            batch=int(batch_size),
-            pixels=(min_pixels, max_pixels),
-            seed=seed,
-        )
-        self.arm = "vrga" if vrga else "base"
+        pixels = min_pixels, max_pixels
+        if zoom:
+            own = Zoom() if zoom is True else zoom
+            self.asker: Asker = CloserAsker(model, processor, config, own, pixels=pixels, seed=seed)
+        else:
+            steering = config if vrga else None
+            self.asker = Asker(
+                model, processor, steering, batch=int(batch_size), pixels=pixels, seed=seed
+            )
+        self.arm = "zoom" if zoom else "vrga" if vrga else "base"
         self.store: Store | None = None
         self.begin: Callable[[int], None] = lambda count: None
         self.advance: Callable[[int], None] = lambda count: None

@@ -63,6 +63,8 @@ class Answer:
         steered: whether some step of it was steered; an answer of one token has none.
         steps: its steps, those steered and those left alone by reason, see `Patch.steps`; None
             where the model was not patched or there is no image.
+        zoom: of an asker that looks closer, the decision with its crops, and the cost, see
+            `Closer.numbers`; None of others, and with an error.
         region: what was found for its question: image tokens, those of T, visual heads and the
             query's position; None where the model was not patched or there is no image.
         looks: where the heads looked while it spoke, if it was measured: a `Looks`, or what the
@@ -82,6 +84,7 @@ class Answer:
     error: str | None = None
     found: Region | None = None
     steps: dict[str, object] | None = None
+    zoom: dict[str, object] | None = None
 
     def kept(self) -> dict[str, object]:
         """What a sample keeps of an answer, beside its arm, its question and its score."""
@@ -93,6 +96,7 @@ class Answer:
             "steered": self.steered,
             "steps": self.steps,
             "region": self.region,
+            "zoom": self.zoom,
             "error": self.error,
         }
 
@@ -102,6 +106,7 @@ class Ready:
     """A request with its chat and images read."""
 
     request: Request
+    messages: list[dict]
     chat: str
     question: str
     images: list[Image.Image]

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import split_options
 from vrga.evaluation.arms import progress, versions
-from vrga.evaluation.harness import TASKS, load_tasks, quiet, silent, task_index
+from vrga.evaluation.harness import (
+    TASKS,
+    check_closer_tasks,
+    load_tasks,
+    quiet,
+    silent,
+    task_index,
+)
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.tables import page, rich_table, summary
 from vrga.evaluation.wording import say_config
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 RESULTS, TABLE = "results.json", "table.md"
-BASE, STEERED = "base", "vrga"
+BASE, STEERED, ZOOM = "base", "vrga", "zoom"
 FIELDS = {**ANSWERED, "task": (str,)}
 NOT_SETTINGS = ("batch", "device_map", "told")  # decide how fast, not what
 
@@ -38,8 +46,9 @@ class Evaluation:
     Args:
         model: as of `vrga.load`; None is the embedded model.
         tasks: of lmms-eval or of this package.
-        arms: "base", "vrga" or both.
-        config: how the arm "vrga" steers.
+        arms: some of "base", "vrga" and "zoom".
+        config: how the arms "vrga" and "zoom" steer.
+        zoom: when and where the arm "zoom" looks closer.
         told: that configuration in words, for the console.
         data: folder with the tasks' files; None takes them from the hub.
         prompt: "task", "direct", "cot", "back", "solution", or a text with {question}.
@@ -52,6 +61,7 @@ class Evaluation:
     arms: tuple[str, ...]
     config: VRGAConfig
     told: str = ""
+    zoom: Zoom | None = None
     data: Path | None = None
     prompt: str = "task"
     limit: int | None = None
@@ -70,6 +80,8 @@ class Evaluation:
             raise ValueError("--tasks names no task")
         if self.split != "clean" and "vrga_grid" not in map(own_task, self.tasks):
             raise ValueError("--split is for the grid task: leave it out with others")
+        if (ZOOM in self.arms) != (self.zoom is not None):
+            raise ValueError(f"arms={self.arms}, zoom={self.zoom}: one without the other")
 
     def files(self) -> dict[str, Path]:
         """The files that tasks are read from, by the tasks' names."""
@@ -91,7 +103,7 @@ class Evaluation:
             own.pop(name)
         own["data"] = None if self.data is None else str(self.data)
         own["data_hash"] = {task: fingerprint(path) for task, path in self.files().items()}
-        own["config"] = own["config"] if STEERED in self.arms else None
+        own["config"] = own["config"] if set(self.arms) - {BASE} else None
         return {"command": "eval", **own}
 
 
@@ -122,7 +134,7 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
     store = Store(output, settings, resume=True, rank=rank, ranks=ranks, fields=FIELDS)
     if first and store.damaged:
         console.print(f"{store.damaged} damaged lines in {output}: their samples are asked again")
-    if first and STEERED in chosen.arms:
+    if first and set(chosen.arms) - {BASE}:
         say_config(console, chosen.told or chosen.config.name)
     found = {}
     try:
@@ -216,8 +228,10 @@ def _tasks(chosen: Evaluation, output: Path, first: bool, wait) -> tuple[list[st
             f"{', '.join(local.TASKS)} (all but vrga_grid from files: --data)"
         )
     for name in names:
-        if name not in own:
-            load_tasks(name, manager)  # refuses before a model is loaded for it
+        if name not in own or ZOOM in chosen.arms:
+            found = load_tasks(name, manager)  # refuses before a model is loaded for it
+            if ZOOM in chosen.arms:
+                check_closer_tasks(found)
     return names, manager
 
 
@@ -229,8 +243,9 @@ def _arm(chosen: Evaluation, arm: str, loaded, names, manager, store: Store, bar
 
     model = VRGAModel(
         loaded,
-        vrga=arm == STEERED,
-        config=chosen.config if arm == STEERED else "default",
+        vrga=arm != BASE,
+        config="default" if arm == BASE else chosen.config,
+        zoom=chosen.zoom if arm == ZOOM and chosen.zoom is not None else False,
         prompt=chosen.prompt,
         batch_size=chosen.batch,
         max_new_tokens=chosen.max_new_tokens,

@@ -10,6 +10,7 @@ import numpy as np
 from vrga.evaluation.wording import Table, markdown, percent, share
 from vrga.intervals import Z, mcnemar, mean_interval, paired_difference, wilson
 
+BASE = "base"  # the arm that others are compared with
 COLUMNS = ("task", "arm", "samples", "score", "difference", "p", "samples/s", "failed")
 
 
@@ -21,8 +22,10 @@ def summary(samples: list[dict], metrics: dict[str, dict[str, dict]]) -> dict[st
         metrics: arm -> task -> lmms-eval's metrics ("name,filter" -> value).
 
     Returns:
-        task -> {arms: {arm: {...}}, difference: {...} or None}. Scores are means of the samples'
-        own scores, a sample that failed counting 0; intervals are [value, low, high].
+        task -> {arms: {arm: {...}}, difference: {...} or None}: each arm but "base" has its own
+        difference from it, where both were asked; that of "vrga" stands beside the arms as well.
+        Scores are means of the samples' own scores, a sample that failed counting 0; intervals are
+        [value, low, high].
     """
     # A sample that a task asks repeatedly counts once; its copies stay in samples.jsonl.
     samples = [one for one in samples if not one["key"].endswith("+")]
@@ -41,11 +44,31 @@ def _task(samples: list[dict], metrics: dict[str, dict[str, dict]]) -> dict:
             "failed": sum(one["error"] is not None for one in own),
             "score": _interval(_scores(own)),
             "tokens": float(np.mean([one["tokens"] for one in own])),
+            **_closer_looks(own),
             "samples_per_second": len(own) / seconds if seconds else None,
             "metrics": _metrics(metrics.get(arm, {}).get(task, {})),
         }
-    pair = [[s for s in samples if s["arm"] == arm] for arm in ("vrga", "base")]
-    return {"arms": arms, "difference": difference(*pair) if all(pair) else None}
+    base = [s for s in samples if s["arm"] == BASE]
+    for arm, one in arms.items():
+        own = [s for s in samples if s["arm"] == arm]
+        one["difference"] = difference(own, base) if base and arm != BASE else None
+    steered = arms.get("vrga", {"difference": None})
+    return {"arms": arms, "difference": steered["difference"]}
+
+
+def _closer_looks(own: list[dict]) -> dict:
+    """Of an arm that looks closer: how often it did, and what that cost."""
+    told = [one["zoom"] for one in own if one.get("zoom") is not None]
+    costs = [one["cost"] for one in told if "cost" in one]
+    if not told:
+        return {}
+    means = {
+        name: float(np.mean([one[name] for one in costs]))
+        for name in ("seen", "crops", "prompt", "second", "reused")
+        if costs
+    }
+    looked = wilson([one["decision"]["zooms"] for one in told])
+    return {"zoom": {"looked_closer": looked, "tokens": means}}
 
 
 def difference(steered: Iterable[dict], base: Iterable[dict]) -> dict:
@@ -116,7 +139,7 @@ def _rows(tasks: dict[str, dict]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for task, found in tasks.items():
         for arm, one in found["arms"].items():
-            change = found["difference"] if arm == "vrga" else None
+            change = one["difference"]
             speed = one["samples_per_second"]
             told = percent if one["fractions"] else share
             rows.append(
