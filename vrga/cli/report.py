@@ -16,7 +16,7 @@ def report(
         list[Path],
         typer.Argument(
             help="One or two trace folders, of two the base first; or the folder of base/ and "
-            "steered/."
+            "steered/, or of closer/."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
@@ -29,15 +29,20 @@ def report(
 ) -> None:
     """Make a page of one or two traces: where the model looked, token by token."""
     if len(traces) == 1 and not (traces[0] / "trace.json").is_file():  # as generate --trace writes
-        parts = [traces[0] / name for name in ("base", "steered")]
-        traces = [part for part in parts if (part / "trace.json").is_file()] or traces
+        # What looked closer is of another prompt, and has a page of its own.
+        for names in (("base", "steered"), ("closer",)):
+            parts = [traces[0] / name for name in names]
+            there = [part for part in parts if (part / "trace.json").is_file()]
+            if there:
+                traces = there
+                break
     if len(traces) > 2:
         raise ValueError(f"a report shows one or two traces; {len(traces)} given")
     for trace in traces:
         if not (trace / "trace.json").is_file():
             raise FileNotFoundError(
                 f"no trace at {trace}: trace.save writes a folder with trace.json, and "
-                "vrga generate --trace one with base/ and steered/ in it"
+                "vrga generate --trace one with base/ and steered/ in it, or with closer/"
             )
     check_file(output, "--output")
     from vrga.report import write_report

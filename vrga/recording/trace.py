@@ -76,6 +76,7 @@ class Trace:
             `attach`.
         asked: each row's prompt as text, likewise.
         images: each row's images, one per grid, see `attach`.
+        closer: of `look_closer`, what was decided, the crops and the cost, see `Closer.numbers`.
         config: the config's fields.
         versions: of the packages, and the model's name.
         transcript: what texts are made of; missing: why the trace is empty, where it is.
@@ -104,6 +105,7 @@ class Trace:
     texts: list[list[str]] | None = None
     asked: list[str] | None = None
     images: list[list[Image.Image]] | None = None
+    closer: dict | None = None
     config: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
     transcript: Transcript | None = field(default=None, repr=False)

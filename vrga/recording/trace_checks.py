@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from vrga.recording.trace import MEASURES, SHARES, Trace
 
 ROUNDING = 0.01  # by which shares of attention may leave [0, 1]
 LARGEST = 2**31 - 1
+COSTS = ("seen", "crops", "prompt", "second", "reused", "answer", "first", "total")
 
 
 def check_trace(trace: Trace, images: Sequence[int] | None) -> None:
@@ -35,10 +37,35 @@ def check_trace(trace: Trace, images: Sequence[int] | None) -> None:
             raise ValueError("uncertainty is negative, and no entropy")
     if images is not None:
         _counts("images", images, [len(region.grids) for region in trace.regions])
+    if trace.closer is not None and not _is_closer(trace.closer):
+        raise ValueError("closer is no decision of a closer look with its crops and its cost")
     for name in ("config", "versions"):
         words = getattr(trace, name)
         if not isinstance(words, dict) or not _is_finite(words):
             raise ValueError(f"{name} is no object of finite values")
+
+
+def _is_closer(found: object) -> bool:
+    """Whether this is what `Closer.numbers` gives, as far as a page shows it."""
+    try:
+        decision, pictures, cost = (found[name] for name in ("decision", "pictures", "cost"))
+        sizes = [one[name] for one in pictures for name in ("size", "seen")]
+        sizes += [one["size"] for one in decision["crops"]]
+        boxes = [one["box"] for one in decision["crops"]]
+        numbers = [one["magnification"] for one in decision["crops"]]
+        return (
+            isinstance(decision["zooms"], bool)
+            and isinstance(decision["reason"], str)
+            and found["zoom"]["order"] in ("overview", "crops")
+            and all(len(size) == 2 and min(size) > 0 for size in sizes)
+            and all(len(box) == 4 and box[0] < box[2] and box[1] < box[3] for box in boxes)
+            and all(0 <= one["image"] < len(pictures) for one in decision["crops"])
+            and all(isinstance(x, (int, float)) for x in (*numbers, *chain(*boxes, *sizes)))
+            and all(isinstance(cost[name], (int, float)) for name in COSTS)
+            and _is_finite(found)
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _measures(trace: Trace) -> tuple[int, int, int, int]:

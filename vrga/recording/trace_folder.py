@@ -66,6 +66,7 @@ def write(trace: Trace, path: Path) -> Path:
         "regions": regions,
         "relocated": relocated,
         "images": counts,
+        "closer": trace.closer,
     }
     text = json.dumps(words, ensure_ascii=False, indent=1)
     # Half a surrogate pair, which a tokenizer may give, is no UTF-8.
@@ -112,6 +113,7 @@ def _assembled(words: dict, tensors: dict[str, Tensor]) -> tuple[Trace, Any]:
                 setattr(trace, name, _as(dtype, tensors[name]))
     for name in ("config", "versions", "texts", "asked"):
         setattr(trace, name, words[name])
+    trace.closer = words.get("closer")  # older folders have none
     if trace.ends is None and trace.texts is not None:  # an older folder
         trace.ends = torch.tensor([len(texts) - 1 for texts in trace.texts])
     trace.regions = [

@@ -80,7 +80,10 @@ def render(traces: Sequence[Trace], *, row: int = 0, megabytes: float = 16.0) ->
     told = verdict(traces, row, pairs, [run["name"] for run in runs], page["opening"])
     environment = Environment(loader=PackageLoader("vrga.report", ""), autoescape=True)
     template = environment.get_template("report.html.jinja")
-    return template.render(question=found, asked=asked, verdict=told, runs=runs, page=as_json(page))
+    return template.render(
+        question=found, asked=asked, verdict=told, runs=runs,
+        page=as_json(page), page_images=page["images"],
+    )  # fmt: skip
 
 
 def shown(
@@ -214,6 +217,28 @@ def _run(trace: Trace, row: int, images: list[str], budget: float, layers: bool)
         "heads": _heads(region),
         "config": trace.config,
         "versions": trace.versions,
+        "closer": None if trace.closer is None else _closer(trace.closer, places),
+    }
+
+
+def _closer(found: dict, places: list[int]) -> dict:
+    """What a closer look decided, as the template shows it.
+
+    Args:
+        found: as of `Closer.numbers`; places: of the run's images among the page's.
+    """
+    decision = found["decision"]
+    crops = decision["crops"] if decision["zooms"] else []
+    first = len(crops) if found["zoom"]["order"] == "crops" else 0
+    return {
+        "zooms": decision["zooms"],
+        "reason": decision["reason"].translate(TURNING),
+        "crops": crops,
+        "pictures": [
+            {"size": one["size"], "place": places[first + i] if places else None}
+            for i, one in enumerate(found["pictures"])
+        ],
+        "cost": found["cost"],
     }
 
 
