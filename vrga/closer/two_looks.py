@@ -14,7 +14,7 @@ from torch import Tensor
 from vrga.closer.closer import Closer, Cost, Pictures
 from vrga.closer.crops import Decision, crops_around, decide, find_spots
 from vrga.closer.zoom import Zoom
-from vrga.foreign import Cache, Model
+from vrga.foreign import Cache, Model, Processor
 from vrga.hf.cache import cache_in
 from vrga.hf.looking import (
     Greedy,
@@ -103,7 +103,7 @@ class TwoLooks:
     """
 
     model: Model
-    processor: object
+    processor: Processor
     zoom: Zoom
     max_new_tokens: int
     record: bool = False

@@ -159,13 +159,13 @@ def save(model, processor, folder: Path, config: VRGAConfig | None = None) -> No
     kept |= {"processor_class": "Qwen2_5_VLProcessor"}
     _write(folder / "preprocessor_config.json", kept)
     path = folder / "config.json"
-    config = json.loads(path.read_text("utf-8"))
-    text = config["text_config"]
-    text["tie_word_embeddings"] = config["tie_word_embeddings"]  # 4.57 looks for it here,
+    written = json.loads(path.read_text("utf-8"))
+    text = written["text_config"]
+    text["tie_word_embeddings"] = written["tie_word_embeddings"]  # 4.57 looks for it here,
     rope = text["rope_parameters"]  # and reads two other names instead of this one
     text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
     text["rope_theta"] = rope["rope_theta"]
-    _write(path, config)
+    _write(path, written)
 
 
 def _write(path: Path, content: dict) -> None:

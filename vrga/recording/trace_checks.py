@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def check_trace(trace: Trace, images: Sequence[int] | None) -> None:
             raise ValueError(f"{name} is no object of finite values")
 
 
-def _is_closer(found: object) -> bool:
+def _is_closer(found: Any) -> bool:
     """Whether this is what `Closer.numbers` gives, as far as a page shows it."""
     try:
         decision, pictures, cost = (found[name] for name in ("decision", "pictures", "cost"))
