@@ -237,6 +237,13 @@ def test_bad_arguments_are_named(arguments, told):
         look_closer(*untrained(), **{"images": picture(), "question": QUESTION, **arguments})
 
 
+def test_what_relocates_is_refused_beside_a_place_to_keep_to():
+    config = VRGAConfig.published(relocate="back")
+    with pytest.raises(ValueError, match="relocate='back' finds .*steer='anew'"):
+        look(config=config)
+    assert look(Zoom(**{**NARROW.settings(), "steer": "anew"}), config=config).zoomed
+
+
 def test_an_image_file_that_is_missing_is_an_error_of_reading(tmp_path):
     with pytest.raises(OSError, match="does not exist"):
         look(images=tmp_path / "none.png")

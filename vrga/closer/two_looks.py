@@ -135,7 +135,15 @@ class TwoLooks:
             images: RGB, in the order of those parts.
             inputs: as of `first_inputs`.
             started: when the question came, see `time.perf_counter`.
+
+        Raises:
+            ValueError: a configuration that relocates, with ``steer="place"``.
         """
+        if self.zoom.steer == "place" and steered.config.relocate != "question":
+            raise ValueError(
+                f"relocate={steered.config.relocate!r} finds regions of its own amid the answer, in "
+                "place of the crops that steer='place' keeps to: give Zoom(steer='anew')"
+            )
         steered.given = None
         side, length = token_side(self.processor), inputs["input_ids"].shape[1]
         resample = int(self.processor.image_processor.resample)
