@@ -141,8 +141,8 @@ class TwoLooks:
         """
         if self.zoom.steer == "place" and steered.config.relocate != "question":
             raise ValueError(
-                f"relocate={steered.config.relocate!r} finds regions of its own amid the answer, in "
-                "place of the crops that steer='place' keeps to: give Zoom(steer='anew')"
+                f"relocate={steered.config.relocate!r} finds regions of its own amid the answer, "
+                "in place of the crops that steer='place' keeps to: give Zoom(steer='anew')"
             )
         steered.given = None
         side, length = token_side(self.processor), inputs["input_ids"].shape[1]
