@@ -75,8 +75,7 @@ class Trace:
         texts: the text that each generated token adds, per row up to its end of sequence; see
             `attach`.
         asked: each row's prompt as text, likewise.
-        images: each row's images, one per grid, see `attach`.
-        closer: of `look_closer`, what was decided, the crops and the cost, see `Closer.numbers`.
+        images: each row's images, one per grid; see `attach`; closer: see `Closer.numbers`.
         config: the config's fields.
         versions: of the packages, and the model's name.
         transcript: what texts are made of; missing: why the trace is empty, where it is.

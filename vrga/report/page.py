@@ -222,11 +222,7 @@ def _run(trace: Trace, row: int, images: list[str], budget: float, layers: bool)
 
 
 def _closer(found: dict, places: list[int]) -> dict:
-    """What a closer look decided, as the template shows it.
-
-    Args:
-        found: as of `Closer.numbers`; places: of the run's images among the page's.
-    """
+    """What `Closer.numbers` tells, as the template shows it; `places`, of the run's images."""
     decision = found["decision"]
     crops = decision["crops"] if decision["zooms"] else []
     first = len(crops) if found["zoom"]["order"] == "crops" else 0
