@@ -21,6 +21,7 @@ from vrga.ranges import (
     Border,
     Gate,
     Method,
+    Question,
     Relocate,
     When,
     number,
@@ -50,6 +51,10 @@ class VRGAConfig:
         gate_entropy: ... and where R exceeds this times H_mass (nats).
         efr_percentile: visual heads have an EFR at or below this percentile of all heads, and
         focus_percentile: an R at or above this percentile.
+        question: ``"last"`` finds heads and map from the row of the question's last token alone;
+            ``"whole"`` takes each head at that word of the turn at which its R is highest
+            (`PromptReader.content` says which tokens are words): it finds the place also where an
+            instruction stands behind the question; see docs/look-closer.md, "Finding".
         background_layers: share of the layers, from the first, in which background heads are
             sought; there they are the heads with R below
         background_focus: this value.
@@ -61,6 +66,8 @@ class VRGAConfig:
         region_min: with fewer tokens than this above the threshold, the highest this-many are T.
         dilation: grid cells by which T grows (``released``: tokens of the raster, in one
             dimension).
+        abstain: a row whose map has a smaller share than this on its highest token is not steered;
+            0 steers all.
         when: ``"always"`` steers every decode step, ``"back"`` those inside the model's own <back>
             spans (Look-Back, arXiv 2507.03019), ``"uncertain"`` those whose token was drawn from
             an uncertain distribution, see `uncertainty`. Or a callable (newest tokens int64 [B, Q],
@@ -91,6 +98,7 @@ class VRGAConfig:
     gate_entropy: float = 0.2
     efr_percentile: float = 5.0
     focus_percentile: float = 95.0
+    question: Question = "last"
     background_layers: float = 0.1
     background_focus: float = 0.01
     background_weight: float = 1.0
@@ -99,6 +107,7 @@ class VRGAConfig:
     region_std: float = 0.6
     region_min: int = 10
     dilation: int = 1
+    abstain: float = 0.0
     when: When | Callable = "always"
     relocate: Relocate = "question"
     uncertainty: float = 0.1
@@ -121,6 +130,11 @@ class VRGAConfig:
         check_tag(self.tag)
         for name in RANGES:
             object.__setattr__(self, name, number(name, getattr(self, name)))
+        if self.abstain and self.relocate == "back":
+            raise ValueError(
+                f"abstain={self.abstain!r} with relocate='back': a region found anew replaces the "
+                "question's, so that steps could not be accounted for; set one of them back"
+            )
         base = METHOD_DEFAULTS.get(self.method, {})
         read = READ_BY[self.method] | {"method"}
         if self.gate == "static":
