@@ -24,6 +24,7 @@ from vrga.ranges import (
     Question,
     Relocate,
     When,
+    check_abstain,
     number,
     short,
 )
@@ -51,10 +52,9 @@ class VRGAConfig:
         gate_entropy: ... and where R exceeds this times H_mass (nats).
         efr_percentile: visual heads have an EFR at or below this percentile of all heads, and
         focus_percentile: an R at or above this percentile.
-        question: ``"last"`` finds heads and map from the row of the question's last token alone;
-            ``"whole"`` takes each head at that word of the turn at which its R is highest
-            (`PromptReader.content` says which tokens are words): it finds the place also where an
-            instruction stands behind the question; see docs/look-closer.md, "Finding".
+        question: ``"last"`` finds heads and map from the row of the question's last token alone,
+            ``"whole"`` from each head at that word of the user's turn (`PromptReader.content`) at
+            which its R is highest: also where an instruction stands behind the question.
         background_layers: share of the layers, from the first, in which background heads are
             sought; there they are the heads with R below
         background_focus: this value.
@@ -66,8 +66,7 @@ class VRGAConfig:
         region_min: with fewer tokens than this above the threshold, the highest this-many are T.
         dilation: grid cells by which T grows (``released``: tokens of the raster, in one
             dimension).
-        abstain: a row whose map has a smaller share than this on its highest token is not steered;
-            0 steers all.
+        abstain: rows with less than this share of their map on its highest token are not steered.
         when: ``"always"`` steers every decode step, ``"back"`` those inside the model's own <back>
             spans (Look-Back, arXiv 2507.03019), ``"uncertain"`` those whose token was drawn from
             an uncertain distribution, see `uncertainty`. Or a callable (newest tokens int64 [B, Q],
@@ -78,13 +77,11 @@ class VRGAConfig:
         uncertainty: nats from which a distribution is uncertain: its entropy, of the model's
             logits before processors and temperature. 0 is every one. The default was not chosen on
             any model: `vrga tune` chooses one.
-        tag: the word between whose tags the model looks back, where it was trained to another
-            than back.
-        ablate: which heads lose their image attention, for ``method="ablation"`` alone: chosen
-            per layer and step as in the released code, or ``"given"``, those of `Patch.ablated`.
-        heads: heads of a layer ablated at each step.
+        tag: the word between whose tags the model looks back, if it was trained to another.
+        ablate: which heads lose their image attention, for ``method="ablation"`` alone: chosen per
+            layer and step as in the released code, or ``"given"``, those of `Patch.ablated`.
+        heads: heads of a layer ablated at each step; seed: of ``ablate="random"``.
         first_layer: the first layer (from 0) with ablated heads.
-        seed: seed of ``ablate="random"``.
 
     Raises:
         ValueError: a value of another type or out of range, or a field that the chosen method does
@@ -130,11 +127,7 @@ class VRGAConfig:
         check_tag(self.tag)
         for name in RANGES:
             object.__setattr__(self, name, number(name, getattr(self, name)))
-        if self.abstain and self.relocate == "back":
-            raise ValueError(
-                f"abstain={self.abstain!r} with relocate='back': a region found anew replaces the "
-                "question's, so that steps could not be accounted for; set one of them back"
-            )
+        check_abstain(self.abstain, self.relocate)
         base = METHOD_DEFAULTS.get(self.method, {})
         read = READ_BY[self.method] | {"method"}
         if self.gate == "static":

@@ -54,6 +54,15 @@ READ_BY: dict[str, set[str]] = {
 REPRODUCED = ("released", "released_mask", "ablation")  # what the authors' released code computes
 
 
+def check_abstain(abstain: float, relocate: str) -> None:
+    """Raise ValueError where steps that are left alone could not be told from others."""
+    if abstain and relocate == "back":
+        raise ValueError(
+            f"abstain={abstain!r} with relocate='back': a region found anew replaces the "
+            "question's, so that steps could not be accounted for; set one of them back"
+        )
+
+
 def number(name: str, value: object) -> int | float:
     """A numeric field's value, a scalar of NumPy as Python's number.
 

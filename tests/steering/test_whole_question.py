@@ -127,7 +127,10 @@ def test_words_that_were_cached_before_are_refused():
 
 def test_without_a_tokenizer_words_cannot_be_told():
     model = shared_model()
-    with vrga.patch(model, WHOLE), pytest.raises(ValueError, match="the model's tokenizer"):
+    with (
+        vrga.patch(model, WHOLE),
+        pytest.raises(ValueError, match="needs input_ids, and a tokenizer"),
+    ):
         generate(model, batch(IMAGES[:1]), 3)
 
 

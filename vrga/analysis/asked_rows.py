@@ -11,7 +11,7 @@ from torch import Tensor
 from vrga.demo.data import PROMPTS, Sample
 from vrga.demo.fine.data import FineSample
 from vrga.foreign import Model, Processor
-from vrga.hf.backends import set_backend
+from vrga.hf.backends import backend_of, set_backend
 from vrga.hf.host import Host
 from vrga.hf.looking import batch_inputs
 from vrga.hf.prompt_reader import PromptReader
@@ -41,40 +41,51 @@ def asked_rows(
 ) -> Iterator[AskedRows]:
     """The rows of each question, from one prefill a batch.
 
-    The model's attention is "eager" from here on, the only one to return it in full.
-
     Args:
         prompt: of `PROMPTS`, for questions about a grid; those about cards stand alone.
     """
     model, processor = loaded
-    set_backend(model, "eager", everywhere=True)
-    reader = PromptReader(Host(model), processor)
-    ends = reader.host.end_tokens
-    for start in range(0, len(samples), batch):
-        part = samples[start : start + batch]
-        chats = [processor.apply_chat_template(
+    reader, own = PromptReader(Host(model), processor), backend_of(model)
+    set_backend(model, "eager")  # the only one to return attention in full
+    try:
+        for start in range(0, len(samples), batch):
+            yield from _batch(model, processor, reader, samples[start : start + batch], prompt)
+    finally:
+        set_backend(model, own)
+
+
+@torch.inference_mode()
+def _batch(
+    model: Model, processor: Processor, reader: PromptReader, samples: Sequence, prompt: str
+) -> list[AskedRows]:
+    chats = [
+        processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
             add_generation_prompt=True,
-        ) for text in (_text(sample, prompt) for sample in part)]  # fmt: skip
-        inputs = batch_inputs(processor, chats, [sample.image for sample in part])
-        with torch.inference_mode():
-            output = model(**inputs, use_cache=False, output_attentions=True, logits_to_keep=1)
-        shape = tuple(inputs["input_ids"].shape)
-        read = reader.read(inputs, (shape[0], shape[1]), inputs["attention_mask"])
-        query = reader.positions(read, "user_end", 0, ends)
-        named = reader.positions(read, [sample.question for sample in part], 0, ends).tolist()
-        words = reader.content(read, query, ends)
-        for row, sample in enumerate(part):
-            places = torch.tensor(words[row])
-            grid = read.grids[row][0]
-            seen = read.visible[row] & (torch.arange(shape[1]) <= places[:, None])
-            yield AskedRows(
-                torch.stack([layer[row, :, places] for layer in output.attentions]),
-                seen.expand(len(output.attentions), -1, -1),
+        )
+        for text in (_text(sample, prompt) for sample in samples)
+    ]
+    inputs = batch_inputs(processor, chats, [sample.image for sample in samples])
+    layers = model(**inputs, use_cache=False, output_attentions=True, logits_to_keep=1).attentions
+    rows, length = inputs["input_ids"].shape
+    ends = reader.host.end_tokens
+    read = reader.read(inputs, (rows, length), inputs["attention_mask"])
+    query = reader.positions(read, "user_end", 0, ends)
+    named = reader.positions(read, [sample.question for sample in samples], 0, ends).tolist()
+    found = []
+    for row, words in enumerate(reader.content(read, query, ends)):
+        places, grid = torch.tensor(words), read.grids[row][0]
+        seen = read.visible[row] & (torch.arange(length) <= places[:, None])
+        found.append(
+            AskedRows(
+                torch.stack([layer[row, :, places] for layer in layers]),
+                seen.expand(len(layers), -1, -1),
                 [grid],
-                _truth(sample, grid),
-                words[row].index(named[row]),
+                _truth(samples[row], grid),
+                words.index(named[row]),
             )
+        )
+    return found
 
 
 def _text(sample: Sample | FineSample, prompt: str) -> str:

@@ -193,22 +193,11 @@ class PromptReader:
 
         They are the tokens of `question` without special tokens, blanks, and what the chat
         template puts before a turn: the words, and punctuation, of the user's turn behind its last
-        image, up to the query. A question before its image cannot see it, and leaves the query
-        alone.
-
-        Raises:
-            ValueError: no ids, or no tokenizer to tell words from other tokens.
+        image, up to the query. A question before its image leaves the query alone: it cannot see.
+        Raises what `content_tokens` does.
         """
-        if prompt.ids is None or self._found() is None:
-            missing = (
-                "input_ids, and was given inputs_embeds"
-                if prompt.ids is None
-                else ("the model's tokenizer: vrga.patch(model, config, tokenizer=processor)")
-            )
-            raise ValueError(f"question='whole' needs {missing}; or set question='last'")
-        return content_tokens(
-            prompt, self.question(prompt, query, ends), query, self.tokenizer, self.marks
-        )
+        question, tokenizer = self.question(prompt, query, ends), self._found()
+        return content_tokens(prompt, question, query, tokenizer, self.marks)
 
     @on_cpu
     def words(self, prompt: Prompt, question: Tensor) -> list[str | None]:

@@ -153,7 +153,11 @@ def question_end(prompt: Prompt, questions: Sequence[str], decode: Callable) -> 
 
 
 def content_tokens(
-    prompt: Prompt, question: Tensor, query: Tensor, tokenizer: Tokenizer, marks: TurnMarks | None
+    prompt: Prompt,
+    question: Tensor,
+    query: Tensor,
+    tokenizer: Tokenizer | None,
+    marks: TurnMarks | None,
 ) -> list[list[int]]:
     """The positions of each row's content tokens, ascending, its query position as the last.
 
@@ -161,8 +165,15 @@ def content_tokens(
         question: the text that they are among, bool [B, S].
         query: int64 [B].
         marks: of the chat template, whose openings are left out; None: none are known.
+
+    Raises:
+        ValueError: no ids, or no tokenizer to tell words from other tokens.
     """
-    assert prompt.ids is not None  # whoever asks has refused a prompt without
+    if prompt.ids is None or tokenizer is None:
+        raise ValueError(
+            "question='whole' needs input_ids, and a tokenizer to tell which of them are words: "
+            "vrga.patch(model, config, tokenizer=processor); or set question='last'"
+        )
     found = []
     for ids, mask, last in zip(prompt.ids, question, query.tolist(), strict=True):
         place = mask.nonzero().flatten()
