@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.answers import read
 from benchmarks.timing import RESULTS
-from vrga.analysis.ways import BORDER, LAST, NAMED, OPEN, WHOLE
+from vrga.analysis.ways import BORDER, LAST, NAMED, NAMES, OPEN, WHOLE
 from vrga.evaluation.wording import markdown, percent
 
 ABSTAIN = ("0", "0.5", "0.7")  # thresholds that are shown; the first steers all
@@ -19,7 +19,7 @@ def finding() -> str:
     """The main maps; every map; borders; scores of certainty; what abstaining changes."""
     runs = {path.stem: read(f"finding/{path.stem}") for path in _stored()}
     one = next(iter(runs.values()))
-    every = [name for name in one["ways"] if name not in (BORDER, OPEN)]
+    every = [name for name in NAMES if name not in (BORDER, OPEN)]
     parts = [
         markdown(HEAD, _main(runs)),
         "Highest where asked, every map that was tried:",

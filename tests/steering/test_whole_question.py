@@ -13,6 +13,8 @@ from vrga.demo.data import CAPTION, make_samples, prepare
 from vrga.hf.host import Host
 from vrga.kernels.probe import probe_scores
 from vrga.kernels.reference import probe_scores_reference
+from vrga.method.region import find_regions
+from vrga.steering import asked
 from vrga.steering.probed_rows import ProbedRows
 from vrga.steering.query_rows import QueryRows
 from vrga.steering.scores import LateScores
@@ -96,11 +98,25 @@ def test_a_question_in_several_pieces_is_one_question(window, kept, monkeypatch)
     model = shared_model() if window is None else windowed(window)
     if kept:
         monkeypatch.setattr(Host, "holds", lambda self, inputs: lambda layer, key: False)
+    masses = {}  # of every word, by the row's images: the highest R may be that of a late word
+
+    def spied(rows, samples, config, rules):
+        images = [torch.cat([grid.index for grid in sample.grids]) for sample in samples]
+        for sample, sums in zip(samples, rows.sums(images), strict=True):
+            shapes = tuple((grid.h, grid.w) for grid in sample.grids)
+            masses.setdefault(shapes, []).append(sums.mass)
+        return find_regions(rows, samples, config, rules)
+
+    monkeypatch.setattr(asked, "find_regions", spied)
     inputs = batch(IMAGES[:1] + IMAGES[2:], question=9)
     whole = regions(model, inputs)
     length = inputs["input_ids"].shape[1]
-    for piece in (length - 8, length - 5, 2):
+    for piece in (length - 8, 2):
         check_close(regions(model, inputs, prefill_chunk_size=piece), whole)
+    for first, *others in masses.values():
+        assert len(others) == 2
+        for other in others:
+            torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-6)
 
 
 def test_other_caches_find_the_same():
@@ -141,14 +157,14 @@ def test_rows_are_scored_together(score, poisoned):
     words = [[20, 21, 23, 30, 31, 32, 33, 34, 35, 36, 37, 39], [28, 29]]
     visible = torch.ones(2, 40) > 0
     visible[0, :4] = False
-    asked = QueryRows([39, 29], visible, words)
+    places = QueryRows([39, 29], visible, words)
     query, key = (torch.randn(2, h, 40, 16, generator=g) for h in (6, 2))
-    last, at = asked.within(0, 40)
-    hidden, unseen = asked.hidden(None)
+    last, at = places.within(0, 40)
+    hidden, unseen = places.hidden(None)
     rows = query[torch.arange(2)[:, None], :, at].transpose(1, 2)
     late = LateScores(rows, key, last, hidden, unseen, 0, 40, 0.5, score)
     images = [torch.arange(5, 14), torch.arange(2, 18)]
-    sums = ProbedRows({0: late}, [0, 1], asked).sums(images)
+    sums = ProbedRows({0: late}, [0, 1], places).sums(images)
     exact = torch.einsum("bhqd,bhnd->bhqn", query, key.repeat_interleave(3, 1)).double() * 0.5
     causal = torch.ones(40, 40).tril() > 0
     exact = exact.masked_fill(~(causal & visible[:, None, None]), -torch.inf).softmax(-1)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from vrga.analysis.asked_rows import AskedRows, asked_rows
 from vrga.analysis.study import APART, FIRST, Study
-from vrga.analysis.ways import LAST, NAMED, SCORES, WHOLE, heads_agree, region_at, ways
+from vrga.analysis.ways import LAST, NAMED, NAMES, SCORES, WHOLE, heads_agree, region_at, ways
 from vrga.config import VRGAConfig
 from vrga.demo.data import VALIDATION_SEEDS, Sample, make_samples, split_options
 from vrga.demo.fine.data import FINE_SPLITS, FineSample, fine_split_options, make_fine_samples
@@ -205,7 +205,7 @@ def rows(found: Mapping) -> list[tuple[str, ...]]:
             _number(one["auroc"]),
             _shares(one["surest"]),
         )
-        for name, one in found["ways"].items()
+        for name, one in ((name, found["ways"][name]) for name in NAMES)
     ]
 
 
@@ -239,7 +239,7 @@ def _shares(values: Sequence[float]) -> str:
 
 def figure(found: Mapping, split: str) -> Figure:
     """Hit rates of all ways as bars with their intervals."""
-    names = list(found["ways"])
+    names = list(NAMES)
     drawn = Figure(figsize=(7, 0.38 * len(names) + 1.2), layout="constrained")
     axis = drawn.subplots()
     values = 100 * np.array([found["ways"][name]["peak"] for name in names])

@@ -20,6 +20,9 @@ BORDER, OPEN = "named, released border", "named, no border"
 MEAN, FOCUSED, SHARP = "mean of the words", "words by R", "words by exp(-2 entropy)"
 HIGHEST, PRODUCT, COMPETE = "highest of the words", "product of the words", "heads of all words"
 LAYERS, LAYERS_ALL = "named, product of layers", "named, least of layers"
+# In the order of tables; the first four, and the borders, are fields of a configuration.
+NAMES = (LAST, NAMED, WHOLE, NAMED_WHOLE, MEAN, FOCUSED, SHARP, HIGHEST, PRODUCT, COMPETE, LAYERS,
+         LAYERS_ALL, BORDER, OPEN)  # fmt: skip
 LEAST = 1e-6  # share of a cell in a product, so that one row or layer alone forbids nothing
 
 
