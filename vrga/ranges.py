@@ -56,9 +56,9 @@ REPRODUCED = ("released", "released_mask", "ablation")  # what the authors' rele
 
 def check_abstain(abstain: float, relocate: str) -> None:
     """Raise ValueError where steps that are left alone could not be told from others."""
-    if abstain and relocate == "back":
+    if abstain and relocate != "question":
         raise ValueError(
-            f"abstain={abstain!r} with relocate='back': a region found anew replaces the "
+            f"abstain={abstain!r} with relocate={relocate!r}: a region found anew replaces the "
             "question's, so that steps could not be accounted for; set one of them back"
         )
 
