@@ -55,17 +55,15 @@ class VRGAConfig:
         question: ``"last"`` finds heads and map from the row of the question's last token alone,
             ``"whole"`` from each head at that word of the user's turn (`PromptReader.content`) at
             which its R is highest: also where an instruction stands behind the question.
-        background_layers: share of the layers, from the first, in which background heads are
-            sought; there they are the heads with R below
-        background_focus: this value.
+        background_layers: share of the layers, from the first, where background heads are sought;
+        background_focus: there they are the heads with R below this value.
         background_weight: lambda, the weight of the background map subtracted.
         sink_fraction: largest share of an image's tokens given to its sink border.
         sink_border: ``"always"`` leaves it out of T, ``"background"`` only where there are
             background heads, which show that there are sinks.
         region_std: T holds the tokens whose ratio exceeds mean + this many standard deviations.
         region_min: with fewer tokens than this above the threshold, the highest this-many are T.
-        dilation: grid cells by which T grows (``released``: tokens of the raster, in one
-            dimension).
+        dilation: grid cells by which T grows (``released``: tokens, in one dimension).
         abstain: rows with less than this share of their map on its highest token are not steered.
         when: ``"always"`` steers every decode step, ``"back"`` those inside the model's own <back>
             spans (Look-Back, arXiv 2507.03019), ``"uncertain"`` those whose token was drawn from
