@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import answers, speed
+from benchmarks import answers, finding, speed
 from benchmarks import versions as record
 from benchmarks.gpu import foreseen, tables
 from benchmarks.timing import RESULTS, ROOT
@@ -69,6 +69,7 @@ TABLES = {
     "attention": speed.attention,
     "accounting": speed.accounting,
     "closer": answers.closer,
+    "finding": finding.finding,
     "versions": versions,
 }
 

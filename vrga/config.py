@@ -21,8 +21,10 @@ from vrga.ranges import (
     Border,
     Gate,
     Method,
+    Question,
     Relocate,
     When,
+    check_abstain,
     number,
     short,
 )
@@ -50,17 +52,19 @@ class VRGAConfig:
         gate_entropy: ... and where R exceeds this times H_mass (nats).
         efr_percentile: visual heads have an EFR at or below this percentile of all heads, and
         focus_percentile: an R at or above this percentile.
-        background_layers: share of the layers, from the first, in which background heads are
-            sought; there they are the heads with R below
-        background_focus: this value.
+        question: ``"last"`` finds heads and map from the row of the question's last token alone,
+            ``"whole"`` from each head at that word of the user's turn (`PromptReader.content`) at
+            which its R is highest: also where an instruction stands behind the question.
+        background_layers: share of the layers, from the first, where background heads are sought;
+        background_focus: there they are the heads with R below this value.
         background_weight: lambda, the weight of the background map subtracted.
         sink_fraction: largest share of an image's tokens given to its sink border.
         sink_border: ``"always"`` leaves it out of T, ``"background"`` only where there are
             background heads, which show that there are sinks.
         region_std: T holds the tokens whose ratio exceeds mean + this many standard deviations.
         region_min: with fewer tokens than this above the threshold, the highest this-many are T.
-        dilation: grid cells by which T grows (``released``: tokens of the raster, in one
-            dimension).
+        dilation: grid cells by which T grows (``released``: tokens, in one dimension).
+        abstain: rows with less than this share of their map on its highest token are not steered.
         when: ``"always"`` steers every decode step, ``"back"`` those inside the model's own <back>
             spans (Look-Back, arXiv 2507.03019), ``"uncertain"`` those whose token was drawn from
             an uncertain distribution, see `uncertainty`. Or a callable (newest tokens int64 [B, Q],
@@ -71,13 +75,11 @@ class VRGAConfig:
         uncertainty: nats from which a distribution is uncertain: its entropy, of the model's
             logits before processors and temperature. 0 is every one. The default was not chosen on
             any model: `vrga tune` chooses one.
-        tag: the word between whose tags the model looks back, where it was trained to another
-            than back.
-        ablate: which heads lose their image attention, for ``method="ablation"`` alone: chosen
-            per layer and step as in the released code, or ``"given"``, those of `Patch.ablated`.
-        heads: heads of a layer ablated at each step.
+        tag: the word between whose tags the model looks back, if it was trained to another.
+        ablate: which heads lose their image attention, for ``method="ablation"`` alone: chosen per
+            layer and step as in the released code, or ``"given"``, those of `Patch.ablated`.
+        heads: heads of a layer ablated at each step; seed: of ``ablate="random"``.
         first_layer: the first layer (from 0) with ablated heads.
-        seed: seed of ``ablate="random"``.
 
     Raises:
         ValueError: a value of another type or out of range, or a field that the chosen method does
@@ -91,6 +93,7 @@ class VRGAConfig:
     gate_entropy: float = 0.2
     efr_percentile: float = 5.0
     focus_percentile: float = 95.0
+    question: Question = "last"
     background_layers: float = 0.1
     background_focus: float = 0.01
     background_weight: float = 1.0
@@ -99,6 +102,7 @@ class VRGAConfig:
     region_std: float = 0.6
     region_min: int = 10
     dilation: int = 1
+    abstain: float = 0.0
     when: When | Callable = "always"
     relocate: Relocate = "question"
     uncertainty: float = 0.1
@@ -121,6 +125,7 @@ class VRGAConfig:
         check_tag(self.tag)
         for name in RANGES:
             object.__setattr__(self, name, number(name, getattr(self, name)))
+        check_abstain(self.abstain, self.relocate)
         base = METHOD_DEFAULTS.get(self.method, {})
         read = READ_BY[self.method] | {"method"}
         if self.gate == "static":

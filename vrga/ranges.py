@@ -12,6 +12,7 @@ Ablated = Literal["visual", "low_focus", "random", "given"]
 When = Literal["always", "back", "uncertain"]
 Relocate = Literal["question", "back", "uncertain"]
 Border = Literal["always", "background"]
+Question = Literal["last", "whole"]
 
 _FLOAT = 3.4028234e38  # largest finite float32, in which thresholds are compared
 _WHOLE = 2**31 - 1
@@ -29,6 +30,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "region_std": (-1e9, 1e9),
     "region_min": (1, _WHOLE),
     "dilation": (0, 1000),  # more than a side of any token grid
+    "abstain": (0, 1),
     "uncertainty": (0, _FLOAT),
     "heads": (1, _WHOLE),
     "first_layer": (0, _WHOLE),
@@ -36,18 +38,29 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 CHOICES = {"method": get_args(Method), "gate": get_args(Gate), "ablate": get_args(Ablated)}
 CHOICES |= {"when": get_args(When), "relocate": get_args(Relocate)}
-CHOICES |= {"sink_border": get_args(Border)}
+CHOICES |= {"sink_border": get_args(Border), "question": get_args(Question)}
 INTEGERS = {"region_min", "dilation", "heads", "first_layer", "seed"}
 
 # What a method reads. A field outside this set must keep its default, so no option is ignored.
-_BOOST = {f for f in RANGES if f not in {"uncertainty", "heads", "first_layer", "seed"}}
+_ELSE = {"abstain", "uncertainty", "heads", "first_layer", "seed"}
+_BOOST = {f for f in RANGES if f not in _ELSE}
+_VRGA = {"gate", "when", "relocate", "uncertainty", "tag", "sink_border", "question", "abstain"}
 READ_BY: dict[str, set[str]] = {
-    "vrga": _BOOST | {"gate", "when", "relocate", "uncertainty", "tag", "sink_border"},
+    "vrga": _BOOST | _VRGA,
     "released": _BOOST - {"background_layers"},
     "released_mask": {"gate_focus", "gate_entropy", "dilation"},
     "ablation": {"ablate", "heads", "first_layer", "seed"},
 }
 REPRODUCED = ("released", "released_mask", "ablation")  # what the authors' released code computes
+
+
+def check_abstain(abstain: float, relocate: str) -> None:
+    """Raise ValueError where steps that are left alone could not be told from others."""
+    if abstain and relocate != "question":
+        raise ValueError(
+            f"abstain={abstain!r} with relocate={relocate!r}: a region found anew replaces the "
+            "question's, so that steps could not be accounted for; set one of them back"
+        )
 
 
 def number(name: str, value: object) -> int | float:

@@ -5,7 +5,8 @@ import torch
 
 
 def region(rows, grids, keys, *, seen=None, std=0.6, border=0.2, least=10, grow=1):
-    """T of one row. rows: [L, H, S] attention; grids: [(positions, h, w)]; keys: visible keys.
+    """T of one row. rows: [L, H, S] attention; grids: [(positions, h, w)]; keys: visible keys,
+    a number or, where heads look from several rows, [L][H].
 
     seen: the keys that each layer sees, [L, S], where they differ.
     """
@@ -16,7 +17,9 @@ def region(rows, grids, keys, *, seen=None, std=0.6, border=0.2, least=10, grow=
         for h in range(heads):
             a = rows[i, h]
             visible = image if seen is None else [p for p in image if seen[i][p]]
-            count = keys if seen is None else sum(seen[i])
+            count = (
+                sum(seen[i]) if seen is not None else keys if isinstance(keys, int) else keys[i][h]
+            )
             on = np.array([a[p] for p in visible])
             if not visible:
                 continue  # nothing of the image: R and H_img are 0
@@ -72,6 +75,25 @@ def region(rows, grids, keys, *, seen=None, std=0.6, border=0.2, least=10, grow=
         sorted(visual),
         relevance,
     )
+
+
+def whole_question(rows, grids, places, visible, **more):
+    """T of a question whose words stand at `places`: each head at the word of its highest R.
+
+    rows: [L, H, S, S] attention, a float64 array; visible: bool [S]. The words see all images.
+    """
+    layers, heads = rows.shape[:2]
+    image = [p for index, _, _ in grids for p in index]
+    own, keys = np.zeros((layers, heads, rows.shape[3])), [[0] * heads for _ in range(layers)]
+    for i in range(layers):
+        for h in range(heads):
+            best = -1.0
+            for place in places:
+                count = int(visible[: place + 1].sum())
+                focus = rows[i, h, place][image].mean() * count
+                if focus > best:
+                    best, own[i, h], keys[i][h] = focus, rows[i, h, place], count
+    return region(own, grids, keys, **more)
 
 
 def steered(q, k, v, image, focus_tokens, *, scale, gain=1.5, focus=0.6, ratio=0.2, gate=None):

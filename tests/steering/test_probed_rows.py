@@ -27,7 +27,9 @@ from vrga.method.attention_rows import WholeRows
 from vrga.steering import probe as probe_module
 from vrga.steering import probed_rows
 from vrga.steering.patching import patch_of
-from vrga.steering.probed_rows import KeptScores, LateScores, ProbedRows
+from vrga.steering.probed_rows import ProbedRows
+from vrga.steering.query_rows import QueryRows
+from vrga.steering.scores import KeptScores, LateScores
 
 QWEN = FAMILIES["qwen2_5_vl"]
 GAIN = VRGAConfig.published(gain=3.0)
@@ -310,7 +312,7 @@ def layers_of(last, kinds, *, heads=6, kv_heads=3, length=50, score=probe_scores
         each = key[:, :, :length].double().repeat_interleave(heads // kv_heads, 1)
         scores = torch.einsum("bhd,bhnd->bhn", query.double(), each) * 0.5
         scores = scores.masked_fill(unseen, -torch.inf)
-        one = LateScores(query, key, place, hidden, 0, length, 0.5, score)
+        one = LateScores(query[:, :, None], key, place, hidden, unseen, 0, length, 0.5, score)
         layers[layer] = one if late else KeptScores(scores.float(), kv_heads)
         exact.append(scores.softmax(-1))
     return layers, torch.stack(exact)
@@ -330,7 +332,7 @@ def test_blocks_of_any_size_give_what_whole_rows_give(at_once, score, last, monk
     layers, exact = layers_of(last, [True, True, False, True, True], score=score)
     samples = [row for row, place in enumerate(last) if place >= 0]
     images = [torch.arange(5, 25), torch.arange(7, 16), torch.arange(3, 28)][: len(samples)]
-    rows = ProbedRows(layers, samples, (len(last), 50))
+    rows = ProbedRows(layers, samples, QueryRows(last, torch.ones(len(last), 50) > 0, None))
     whole = WholeRows([exact[:, row] for row in samples])
     for found, wanted in zip(rows.sums(images), whole.sums(images), strict=True):
         for name in ("total", "mass", "entropy", "mass_entropy"):
@@ -351,7 +353,8 @@ def test_scoring_takes_two_megabytes_beyond_the_scores_of_one_layer(batch, lengt
     """At the 7B shape: 28 heads, 4 KV heads."""
     layers, _ = layers_of([length - 1] * batch, [True], heads=28, kv_heads=4, length=length)
     images = [torch.arange(10, length - 50)] * batch
-    rows = ProbedRows(layers, list(range(batch)), (batch, length))
+    asked = QueryRows([length - 1] * batch, torch.ones(batch, length) > 0, None)
+    rows = ProbedRows(layers, list(range(batch)), asked)
     heads = [(torch.ones(1, 28) > 0, torch.zeros(1, 28) > 0)] * batch
     for ask in (lambda: rows.sums(images), lambda: rows.means(heads, images)):
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:

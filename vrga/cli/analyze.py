@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from vrga.beforehand import FINE_SPLITS, PROMPTS, SEEDS, SELECTIONS, check_known
+from vrga.beforehand import FINE_SPLITS, PROMPTS, SEEDS, SELECTIONS, SPLITS, check_known
 from vrga.cli import options
 from vrga.config import VRGAConfig
 from vrga.hf.files import check_model
 
 analyze = typer.Typer(
     help="Measure on a model what the paper measured: heads, ablation, RRAR, dispersion, recovery; "
-    "and what a closer look wins.",
+    "what a closer look wins, and what finds the place.",
     no_args_is_help=True,
 )
 
@@ -204,6 +204,46 @@ def closer(
         study, models=model or ["fine"], arms=arm or list(TOLD),
         config=FINDING if preset is None else VRGAConfig.named(preset),
         zoom=zoom_with(CLOSER, zoom or []), timed=timed, validation=validation,
+    )  # fmt: skip
+
+
+@analyze.command()
+def finding(
+    model: options.Model = None,
+    output: options.Output = Path("out/analyze/finding"),
+    split: Annotated[
+        str, typer.Option(help="Of the drawn questions, or fine-easy, fine-hard, fine-photos.")
+    ] = "noise",
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500.")] = None,
+    prompt: options.Prompt = "cot",
+    preset: Annotated[
+        str | None, typer.Option(help="How heads are chosen, if not as chosen for this model.")
+    ] = None,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Ask as well; what would abstaining change?")
+    ] = False,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="On the questions that numbers are chosen on.")
+    ] = False,
+    batch_size: options.Batch = 25,
+    max_new_tokens: Longest = None,
+    seed: Seed = 0,
+    resume: options.Resume = False,
+) -> None:
+    """From which words the place is found best, and how to tell that it is not."""
+    check_known("--prompt", [prompt], PROMPTS)
+    study = _study(
+        output, None, model, limit, split, (*SPLITS, *FINE_SPLITS), batch=batch_size,
+        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+    )  # fmt: skip
+    from vrga.analysis.finding import analyze
+    from vrga.demo.fine.settings import FINDING
+    from vrga.hf.brought import chosen_for
+
+    own = FINDING if split in FINE_SPLITS else chosen_for(model).config
+    analyze(
+        study, config=own if preset is None else VRGAConfig.named(preset), prompt=prompt,
+        validation=validation, answers=answers,
     )  # fmt: skip
 
 

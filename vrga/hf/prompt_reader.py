@@ -14,7 +14,7 @@ from vrga.hf.announcement import Announcement
 from vrga.hf.grids import read_prompt
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
-from vrga.hf.question import Query, question_end, template_end, user_end
+from vrga.hf.question import Query, content_tokens, question_end, template_end, user_end
 from vrga.hf.tokenizers import load_tokenizer, template_beside, tokenizer_beside
 from vrga.hf.turns import TurnMarks
 from vrga.method.prompt import Prompt, expanded
@@ -189,6 +189,18 @@ class PromptReader:
         before = mark & (place < query[:, None])
         start = torch.where(before, place, -1).amax(1, keepdim=True)
         return (place > start) & (place <= query[:, None]) & ~mark
+
+    @on_cpu
+    def content(self, prompt: Prompt, query: Tensor, ends: set[int]) -> list[list[int]]:
+        """The positions of each row's content tokens, ascending, its query position as the last.
+
+        They are the tokens of `question` without special tokens, blanks, and what the chat
+        template puts before a turn: the words, and punctuation, of the user's turn behind its last
+        image, up to the query. A question before its image leaves the query alone: it cannot see.
+        Raises what `content_tokens` does.
+        """
+        question, tokenizer = self.question(prompt, query, ends), self._found()
+        return content_tokens(prompt, question, query, tokenizer, self.marks)
 
     @on_cpu
     def words(self, prompt: Prompt, question: Tensor) -> list[str | None]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vrga.foreign import Tokenizer
 from vrga.hf.turns import TurnMarks
 from vrga.method.prompt import Prompt
 
@@ -149,3 +150,54 @@ def question_end(prompt: Prompt, questions: Sequence[str], decode: Callable) -> 
             )
         positions.append(int(place[high - 1]))
     return torch.tensor(positions)
+
+
+def content_tokens(
+    prompt: Prompt,
+    question: Tensor,
+    query: Tensor,
+    tokenizer: Tokenizer | None,
+    marks: TurnMarks | None,
+) -> list[list[int]]:
+    """The positions of each row's content tokens, ascending, its query position as the last.
+
+    Args:
+        question: the text that they are among, bool [B, S].
+        query: int64 [B].
+        marks: of the chat template, whose openings are left out; None: none are known.
+
+    Raises:
+        ValueError: no ids, or no tokenizer to tell words from other tokens.
+    """
+    if prompt.ids is None or tokenizer is None:
+        raise ValueError(
+            "question='whole' needs input_ids, and a tokenizer to tell which of them are words: "
+            "vrga.patch(model, config, tokenizer=processor); or set question='last'"
+        )
+    found = []
+    for ids, mask, last in zip(prompt.ids, question, query.tolist(), strict=True):
+        place = mask.nonzero().flatten()
+        tokens = ids[place].tolist()
+        start = 0 if marks is None else _behind(tokens, marks.opening, tokenizer)
+        words = [
+            at
+            for at, token in zip(place[start:].tolist(), tokens[start:], strict=True)
+            if at < last and tokenizer.decode([token], skip_special_tokens=True).strip()
+        ]
+        found.append([*words, last])
+    return found
+
+
+def _behind(tokens: list[int], opening: str, tokenizer: Tokenizer) -> int:
+    """How many tokens it takes to have all of the openings that stand in them; 0 for none."""
+
+    def count(number: int) -> int:
+        return tokenizer.decode(tokens[:number], skip_special_tokens=False).count(opening)
+
+    if not opening or not (total := count(len(tokens))):
+        return 0
+    low, high = 0, len(tokens)
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if count(middle) == total else (middle, high)
+    return high

@@ -25,7 +25,7 @@ class Sample:
         grids: the row's images, at least one.
         query: position of the last question token.
         seen: keys over which mean attention is taken in each layer, bool [L, S]; with sliding
-            windows the layers differ.
+            windows the layers differ. With the rows of a whole question, bool [L, Q, S].
     """
 
     grids: list[Grid]
@@ -34,7 +34,10 @@ class Sample:
 
 
 class AttentionRows(Protocol):
-    """Attention of one query row per sample from all layers, however it comes about."""
+    """Attention of one query row per sample from all layers, however it comes about.
+
+    Where a sample has the rows of a whole question, heads are [L, H, Q] in place of [L, H].
+    """
 
     def sums(self, images: Sequence[Tensor]) -> list[ImageSums]:
         """What each head adds up to on each sample's image keys, int64 [n]; on the CPU."""
@@ -50,7 +53,7 @@ class WholeRows:
     """Rows that are there in full.
 
     Args:
-        rows: of each sample, attention probabilities, float [L, H, S].
+        rows: of each sample, attention probabilities, float [L, H, S] or [L, H, Q, S].
     """
 
     def __init__(self, rows: Sequence[Tensor]):

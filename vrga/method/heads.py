@@ -29,6 +29,10 @@ class HeadStatistics:
     entropy: Tensor
     efr: Tensor
 
+    def at(self, row: Tensor) -> HeadStatistics:
+        """Of several rows, [L, H, Q], those of one for each head, int64 [L, H, 1]."""
+        return HeadStatistics(*(_at(x, row) for x in (self.focus, self.entropy, self.efr)))
+
 
 @dataclass(frozen=True)
 class ImageSums:
@@ -51,9 +55,17 @@ class ImageSums:
         held = self.mass + EPS
         return held * self.entropy - self.mass * held.log()
 
+    def at(self, row: Tensor) -> ImageSums:
+        """See `HeadStatistics.at`."""
+        return ImageSums(*(_at(x, row) for x in (self.total, self.mass, self.entropy)))
+
     def cpu(self) -> ImageSums:
         """The same on the CPU."""
         return ImageSums(self.total.cpu(), self.mass.cpu(), self.entropy.cpu())
+
+
+def _at(values: Tensor, row: Tensor) -> Tensor:
+    return values.gather(-1, row).squeeze(-1)
 
 
 def image_sums(rows: Tensor, image: Tensor, absent: Tensor | None = None) -> ImageSums:
@@ -88,9 +100,16 @@ def head_statistics(
 
 
 def statistics_of(sums: ImageSums, keys: int | Tensor, images: int | Tensor) -> HeadStatistics:
-    """R, H_img and EFR of heads [L, H] from what their rows add up to; see `head_statistics`."""
+    """R, H_img and EFR of heads [L, H] from what their rows add up to; see `head_statistics`.
+
+    Of several rows, [L, H, Q], `keys` and `images` are [L, Q].
+    """
     mass, entropy = sums.mass, sums.entropy
-    keys, images = (torch.as_tensor(x, device=mass.device).view(-1, 1) for x in (keys, images))
+    keys, images = (torch.as_tensor(x, device=mass.device) for x in (keys, images))
+    if mass.ndim == 3:
+        keys, images = keys.expand(len(mass), -1)[:, None], images.expand(len(mass), -1)[:, None]
+    else:
+        keys, images = keys.view(-1, 1), images.view(-1, 1)
     focus = (mass / images.clamp_min(1)) / (sums.total / keys + EPS)
     return HeadStatistics(focus, entropy, entropy / (focus + EPS))
 

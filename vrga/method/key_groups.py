@@ -64,6 +64,11 @@ class KeyGroups:
         return cls(method, opened, closed, watch, question)
 
     @property
+    def boosts(self) -> bool:
+        """Whether T alone is steered, so that nothing is where it is empty."""
+        return self.method not in ("released_mask", "ablation")
+
+    @property
     def count(self) -> int:
         """How many groups there are."""
         return len(self.opened)

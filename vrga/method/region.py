@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +33,7 @@ class Region:
     Args:
         query: position of the last question token in the padded row.
         focus: positions of T before dilation, ascending, int64.
-        mask: T as steered, bool [S].
+        mask: T as steered, bool [S]; empty where the map is not clear enough (``abstain``).
         image: I, the tokens counted as image, bool [S].
         map: relevance, float [h, w] for each image (or video frame); sums to 1 over the row.
         grids: the token grid of each image.
@@ -53,6 +53,15 @@ class Region:
     background: Tensor
     heads: HeadStatistics
     question: str | None = None
+
+    @property
+    def certainty(self) -> float:
+        """The map's highest share: near 1 where it is all on one token; 0 without an image.
+
+        Of the scores that were tried it tells right maps from wrong ones best; see
+        docs/look-closer.md, "Finding".
+        """
+        return max((float(part.max()) for part in self.map), default=0.0)
 
     def __repr__(self) -> str:
         chosen, tokens = int(self.mask.sum()), int(self.image.sum())
@@ -83,7 +92,8 @@ class ImageKeys:
 
     Args:
         index: their positions, int64 [n].
-        images: how many of them the query row sees in each layer; one number, or [L].
+        images: how many of them the query row sees in each layer; one number, [L], or [L, Q] of
+            the rows of a whole question.
     """
 
     index: Tensor
@@ -124,13 +134,28 @@ def find_regions(
     """
     images = [rules.image(sample, config) for sample in samples]
     places = [image.index for image in images]
-    heads = []
+    heads, asked = [], []
     for sample, image, sums in zip(samples, images, rows.sums(places), strict=True):
-        stats = statistics_of(sums, sample.seen.sum(1), image.images)
-        heads.append(Heads(stats, *rules.choose(stats, sums, config)))
-    means = rows.means([(one.visual, one.background) for one in heads], places)
+        stats = statistics_of(sums, sample.seen.sum(-1), image.images)
+        row = None  # of a whole question, the one that each head is taken at, bool [L, H, Q]
+        if stats.focus.ndim == 3:
+            most = stats.focus.argmax(-1, keepdim=True)
+            row = torch.zeros_like(stats.focus, dtype=torch.bool).scatter(-1, most, True)
+            stats, sums = stats.at(most), sums.at(most)
+        own = Heads(stats, *rules.choose(stats, sums, config))
+        sets = own.visual, own.background
+        asked.append(sets if row is None else [chosen[..., None] & row for chosen in sets])
+        heads.append(own)
+    means = rows.means(asked, places)
     found = zip(samples, images, heads, means, strict=True)
-    return [rules.region(*one, config) for one in found]
+    return [_clear(rules.region(*one, config), config) for one in found]
+
+
+def _clear(region: Region, config: VRGAConfig) -> Region:
+    """The region, without T where its map is not clear enough to steer by."""
+    if region.certainty < config.abstain:
+        return replace(region, mask=torch.zeros_like(region.mask))
+    return region
 
 
 def find_region(
@@ -139,7 +164,8 @@ def find_region(
     """Phase 1 of the method for one row, whose attention is there in full.
 
     Args:
-        rows: attention from the query row, float32 [L, H, S], on any device.
+        rows: attention from the query row, float32 [L, H, S], on any device; with
+            ``question="whole"`` from all rows of the question, [L, H, Q, S].
         grids, query, seen: see `Sample`.
     """
     sample = Sample(grids, query, seen)
@@ -148,7 +174,7 @@ def find_region(
 
 def _image(sample: Sample, config: VRGAConfig) -> ImageKeys:
     index = torch.cat([grid.index for grid in sample.grids])  # I, in raster order image by image
-    return ImageKeys(index, sample.seen[:, index].sum(1))
+    return ImageKeys(index, sample.seen[..., index].sum(-1))
 
 
 def _choose(stats: HeadStatistics, sums: ImageSums, config: VRGAConfig) -> tuple[Tensor, Tensor]:
@@ -171,7 +197,7 @@ def _region(
         dilate(part.view(grid.h, grid.w), config.dilation).flatten()
         for part, grid in zip(focus.split(counts), grids, strict=True)
     ]
-    mask, image = torch.zeros(2, sample.seen.shape[1], dtype=torch.bool, device="cpu")
+    mask, image = torch.zeros(2, sample.seen.shape[-1], dtype=torch.bool, device="cpu")
     mask[index] = torch.cat(grown) & ~border
     image[index] = True
     return Region(

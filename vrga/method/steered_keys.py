@@ -22,7 +22,7 @@ class Placed:
 
     Args:
         flags: of the prompt's keys, int32 [B, F]; images: image keys of each row, int32 [B].
-        steered: rows with an image, bool [B].
+        steered: rows with an image, and with a T where that is what is steered to, bool [B].
         gate: which heads are open, bool [L, B, H]; None where each step decides.
     """
 
@@ -49,7 +49,7 @@ class SteeredKeys:
         devices: of the layers, where the state lies before a step is compiled.
 
     Attributes:
-        rows: of the batch; every_row: whether each has an image.
+        rows: of the batch; every_row: whether each is steered.
         need: what attention to the keys takes.
     """
 
@@ -64,6 +64,8 @@ class SteeredKeys:
     ):
         image = torch.stack([region.image for region in regions])
         steered = image.any(1)
+        if groups.boosts:
+            steered = steered & torch.stack([region.mask.any() for region in regions])
         self.groups, self._capacity = groups, capacity
         self.every_row = bool(steered.all())
         flags = groups.flags(regions, capacity)

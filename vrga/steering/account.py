@@ -11,7 +11,17 @@ from vrga.steering.decode_step import DecodeStep
 from vrga.steering.located import Located
 from vrga.steering.passes import SteeringError
 from vrga.steering.probe import Probe
-from vrga.steering.steps import EMPTY, GAIN, IMAGELESS, OFF, SHALLOW, Ledger, Steps, answer_ends
+from vrga.steering.steps import (
+    EMPTY,
+    GAIN,
+    IMAGELESS,
+    OFF,
+    SHALLOW,
+    UNSURE,
+    Ledger,
+    Steps,
+    answer_ends,
+)
 
 
 class Account:
@@ -66,7 +76,8 @@ class Account:
             if not region.grids:
                 found[row] = found[row].all_left_alone(IMAGELESS)
             elif boosts and not timeline.relocated and not region.mask.any():
-                found[row] = found[row].all_left_alone(EMPTY)
+                unsure = region.certainty < self._located.config.abstain
+                found[row] = found[row].all_left_alone(UNSURE if unsure else EMPTY)
             elif idle:
                 found[row] = found[row].all_left_alone(SHALLOW)
         return found

@@ -28,6 +28,7 @@ class Asked:
 
     Args:
         prompt: what its tokens are; query: positions of the questions' last tokens, int64 [B].
+        words: positions of all of each question's words, where they are asked for, or None.
         end: keys in the cache when it is through.
         last_query: the last of the positions.
         device: of its inputs.
@@ -35,6 +36,7 @@ class Asked:
 
     prompt: Prompt
     query: Tensor
+    words: list[list[int]] | None
     end: int
     last_query: int
     device: torch.device
@@ -77,9 +79,12 @@ class Asked:
             end = past + width
         given = inputs if announced is None else announced.inputs
         host.check_positions(given, any(prompt.later(start).grids))
-        query = reader.positions(prompt, options.query, start, set(options.ends))
-        query = check_query(query, prompt)
-        return cls(prompt, query, end, int(query.max()), inputs.tokens.device)
+        ends = set(options.ends)
+        query = check_query(reader.positions(prompt, options.query, start, ends), prompt)
+        words = None
+        if options.config.question == "whole":
+            words = reader.content(prompt, query, ends)
+        return cls(prompt, query, words, end, int(query.max()), inputs.tokens.device)
 
     def probe(self, config: VRGAConfig, kernels: Kernels, past: int) -> Probe | None:
         """The probe of the questions' rows; None where no row has an image.
@@ -88,7 +93,8 @@ class Asked:
             past: keys before the prompt's first pass.
 
         Raises:
-            ValueError: a question that ends before that pass.
+            ValueError: a question that ends before that pass, or that begins before it where all
+                of its words are asked for.
         """
         shift = 1 if config.reproduces else 0  # it probes the token before the question's last
         rows = [row for row, grids in enumerate(self.prompt.grids) if grids]
@@ -100,9 +106,16 @@ class Asked:
             )
         if not rows:
             return None
+        if self.words is not None and any(self.words[row][0] < past for row in rows):
+            first = min(self.words[row][0] for row in rows)
+            raise ValueError(
+                f"question='whole' needs every word of the question in this prompt's passes, and "
+                f"{past} tokens were cached before, of which one at {first} is a word of it: "
+                "fill the cache up to the image alone, or set question='last'"
+            )
         grids = self.prompt.grids
         probed = [place if row else -1 for place, row in zip(probed, grids, strict=True)]
-        return Probe(probed, self.prompt.visible, kernels)
+        return Probe(probed, self.prompt.visible, kernels, self.words)
 
     def probe_at(self, opened: Tensor, kernels: Kernels, past: int) -> Probe | None:
         """The probe of tokens amid the answer; None where no row with an image has any.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,73 +10,10 @@ from torch import Tensor
 
 from vrga.method.attention_rows import AttentionRows
 from vrga.method.heads import ImageSums, image_sums
+from vrga.steering.query_rows import QueryRows
+from vrga.steering.scores import KeptScores, LateScores
 
 AT_ONCE = 1 << 17  # scores that are made at once: 512 kB in float32
-
-
-@dataclass(frozen=True)
-class LateScores:
-    """Queries and keys of one layer, to be scored when they are asked for.
-
-    Args:
-        query: of the probed rows alone, [B, H, d].
-        key: as attention saw them, [B, H_kv, S, d].
-        last, hidden, offset, rows, scale: as `probe_scores_reference` takes them, with `rows` the
-            number of its query rows.
-        score: `probe_scores_reference`, or its like.
-    """
-
-    query: Tensor
-    key: Tensor
-    last: Tensor
-    hidden: Tensor
-    offset: int
-    rows: int
-    scale: float
-    score: Callable
-
-    @property
-    def heads(self) -> tuple[int, int]:
-        """H and H_kv."""
-        return self.query.shape[1], self.key.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        """Of the layer."""
-        return self.query.device
-
-    def write(self, samples: slice, kv_heads: slice, out: Tensor) -> None:
-        """Scores of some samples' queries with some KV heads' keys, into [b, h, S]."""
-        group = self.query.shape[1] // self.key.shape[1]
-        heads = slice(kv_heads.start * group, kv_heads.stop * group)
-        query = self.query[samples, heads, None].expand(-1, -1, self.rows, -1)  # whichever is read
-        self.score(
-            query, self.key[samples, kv_heads], self.last[samples], self.hidden[samples], out,
-            offset=self.offset, scale=self.scale,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class KeptScores:
-    """Scores of one layer, [B, H, S], whose keys are not kept as attention saw them."""
-
-    scores: Tensor
-    kv_heads: int
-
-    @property
-    def heads(self) -> tuple[int, int]:
-        """H and H_kv."""
-        return self.scores.shape[1], self.kv_heads
-
-    @property
-    def device(self) -> torch.device:
-        """Of the layer."""
-        return self.scores.device
-
-    def write(self, samples: slice, kv_heads: slice, out: Tensor) -> None:
-        """See `LateScores.write`."""
-        group = self.scores.shape[1] // self.kv_heads
-        out.copy_(self.scores[samples, kv_heads.start * group : kv_heads.stop * group])
 
 
 @dataclass(frozen=True)
@@ -84,7 +21,7 @@ class Block:
     """What is made at once: scores of some heads of some layers, for some samples.
 
     Args:
-        scores: float32 [l, b, h, S], before the softmax.
+        scores: float32 [l, b, h * Q, S], before the softmax.
         layers, samples, heads: which these are.
     """
 
@@ -103,17 +40,17 @@ class ProbedRows(AttentionRows):
     Args:
         layers: what each layer left, by its number from 0.
         samples: rows of the batch that are asked about; the others have no query row here.
-        size: (B, S).
+        asked: which rows are probed.
     """
 
     def __init__(
         self,
         layers: Mapping[int, LateScores | KeptScores],
         samples: Sequence[int],
-        size: tuple[int, int],
+        asked: QueryRows,
     ):
         self._layers, self._samples = [layers[i] for i in sorted(layers)], list(samples)
-        self._batch, self._length = size
+        self._batch, self._length, self._rows = asked.batch, asked.length, asked
         self._heads = self._layers[0].heads[0]
         self._asked: _Places | None = None
 
@@ -132,7 +69,7 @@ class ProbedRows(AttentionRows):
             torch.stack([sums.total, sums.mass, sums.entropy], out=own)
         # Each layer stands on one device, and is zero on the others.
         whole = torch.stack([sums.cpu() for sums in found.values()]).sum(0)
-        return [ImageSums(*whole[:, :, row].unbind()) for row in self._samples]
+        return [ImageSums(*self._own(whole[:, :, row], row).unbind()) for row in self._samples]
 
     @torch.no_grad()
     def means(
@@ -143,7 +80,8 @@ class ProbedRows(AttentionRows):
         shape = sets, self._batch, len(self._layers), self._heads
         chosen = torch.zeros(shape, dtype=torch.bool, device="cpu")
         for row, masks in zip(self._samples, heads, strict=True):
-            chosen[:, row] = torch.stack(list(masks))
+            own = torch.stack(list(masks))
+            self._own(chosen[:, row], row)[:] = own
         wanted = chosen.any(0).any(0).any(-1).nonzero()[:, 0].tolist()
         found: dict[torch.device, Tensor] = {}
         for block in self._blocks(wanted):
@@ -171,6 +109,15 @@ class ProbedRows(AttentionRows):
         pairs = zip(self._samples, images, strict=True)
         return [list(whole[:, row, : len(image)].unbind()) for row, image in pairs]
 
+    def _own(self, heads: Tensor, row: int) -> Tensor:
+        """A sample's heads [..., L, H * Q] as a view [..., L, H, its Q]; [..., L, H] of its query
+        alone."""
+        if self._rows.alone:
+            return heads
+        width = self._rows.width
+        split = heads.view(*heads.shape[:-1], self._heads // width, width)
+        return split[..., width - self._rows.count(row) :]
+
     def _places(self, images: Sequence[Tensor]) -> _Places:
         if self._asked is None or self._asked.images is not images:
             self._asked = _Places(images, self._samples, self._batch)
@@ -180,7 +127,7 @@ class ProbedRows(AttentionRows):
         """Scores of some layers, block by block."""
         heads, kv_heads = self._layers[0].heads
         group, layer = heads // kv_heads, self._batch * heads * self._length
-        most = max(AT_ONCE, layer // 4)
+        most = max(AT_ONCE, layer // (4 * self._rows.width))
         at_once = max(1, most // layer)  # layers
         samples = min(max(1, most // (heads * self._length)), self._batch)
         some = min(max(1, most // (samples * group * self._length)), kv_heads)  # KV heads

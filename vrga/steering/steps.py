@@ -18,6 +18,7 @@ RISES = "turns uncertain"
 CHOICE = "not chosen by `when`"
 IMAGELESS = "no image"
 EMPTY = "an empty region"
+UNSURE = "no clear region"
 SHALLOW = "no layer from first_layer on"
 
 
