@@ -65,7 +65,7 @@ def _batch(
         )
         for text in (_text(sample, prompt) for sample in samples)
     ]
-    inputs = batch_inputs(processor, chats, [sample.image for sample in samples])
+    inputs = batch_inputs(processor, chats, [sample.image for sample in samples], {})
     layers = model(**inputs, use_cache=False, output_attentions=True, logits_to_keep=1).attentions
     rows, length = inputs["input_ids"].shape
     ends = reader.host.end_tokens

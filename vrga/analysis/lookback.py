@@ -57,10 +57,14 @@ def arms(
     check_known("--prompts", prompts, PROMPTS)
     check_known("--steering", steerings, tuple(STEERINGS))
     nats = config.uncertainty if uncertainty is None else uncertainty
-    plain = {"when": "always", "relocate": "question", "uncertainty": VRGAConfig.uncertainty}
+    plain: dict[str, Any] = {
+        "when": "always",
+        "relocate": "question",
+        "uncertainty": VRGAConfig.uncertainty,
+    }
     configs: dict[str, VRGAConfig | None] = {}
     for name, fields in STEERINGS.items():
-        own = {} if fields is None else plain | fields
+        own = plain | (fields or {})
         if "uncertain" in own.values():
             own["uncertainty"] = nats
         configs[name] = None if fields is None else dataclasses.replace(config, **own)

@@ -168,9 +168,9 @@ class Meter:
         layer = call.layer
         if call.window is not None and call.rows > 1:
             for i, part in call.each_row():
-                known = None if stats is None else stats[:, :, i : i + 1]
+                own = None if stats is None else stats[:, :, i : i + 1]
                 seen = opened[:, i : i + 1] if isinstance(opened, Tensor) else opened
-                self._finish(layer, _wait(None, part, known, past + i, seen), views)
+                self._finish(layer, _wait(None, part, own, past + i, seen), views)
             return
         waiting = self._waiting.get(layer)
         known = stats is not None
