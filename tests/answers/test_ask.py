@@ -21,7 +21,7 @@ import vrga
 from vrga import VRGAConfig
 from vrga.answers.page import edges
 from vrga.demo.data import SPLITS, TEST_SEEDS, is_card, make_samples, prepare, split_options
-from vrga.marks import marked_words
+from vrga.text_diff import marked_words
 
 NOISY = make_samples(2, seed=TEST_SEEDS.start, noise=140.0)
 

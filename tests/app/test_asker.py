@@ -14,11 +14,11 @@ from command import run
 
 import vrga
 from vrga.app import asker as asking
-from vrga.app import view
+from vrga.app import messages
 from vrga.app.asker import Answered, Asker, Question
-from vrga.app.painted import cells_of, read_painted
-from vrga.app.visits import Visits
-from vrga.app.words import Said, Stopped
+from vrga.app.brush import cells_of, read_painted
+from vrga.app.visitors import Visits
+from vrga.app.word_queue import Said, Stopped
 from vrga.demo.data import PROMPTS, TEST_SEEDS, make_samples
 from vrga.demo.fine.data import FINE_SPLITS, make_fine_samples
 from vrga.method.prompt import Grid
@@ -90,7 +90,7 @@ def test_a_closer_look_answers_what_one_look_cannot(tmp_path):
     *said, found = fine.ask(question, threading.Event())
     assert found.closer and found.told.startswith("Looked closer: ")
     assert sample.answer in found.texts[1] and found.texts[1].startswith(said[-1].steered)
-    page = json.loads(view.answered(found))
+    page = json.loads(messages.answered(found))
     assert page["titles"] == ["without VRGA", "with VRGA, looked closer"]
     assert [len(one["images"]) for one in page["page"]["runs"]] == [1, 2]
     assert sample.question in render(found.traces)  # the report of both
@@ -126,7 +126,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(asker, pat
 
 def test_every_head_has_its_map_where_there_is_room(asker, paths, monkeypatch):
     found = asked(asker, paths[:1], SAMPLES[0].question)[-1]
-    (base, _) = json.loads(view.answered(found))["page"]["runs"]
+    (base, _) = json.loads(messages.answered(found))["page"]["runs"]
     names = [one["name"] for one in base["channels"]]
     assert sum(name.startswith("layer ") and "head" in name for name in names) == 48
     assert [f"layer {i}" for i in range(6)] == [n for n in names if n[:-1] == "layer "]
@@ -137,7 +137,7 @@ def test_every_head_has_its_map_where_there_is_room(asker, paths, monkeypatch):
 
 def test_an_answer_of_one_token_is_shown_without_maps(paths):
     short = Asker(None, max_new_tokens=1)
-    told = json.loads(view.answered(asked(short, paths[:1], SAMPLES[0].question)[-1]))
+    told = json.loads(messages.answered(asked(short, paths[:1], SAMPLES[0].question)[-1]))
     assert told["page"] is None and "a single token has no step" in told["notes"][-1]
 
 

@@ -12,7 +12,7 @@ from browser import PHONE, chromium
 from PIL import Image
 
 import vrga
-from vrga.app import words
+from vrga.app import word_queue
 from vrga.app.examples import SHOWN
 from vrga.demo.data import PROMPTS, TEST_SEEDS, make_samples
 
@@ -169,7 +169,7 @@ def wait_for(condition, seconds=30):
 def gate(monkeypatch):
     """Holds answers back at their second word until it is set; counts what was let through."""
     opened, entered, through = threading.Event(), threading.Event(), []
-    put = words.Stoppable.put
+    put = word_queue.Stoppable.put
 
     def held(self, value):
         through.append(value)
@@ -178,7 +178,7 @@ def gate(monkeypatch):
             opened.wait(30)
         put(self, value)
 
-    monkeypatch.setattr(words.Stoppable, "put", held)
+    monkeypatch.setattr(word_queue.Stoppable, "put", held)
     opened.entered, opened.through = entered, through
     yield opened
     opened.set()

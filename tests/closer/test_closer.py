@@ -20,8 +20,8 @@ from vrga.demo import build
 from vrga.demo.fine.data import make_fine_samples
 from vrga.demo.fine.settings import FINDING
 from vrga.hf.families import FAMILIES
-from vrga.hf.looking import chat_inputs
 from vrga.hf.processors import image_only_processor_class
+from vrga.hf.second_look import chat_inputs
 from vrga.steering.patching import patch_of
 
 QUESTION = "which letter is on the red card?"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrga.evaluation import algebra
+from vrga.evaluation import math_check
 from vrga.evaluation.scoring import (
     answer,
     asks_for_box,
@@ -312,7 +312,7 @@ def test_mathematics_in_many_threads():
 
 @pytest.mark.slow
 def test_arithmetic_without_end_is_wrong_and_the_next_answer_is_scored():
-    checker = algebra.Checker()
+    checker = math_check.Checker()
     try:
         assert checker.equal("1/2", "0.5")
         first = checker._process.pid
@@ -330,4 +330,4 @@ def test_without_math_verify_the_error_says_so(monkeypatch, tmp_path):
     (tmp_path / "math_verify.py").write_text("raise ImportError('no module of that name')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ImportError, match="math-verify does not start: .*no module of that name"):
-        algebra.Checker().equal("1/2", "0.5")
+        math_check.Checker().equal("1/2", "0.5")

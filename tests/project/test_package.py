@@ -122,7 +122,7 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
         "vrga/report/drawing.js",
         "vrga/app/viewer.js",
         "vrga/app/viewer.css",
-        "vrga/evaluation/turned.html.jinja",
+        "vrga/evaluation/flips.html.jinja",
         "vrga/training/page.html.jinja",
         "vrga/training/paper-7b.yaml",
     ):

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, StoppingCriteriaList
 
 import vrga
 from vrga import VRGAConfig
-from vrga.method.back_spans import Phase
+from vrga.method.back_spans import BackSpans
 
 QWEN = FAMILIES["qwen2_5_vl"]
 CLOSE = dict(rtol=2e-3, atol=2e-3)
@@ -310,7 +310,7 @@ def test_the_host_knows_the_spans_before_the_step(model, monkeypatch, relocate):
     """What was looked ahead is what the step then finds, at every step but none of the prompt's."""
     batch, told = QWEN.batch([1, 1, 0]), []
     said = [[WORD, *OPENS, 41, 42, *SHUTS], [*OPENS, *SHUTS, 41, *OPENS[:2]], [*OPENS, *[43] * 6]]
-    own = Phase.on_host
+    own = BackSpans.on_host
 
     def on_host(self, past):
         assert self._ahead == past  # nothing is asked of the device
@@ -320,7 +320,7 @@ def test_the_host_knows_the_spans_before_the_step(model, monkeypatch, relocate):
         told.append((inside.flatten().tolist(), opened.flatten().tolist()))
         return inside, opened
 
-    monkeypatch.setattr(Phase, "on_host", on_host)
+    monkeypatch.setattr(BackSpans, "on_host", on_host)
     config = VRGAConfig.published(gain=3.0, when="back", relocate=relocate)
     said = [row[:9] + [43] * (9 - len(row)) for row in said]
     with vrga.patch(model, config, tokenizer=WORDS):

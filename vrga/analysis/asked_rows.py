@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vrga.annotations import Model, Processor
 from vrga.demo.data import PROMPTS, Sample
 from vrga.demo.fine.data import FineSample
-from vrga.foreign import Model, Processor
 from vrga.hf.backends import backend_of, set_backend
 from vrga.hf.host import Host
-from vrga.hf.looking import batch_inputs
 from vrga.hf.prompt_reader import PromptReader
+from vrga.hf.second_look import batch_inputs
 from vrga.method.prompt import Grid
 
 

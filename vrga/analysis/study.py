@@ -15,13 +15,13 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from vrga.annotations import Model, Processor
 from vrga.demo.data import TEST_SEEDS, make_samples, split_options
 from vrga.evaluation.arms import Arm, run_arms, versions
 from vrga.evaluation.items import Item, drawn_items, read_items
-from vrga.evaluation.looking import cells_in
+from vrga.evaluation.looked_at import cells_in
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.wording import Table, say_config
-from vrga.foreign import Model, Processor
 from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.intervals import Interval

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from vrga.images import data_uri, heat_colors
-from vrga.marks import marked_words
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
+from vrga.text_diff import marked_words
 
 if TYPE_CHECKING:
     from vrga.answers.answer import Answer

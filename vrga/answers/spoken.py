@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
+from vrga.annotations import Model, Processor
 from vrga.config import VRGAConfig
-from vrga.foreign import Model, Processor
 from vrga.hf.families import FAMILIES, unwrapped
 from vrga.images import bounded
 from vrga.method.region import Region

@@ -16,15 +16,15 @@ from PIL import Image
 from vrga.answers.answer import Answer
 from vrga.answers.ask import ask, check_question, foreign
 from vrga.answers.spoken import inputs_of, unsteered_config
-from vrga.app.painted import cells_of
-from vrga.app.words import Said, Stopped, Words, newest
+from vrga.app.brush import cells_of
+from vrga.app.word_queue import Said, Stopped, Words, newest
 from vrga.closer.look import look_closer
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.fine.settings import CLOSER
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
-from vrga.hf.looking import check_pictures
+from vrga.hf.second_look import check_pictures
 from vrga.images import read_image
 from vrga.recording.trace import Trace
 from vrga.steering.patching import patch

@@ -10,12 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from vrga.app import view
+from vrga.app import messages
 from vrga.app.asker import DEFAULT, MOST_PICTURES, Answered, Asker, Question
+from vrga.app.brush import read_painted
 from vrga.app.examples import Example
-from vrga.app.painted import read_painted
-from vrga.app.visits import Visits
-from vrga.app.words import Stopped
+from vrga.app.visitors import Visits
+from vrga.app.word_queue import Stopped
 from vrga.presets import PRESETS
 from vrga.report.page import render
 
@@ -166,9 +166,9 @@ class Events:
         paths = tuple(files or ())
         self.visits.keep(_session(request), paths)
         try:
-            told = view.pictures(self.asker.pictures(paths) if paths else [])
+            told = messages.pictures(self.asker.pictures(paths) if paths else [])
         except (ValueError, OSError) as error:
-            told = view.failed(str(error))
+            told = messages.failed(str(error))
         return told, NO_REPORT
 
     def gain(self, preset: str) -> dict:
@@ -196,17 +196,17 @@ class Events:
             for found in self.asker.ask(asked, stop):
                 if isinstance(found, Answered):
                     self.found[session] = found
-                    yield view.answered(found), NO_REPORT, *BUSY
+                    yield messages.answered(found), NO_REPORT, *BUSY
                 else:
-                    yield view.speaking(found), NO_REPORT, *BUSY
+                    yield messages.speaking(found), NO_REPORT, *BUSY
         except Stopped:
-            yield view.stopped(), NO_REPORT, *BUSY
+            yield messages.stopped(), NO_REPORT, *BUSY
         except (ValueError, OSError) as error:
-            yield view.failed(str(error)), NO_REPORT, *BUSY
+            yield messages.failed(str(error)), NO_REPORT, *BUSY
         except Exception as error:  # whatever a model raises: said on the page, not lost
             logging.getLogger(__name__).exception("the model failed")
             told = f"the model failed: {type(error).__name__}: {error}"
-            yield view.failed(told), NO_REPORT, *BUSY
+            yield messages.failed(told), NO_REPORT, *BUSY
 
     def settle(self, request: gr.Request) -> tuple:
         """A question was answered, or not: its report, and the next one may be asked."""
@@ -217,7 +217,7 @@ class Events:
 
     def refuse(self) -> str:
         """A question did not come so far as to be asked."""
-        return view.failed(
+        return messages.failed(
             f"the question was not taken: {WAITING} others wait, or a setting is out of its range "
             f"(a gain from 1 to {LARGEST_GAIN}). Ask again"
         )

@@ -57,7 +57,7 @@ def served(
         from vrga.app.asker import Asker
         from vrga.app.examples import write_examples
         from vrga.app.page import CSS, build
-        from vrga.app.visits import Visits
+        from vrga.app.visitors import Visits
 
         asker, folder = Asker(model, **options), Path(made)
         examples = write_examples(folder / "examples", model) if asker.is_small else []

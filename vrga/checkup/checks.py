@@ -8,10 +8,10 @@ import os
 from transformers import CompileConfig
 
 import vrga
+from vrga.annotations import Model
 from vrga.checkup.compare import HALF, Comparison, distance, same
 from vrga.checkup.trial import Fault, Found, Skipped, Trial, first_line
 from vrga.config import VRGAConfig
-from vrga.foreign import Model
 from vrga.hf.backends import backend_of, backends_of, known_backends, set_backend
 
 STATIC = VRGAConfig.sparing()  # steers strongly: what is off shows

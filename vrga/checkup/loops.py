@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vrga.annotations import Model
 from vrga.checkup.plain_look import Look, Picture
 from vrga.config import VRGAConfig
-from vrga.foreign import Model
 from vrga.hf.backends import backend_of, register_backend, set_backend
 
 NAME = "vrga_plain_loops"

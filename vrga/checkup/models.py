@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import vrga
+from vrga.annotations import Model
 from vrga.checkup.loops import Loops, Row
 from vrga.checkup.plain_look import Picture
-from vrga.foreign import Model
 from vrga.hf.backends import set_backend
 from vrga.hf.families import family_of
 from vrga.hf.inputs import TYPES

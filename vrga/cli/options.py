@@ -133,7 +133,7 @@ def check_closer(model: str | None) -> None:
     Raises:
         OSError, ValueError: as of `read_config` and `check_kind`.
     """
-    from vrga.hf.looking import check_kind
+    from vrga.hf.second_look import check_kind
 
     where = embedded() if model is None else check_model(model)
     check_kind(read_config(where)["model_type"])

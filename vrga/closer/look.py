@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from vrga.annotations import Model
 from vrga.closer.closer import Closer
 from vrga.closer.two_looks import TwoLooks
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
-from vrga.foreign import Model
 from vrga.hf.families import unwrapped
-from vrga.hf.looking import check_pictures, turn_of
+from vrga.hf.second_look import check_pictures, turn_of
 from vrga.images import read_image
 from vrga.steering.patching import patch
 

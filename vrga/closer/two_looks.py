@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vrga.annotations import Cache, Model, Processor
 from vrga.closer.closer import Closer, Cost, Pictures
 from vrga.closer.crops import Decision, crops_around, decide, find_spots
 from vrga.closer.zoom import Zoom
-from vrga.foreign import Cache, Model, Processor
 from vrga.hf.cache import cache_in
-from vrga.hf.looking import (
+from vrga.hf.second_look import (
     Greedy,
     batch_inputs,
     cut,

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vrga.foreign import BatchFeature
+from vrga.annotations import BatchFeature
 from vrga.lookback import last_box
 
 CELL = 28  # pixels: one visual token of Qwen2.5-VL (patch 14, merge 2)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from vrga.annotations import Model
 from vrga.demo import build
 from vrga.demo.data import CELL, TRAIN_SEEDS
 from vrga.evaluation.arms import versions
-from vrga.foreign import Model
 from vrga.hf.backends import set_backend
 
 # (layer, head): one KV group in each of two middle layers learns to look at what is spoken of, so

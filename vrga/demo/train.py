@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import trange
 
+from vrga.annotations import Model
 from vrga.demo import build, learning
 from vrga.demo.arm import run_arm
 from vrga.demo.data import (
@@ -31,10 +32,9 @@ from vrga.demo.data import (
     make_samples,
 )
 from vrga.demo.learning import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT
-from vrga.foreign import Model
 from vrga.hf.backends import set_backend
 from vrga.hf.inputs import TYPES
-from vrga.method.back_spans import Phase, tag_table
+from vrga.method.back_spans import BackSpans, tag_table
 
 WEIGHTS = Path(__file__).parent / "weights"
 KINDS = {"direct": 0.25, "cot": 0.25, "back": 0.25, "caption": 0.25}  # shares of a batch
@@ -100,7 +100,7 @@ class Batches(learning.DrawnBatches):
 
     def _opens(self, target: list[int]) -> Tensor:
         """Whether each token of a target completes a <back> tag, bool [T]."""
-        phase = Phase(self.tags, 1, torch.device("cpu"))
+        phase = BackSpans(self.tags, 1, torch.device("cpu"))
         phase.advance(torch.tensor([target]), 0)
         return phase.opened[0]
 

@@ -20,13 +20,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vrga.annotations import Model
 from vrga.config import VRGAConfig
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import Item
-from vrga.evaluation.looking import looks_of
+from vrga.evaluation.looked_at import looks_of
 from vrga.evaluation.request import Answer
 from vrga.evaluation.store import Store
-from vrga.foreign import Model
 from vrga.intervals import Interval, mcnemar, mean_interval, paired_difference, wilson
 from vrga.method.region import Region
 

@@ -13,12 +13,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vrga.annotations import BatchFeature, Model
 from vrga.config import VRGAConfig
 from vrga.evaluation.batch import Boxes, asked_region, each_row, summary
 from vrga.evaluation.failures import SAMPLE_ERRORS, out_of_memory, told_of
-from vrga.evaluation.looking import cells_in, looks_of
+from vrga.evaluation.looked_at import cells_in, looks_of
 from vrga.evaluation.request import Answer, Ready, Request
-from vrga.foreign import BatchFeature, Model
 from vrga.hf.families import FAMILIES
 from vrga.images import bounded, read_image
 from vrga.method.region import Region

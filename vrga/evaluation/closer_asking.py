@@ -7,14 +7,14 @@ from dataclasses import asdict, replace
 
 import torch
 
+from vrga.annotations import BatchFeature, Model
 from vrga.closer.two_looks import TwoLooks
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.batch import summary
 from vrga.evaluation.request import Answer, Ready
-from vrga.foreign import BatchFeature, Model
-from vrga.hf.looking import check_pictures
+from vrga.hf.second_look import check_pictures
 from vrga.steering.patching import Patch
 
 

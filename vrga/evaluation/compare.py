@@ -85,7 +85,7 @@ def compare(
                 console.print(line, markup=False, highlight=False, no_wrap=True,
                               overflow="ellipsis")  # fmt: skip
     if html is not None:
-        from vrga.evaluation.turned import write_page
+        from vrga.evaluation.flips import write_page
 
         path = write_page(turned, (first, second), settings, html)
         console.print(f"page: {path}", style="dim", soft_wrap=True)

@@ -14,6 +14,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
 from vrga import lookback
+from vrga.annotations import Model
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS
@@ -23,7 +24,6 @@ from vrga.evaluation.closer_asking import CloserAsker
 from vrga.evaluation.questions import question_of
 from vrga.evaluation.request import Answer, Request
 from vrga.evaluation.store import Store
-from vrga.foreign import Model
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
 from vrga.hf.files import embedded

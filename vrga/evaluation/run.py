@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from vrga.annotations import Model, Processor
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import split_options
@@ -27,7 +28,6 @@ from vrga.evaluation.harness import (
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.tables import page, rich_table, summary
 from vrga.evaluation.wording import say_config
-from vrga.foreign import Model, Processor
 from vrga.hf.checkpoints import load
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-from vrga.evaluation.algebra import CHECKER
 from vrga.evaluation.letters import picked
+from vrga.evaluation.math_check import CHECKER
 from vrga.lookback import SPAN, last_box
 
 BOX = "VRGA_BOX"  # environment variable: 1, only a box counts; 0, plain text counts too

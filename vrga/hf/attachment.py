@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vrga.foreign import Model
+from vrga.annotations import Model
 from vrga.hf import attention
 from vrga.hf.families import Family
 from vrga.hf.inputs import refusal

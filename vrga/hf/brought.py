@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vrga.annotations import Model
 from vrga.config import VRGAConfig, check_fields, read_file
 from vrga.config_file import FILE
-from vrga.foreign import Model
 from vrga.presets import PRESETS
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from vrga.foreign import ModelOutput
+from vrga.annotations import ModelOutput
 
 # What versions call the cache, among a model's inputs and in its output; the newest first.
 NAMES = ("cache", "past_key_values")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from vrga.foreign import Config, Model, Processor
+from vrga.annotations import Config, Model, Processor
 from vrga.hf.brought import fetch_file
 from vrga.hf.files import (
     check_model,

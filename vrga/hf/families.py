@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vrga.foreign import Config, Model
+from vrga.annotations import Config, Model
 from vrga.hf.layouts import (
     Layout,
     any_resolution,

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vrga.foreign import Config, Model
+from vrga.annotations import Config, Model
 from vrga.hf.inputs import ForwardInputs
 
 

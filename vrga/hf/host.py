@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from vrga.foreign import Model, ModelOutput
+from vrga.annotations import Model, ModelOutput
 from vrga.hf.attachment import WRAPPED, Attachment
 from vrga.hf.cache import NAMES, KeyCache, cache_among, cache_in
 from vrga.hf.families import family_of, unwrapped

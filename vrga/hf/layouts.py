@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vrga.foreign import Config
+from vrga.annotations import Config
 
 IMAGES, VIDEOS = 1, 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vrga.foreign import ModelOutput
+from vrga.annotations import ModelOutput
 
 KEPT = "logits_to_keep"  # the input that says of which tokens there are logits
 

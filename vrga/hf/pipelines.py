@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from vrga.foreign import Model, Processor, Tokenizer
+from vrga.annotations import Model, Processor, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import Pipeline as Pipeline

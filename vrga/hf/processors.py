@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vrga.foreign import Processor
+from vrga.annotations import Processor
 from vrga.hf.families import FAMILIES
 from vrga.hf.files import first_line, read_config
 from vrga.hf.tokenizers import old_chat_template

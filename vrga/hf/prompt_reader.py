@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vrga.foreign import Tokenizer
+from vrga.annotations import Tokenizer
 from vrga.hf.announcement import Announcement
 from vrga.hf.grids import read_prompt
 from vrga.hf.host import Host

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrga.foreign import Tokenizer
+from vrga.annotations import Tokenizer
 from vrga.hf.turns import TurnMarks
 from vrga.method.prompt import Prompt
 

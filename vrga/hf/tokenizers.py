@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vrga.foreign import Model, Tokenizer
+from vrga.annotations import Model, Tokenizer
 from vrga.hf.files import checkpoint_file
 
 TOKENIZER_FILES = (

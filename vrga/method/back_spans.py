@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vrga.foreign import Tokenizer
+from vrga.annotations import Tokenizer
 from vrga.lookback import TAG
 
 DRAFTS = 1024  # tokens after which no draft is rejected any more
@@ -133,7 +133,7 @@ def _fold(tokens: list[bytes], tag: str) -> tuple[np.ndarray, np.ndarray, int]:
     return state, opened, first
 
 
-class Phase:
+class BackSpans:
     """Follows the rows of one generation; its state is a tensor.
 
     Args:

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import torch
 
+from vrga.annotations import Model, Tokenizer
 from vrga.config import VRGAConfig
-from vrga.foreign import Model, Tokenizer
 from vrga.kernels.reference import ENTROPY, GATE, MASS
 from vrga.recording.recorder import Recorder
 from vrga.recording.trace import Trace

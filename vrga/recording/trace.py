@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from vrga.foreign import Tokenizer
+from vrga.annotations import Tokenizer
 from vrga.lookback import TAG
 from vrga.method.region import Region
 from vrga.method.timeline import Relocation, Timeline

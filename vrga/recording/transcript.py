@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vrga.foreign import Tokenizer
+from vrga.annotations import Tokenizer
 from vrga.method.region import Region
 from vrga.recording.token_texts import token_texts, until_end
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vrga.foreign import ModelOutput
+from vrga.annotations import ModelOutput
 from vrga.hf.inputs import ForwardInputs
 from vrga.hf.prompt_reader import on_cpu
 from vrga.steering.account import Account

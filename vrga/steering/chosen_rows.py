@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vrga.config import VRGAConfig
-from vrga.method.back_spans import Phase
+from vrga.method.back_spans import BackSpans
 from vrga.method.uncertainty import Uncertainty
 from vrga.steering.passes import SteeringError
 from vrga.steering.steps import CERTAIN, CHOICE, OPENS, OUTSIDE, RISES
@@ -47,7 +47,7 @@ class ChosenRows:
     def __init__(
         self,
         config: VRGAConfig,
-        phase: Phase | None,
+        phase: BackSpans | None,
         uncertainty: Uncertainty | None = None,
         applied: bool = True,
     ):
@@ -56,7 +56,7 @@ class ChosenRows:
         self.opened: Tensor | None = None  # tokens of this pass where a region is found anew
 
     @property
-    def _spans(self) -> Phase:
+    def _spans(self) -> BackSpans:
         """What follows the spans; the config asks for it wherever it is read."""
         assert self.phase is not None
         return self.phase

@@ -10,7 +10,7 @@ from torch import Tensor
 from vrga.config import VRGAConfig
 from vrga.kernels.api import Kernels, Way
 from vrga.kernels.reference import ENTROPY, GATE, GROUP, MASS
-from vrga.method.back_spans import Phase
+from vrga.method.back_spans import BackSpans
 from vrga.method.call import AttentionCall, exactly
 from vrga.method.heads import choose_ablated
 from vrga.method.key_views import PassViews, View
@@ -67,7 +67,7 @@ class DecodeStep:
         *,
         meter: Meter | None = None,
         applied: bool = True,
-        phase: Phase | None = None,
+        phase: BackSpans | None = None,
         uncertainty: Uncertainty | None = None,
         ablated: Tensor | None = None,
     ):

@@ -11,7 +11,7 @@ from vrga.hf.versions import VERSION
 from vrga.recording.waiting import CHUNK
 from vrga.steering.decode_step import DecodeStep
 from vrga.steering.passes import SteeringError
-from vrga.steering.recording import Recording
+from vrga.steering.record_block import Recording
 from vrga.steering.run import Run
 
 

@@ -18,12 +18,12 @@ from vrga.steering.chosen_rows import check_singly
 from vrga.steering.decode_step import DecodeStep
 from vrga.steering.forward_pass import ForwardPass
 from vrga.steering.generate_call import GenerateCall
-from vrga.steering.here import Here
 from vrga.steering.passes import Pass, SteeringError, check_compiled
 from vrga.steering.probe import Probe
-from vrga.steering.recording import Recording
+from vrga.steering.record_block import Recording
 from vrga.steering.run import Run
 from vrga.steering.settings import Options, Settings
+from vrga.steering.thread_state import ThreadState
 
 
 class Hooks:
@@ -39,7 +39,7 @@ class Hooks:
 
     def __init__(self, host: Host, reader: PromptReader, settings: Settings):
         self._host, self._reader, self.settings = host, reader, settings
-        self._here = Here(host.cache_name)
+        self._here = ThreadState(host.cache_name)
         self._last: Run | None = None  # of the last prompt in any thread
         self.recording: Recording | None = None
 

@@ -13,7 +13,7 @@ from vrga.hf.host import Host
 from vrga.hf.prompt_reader import PromptReader
 from vrga.kernels.api import Kernels
 from vrga.kernels.reference import GROUP
-from vrga.method.back_spans import Phase, tag_table
+from vrga.method.back_spans import BackSpans, tag_table
 from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import GridCells, cells_mask
 from vrga.method.region import Region, empty_region
@@ -26,7 +26,7 @@ from vrga.recording.waiting import CHUNK, Bank
 from vrga.steering.asked import Asked
 from vrga.steering.decode_step import DecodeStep, known_gate
 from vrga.steering.probe import Probe
-from vrga.steering.recording import Recording
+from vrga.steering.record_block import Recording
 from vrga.steering.settings import Options
 
 
@@ -145,7 +145,7 @@ class Located:
         probe: Probe,
         recorder: Recorder,
         cache: KeyCache,
-        phase: Phase | None,
+        phase: BackSpans | None,
         in_call: bool,
     ) -> Bank:
         """Room for what the steps on a static cache leave to be measured, which may be compiled."""
@@ -160,12 +160,12 @@ class Located:
             hears=self._decided_by("uncertain"),
         )
 
-    def _phase(self, recorder: Recorder | None) -> Phase | None:
+    def _phase(self, recorder: Recorder | None) -> BackSpans | None:
         """What follows the rows' <back> spans, where something needs them."""
         if not self._decided_by("back") and (recorder is None or not self.reader.knows_words):
             return None
         table = tag_table(self.reader.tokenizer, self.host.vocabulary, self.config.tag)
-        return Phase(table, len(self.timeline.now), self.asked.device, self.reached)
+        return BackSpans(table, len(self.timeline.now), self.asked.device, self.reached)
 
     def _uncertainty(self) -> Uncertainty | None:
         """What hears how sure the model is of its tokens, where that decides."""

@@ -30,7 +30,7 @@ from vrga.recording.filling import fill
 from vrga.recording.recorder import Recorder
 from vrga.recording.trace import Trace
 from vrga.steering.hooks import Hooks
-from vrga.steering.recording import Recording
+from vrga.steering.record_block import Recording
 from vrga.steering.settings import check_names, check_setting
 from vrga.steering.steps import Steps
 

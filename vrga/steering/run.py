@@ -24,7 +24,7 @@ from vrga.steering.decode_step import DecodeStep
 from vrga.steering.located import Located
 from vrga.steering.passes import Progress, SteeringError
 from vrga.steering.probe import Probe
-from vrga.steering.recording import Recording
+from vrga.steering.record_block import Recording
 from vrga.steering.settings import Options
 
 if TYPE_CHECKING:

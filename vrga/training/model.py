@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vrga.foreign import Model, Processor
+from vrga.annotations import Model, Processor
 from vrga.hf.checkpoints import load
 
 

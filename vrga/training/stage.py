@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from vrga.annotations import Model, Processor
 from vrga.evaluation.items import Item
 from vrga.evaluation.store import Store
-from vrga.foreign import Model, Processor
 from vrga.hf.families import family_of
 from vrga.images import read_image
 from vrga.training.checkpoints import MODEL, complete, disk_errors, newest

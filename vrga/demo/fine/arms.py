@@ -22,7 +22,7 @@ from vrga.closer.two_looks import steered_cells
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.fine.data import FineSample
-from vrga.hf.looking import batch_inputs, most_pixels, seen_sizes, token_side
+from vrga.hf.second_look import batch_inputs, most_pixels, seen_sizes, token_side
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
 from vrga.steering.patching import patch

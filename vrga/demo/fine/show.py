@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from vrga.annotations import Model, Processor
 from vrga.closer.look import look_closer
 from vrga.demo.data import TEST_SEEDS
 from vrga.demo.fine.arms import FOUND, LARGER, LONGEST, ONCE, TOLD, TRUE, run_fine_arms
 from vrga.demo.fine.data import FINE_SPLITS, FineSample, is_right, make_fine_samples
 from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.evaluation.wording import Table, percent
-from vrga.foreign import Model, Processor
 from vrga.hf.checkpoints import load
 from vrga.intervals import Interval, paired_difference, wilson
 

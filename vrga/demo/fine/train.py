@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import trange
 
+from vrga.annotations import Model
 from vrga.demo import build, learning
 from vrga.demo.data import LETTERS
 from vrga.demo.fine.batches import FineBatches
 from vrga.demo.fine.data import CARDS, GRID, sentences
 from vrga.demo.fine.settings import FINDING
 from vrga.demo.learning import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT
-from vrga.foreign import Model
 from vrga.hf.backends import set_backend
 from vrga.hf.checkpoints import load
 

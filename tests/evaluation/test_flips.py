@@ -17,9 +17,9 @@ from command import run
 
 from vrga.evaluation import local
 from vrga.evaluation.compare import compare
+from vrga.evaluation.flips import verdict
 from vrga.evaluation.harness import TASKS
 from vrga.evaluation.store import ANSWERED, Store
-from vrga.evaluation.turned import verdict
 
 TASK = "vrga_geomath"
 HOSTILE = "<script>document.title = 'taken'</script> \u202egnp.exe"

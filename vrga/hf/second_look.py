@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
-from vrga.foreign import Cache, Model
+from vrga.annotations import Cache, Model
 from vrga.hf.cache import NAMES, cache_in
 from vrga.hf.families import FAMILIES, family_of
 from vrga.hf.inputs import TYPES

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from vrga.app.asker import Answered
-from vrga.app.words import Said
+from vrga.app.word_queue import Said
 from vrga.report.page import as_json, encoded, shown
 
 MEGABYTES = 12.0  # of maps, for both answers

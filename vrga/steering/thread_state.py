@@ -11,7 +11,7 @@ from vrga.steering.recent_prompts import RecentPrompts
 from vrga.steering.run import Run
 
 
-class Here(threading.local):
+class ThreadState(threading.local):
     """What the current thread is at.
 
     Args:
@@ -33,5 +33,5 @@ class Here(threading.local):
         self.through: tuple[Run, int] | None = None
         self.recent = RecentPrompts(cache_name)
 
-    def __deepcopy__(self, memo: dict) -> Here:
-        return Here(self._cache_name)
+    def __deepcopy__(self, memo: dict) -> ThreadState:
+        return ThreadState(self._cache_name)

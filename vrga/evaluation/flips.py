@@ -14,8 +14,8 @@ from vrga.evaluation.asked import Question, Questions
 from vrga.evaluation.compare import Turned
 from vrga.evaluation.wording import percent
 from vrga.images import data_uri
-from vrga.marks import marked_words
 from vrga.report.page import TURNING
+from vrga.text_diff import marked_words
 
 LONGEST_SIDE = 640  # pixels of an image in the page
 LONGEST_TEXT = 20_000  # characters of two answers whose words are compared
@@ -46,7 +46,7 @@ def write_page(
         raise ImportError("the page needs Jinja2: pip install 'vrga[report]'") from error
     sources = [Questions(run) for run in reversed(runs)]
     environment = Environment(loader=PackageLoader("vrga.evaluation", ""), autoescape=True)
-    text = environment.get_template("turned.html.jinja").render(
+    text = environment.get_template("flips.html.jinja").render(
         runs=[str(run) for run in runs],
         settings={name: list(map(repr, values)) for name, values in settings.items()},
         compared=[_shown(one, sources) for one in turned],
