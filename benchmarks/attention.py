@@ -20,8 +20,9 @@ from benchmarks.contenders import ENTROPY, FOCUS, GAIN, Problem, make_problem, s
 from benchmarks.speed import both
 from benchmarks.timing import environment, fastest, ratio
 from vrga.kernels.biased import biased_attention
+from vrga.kernels.columns import GROUP
 from vrga.kernels.gated import GatedKeys, gated_attention, table
-from vrga.kernels.reference import GROUP, decode_attention_reference
+from vrga.kernels.reference import decode_attention_reference
 
 # (query heads, key heads, head size, keys)
 SHAPES = [

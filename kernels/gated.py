@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .reference import ENTROPY, GATE, GROUP, MASS
+from .columns import ENTROPY, GATE, GROUP, MASS
 
 
 @dataclass(frozen=True)

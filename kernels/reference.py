@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# Columns of the statistics: mass on I, H_mass, gate, then the unsteered mass of each group.
-MASS, ENTROPY, GATE, GROUP = 0, 1, 2, 3
+from .columns import ENTROPY, GATE, GROUP, MASS
+
 SCORES_AT_ONCE = 1 << 18  # of attention_statistics: 1 MB in float32, which stays in a CPU's cache
 
 

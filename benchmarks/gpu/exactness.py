@@ -169,7 +169,7 @@ def _near(figures: Tensor, keys: int, rows: int, extent: Tensor | None, count: T
 
 
 def _compare_figures(found: Tensor, wanted: Tensor, sure: Tensor) -> None:
-    from vrga.kernels.reference import GATE
+    from vrga.kernels.columns import GATE
 
     if not torch.equal(found[..., GATE][sure], wanted[..., GATE][sure].float()):
         raise Mismatch("a gate far from its threshold falls the other way")

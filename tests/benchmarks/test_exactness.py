@@ -6,11 +6,8 @@ import torch
 from benchmarks.gpu import exactness
 from benchmarks.gpu.exactness import Mismatch
 from vrga.kernels import decode, probe
-from vrga.kernels.reference import (
-    GATE,
-    decode_attention_reference,
-    probe_scores_reference,
-)
+from vrga.kernels.columns import GATE
+from vrga.kernels.reference import decode_attention_reference, probe_scores_reference
 
 SHAPE = dict(heads=4, kv_heads=2, size=32, batch=2)
 

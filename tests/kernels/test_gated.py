@@ -4,8 +4,9 @@ import pytest
 import torch
 from cases import BOOST, decode_case, double, near_gate, statistics
 
+from vrga.kernels.columns import GATE
 from vrga.kernels.gated import GatedKeys, gated_attention, table
-from vrga.kernels.reference import GATE, attention_statistics, decode_attention_reference, key_sets
+from vrga.kernels.reference import attention_statistics, decode_attention_reference, key_sets
 
 FOUR = ((1.0, 2.5, 1.0, 2.5), (1.0, 0.5, 1.0, 0.5))
 CASES = {

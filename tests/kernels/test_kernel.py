@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from naive import steered
 
 from vrga.kernels.arguments import HEAD_SIZES
+from vrga.kernels.columns import GATE
 from vrga.kernels.decode import MAX_ROWS, decode_attention
 from vrga.kernels.launch import MAX_PLANS, Workspace
-from vrga.kernels.reference import GATE, decode_attention_reference
+from vrga.kernels.reference import decode_attention_reference
 
 pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.slow]
 SHARED = Workspace()  # by all calls of `check`: plans of different calls must not be mixed up

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vrga import VRGAConfig
-from vrga.kernels.reference import ENTROPY, GATE, GROUP, MASS
+from vrga.kernels.columns import ENTROPY, GATE, GROUP, MASS
 from vrga.method.key_groups import KeyGroups
 from vrga.method.region import empty_region
 

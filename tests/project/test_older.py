@@ -80,7 +80,7 @@ def test_the_two_arms_of_one_run_are_compared(tmp_path):
     lines = (alone / SAMPLES).read_text("utf-8").splitlines()
     kept = [line for line in lines if json.loads(line)["arm"] == "vrga"]
     (alone / SAMPLES).write_text("\n".join(kept) + "\n", "utf-8")
-    with pytest.raises(ValueError, match="has not both arms, base and vrga: give another run"):
+    with pytest.raises(ValueError, match="has not both the arm base and another: give another run"):
         compare(alone, None, Console(quiet=True))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vrga.kernels.reference import GATE, GROUP, MASS
+from vrga.kernels.columns import GATE, GROUP, MASS
 from vrga.method.region import Region
 
 OTHER, REGION, WATCHED = 0, 1, 2

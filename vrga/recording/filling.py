@@ -8,7 +8,7 @@ import torch
 
 from vrga.annotations import Model, Tokenizer
 from vrga.config import VRGAConfig
-from vrga.kernels.reference import ENTROPY, GATE, MASS
+from vrga.kernels.columns import ENTROPY, GATE, MASS
 from vrga.recording.recorder import Recorder
 from vrga.recording.trace import Trace
 from vrga.recording.transcript import Transcript

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vrga.config import VRGAConfig
 from vrga.kernels.api import Kernels
-from vrga.kernels.reference import GROUP, KeySets
+from vrga.kernels.columns import GROUP
+from vrga.kernels.reference import KeySets
 from vrga.method.call import AttentionCall, exactly
 from vrga.method.key_groups import KeyGroups
 from vrga.method.key_views import PassViews, View

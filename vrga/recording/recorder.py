@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vrga.kernels.reference import GATE, GROUP, KeySets
+from vrga.kernels.columns import GATE, GROUP
+from vrga.kernels.reference import KeySets
 from vrga.method.key_groups import KeyGroups
 from vrga.method.maps import image_attention
 from vrga.method.region import Region

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vrga.hf.cache import KeyCache
-from vrga.kernels.reference import GATE
+from vrga.kernels.columns import GATE
 
 CHUNK = 64  # steps that wait at most
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vrga.config import VRGAConfig
 from vrga.kernels.api import Kernels, Way
-from vrga.kernels.reference import ENTROPY, GATE, GROUP, MASS
+from vrga.kernels.columns import ENTROPY, GATE, GROUP, MASS
 from vrga.method.back_spans import BackSpans
 from vrga.method.call import AttentionCall, exactly
 from vrga.method.heads import choose_ablated

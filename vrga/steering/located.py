@@ -12,7 +12,7 @@ from vrga.hf.cache import KeyCache
 from vrga.hf.host import Host
 from vrga.hf.prompt_reader import PromptReader
 from vrga.kernels.api import Kernels
-from vrga.kernels.reference import GROUP
+from vrga.kernels.columns import GROUP
 from vrga.method.back_spans import BackSpans, tag_table
 from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import GridCells, cells_mask
