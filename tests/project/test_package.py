@@ -75,6 +75,26 @@ def test_the_core_imports_no_transformers():
             assert not [m for m in modules if m.split(".")[0] == "transformers"], path
 
 
+def test_vllm_is_known_to_few_files_and_imported_where_it_runs():
+    """All else of the package goes without it; the engine's attention alone subclasses its own."""
+    told = []
+    for path in (ROOT / "vrga").rglob("*.py"):
+        source = path.read_text("utf-8")
+        names = {node.module or "" for node in ast.walk(ast.parse(source))
+                 if isinstance(node, ast.ImportFrom)}  # fmt: skip
+        names |= {alias.name for node in ast.walk(ast.parse(source))
+                  if isinstance(node, ast.Import) for alias in node.names}  # fmt: skip
+        if any(name.split(".")[0] == "vllm" for name in names):
+            told.append(path.relative_to(ROOT / "vrga").as_posix())
+    rooms = ("cpu_attention", "hooks", "plugin", "worker")
+    assert sorted(told) == [f"engine/{name}.py" for name in rooms]
+    for path in (ROOT / "vrga" / "engine").glob("*.py"):
+        own = [node.module or "" for node in ast.parse(path.read_text("utf-8")).body
+               if isinstance(node, ast.ImportFrom)]  # fmt: skip
+        at_once = [name for name in own if name.split(".")[0] == "vllm"]
+        assert not at_once or path.stem == "cpu_attention", path
+
+
 def test_no_stub_stands_in_the_sources():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):

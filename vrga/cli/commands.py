@@ -19,6 +19,7 @@ from vrga.cli.generate import generate
 from vrga.cli.lookback import lookback
 from vrga.cli.options import errors
 from vrga.cli.report import report
+from vrga.cli.serve import serve
 from vrga.cli.status import WRONG
 from vrga.cli.train import train
 from vrga.cli.tune import tune
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
     "demo": demo,
     "generate": generate,
     "app": page,
+    "serve": serve,
     "report": report,
     "doctor": doctor,
     "eval": evaluate,

@@ -36,6 +36,8 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "--compare": ("base", "vrga"),
 }
 
+LOCAL, SERVER = "transformers", "http://127.0.0.1:8000"  # the second as `vrga serve` listens
+
 
 Tasks = Annotated[str, typer.Option(help="Comma-separated: pope, mmstar, MathVista, grid, ...")]
 Files = Annotated[
@@ -55,6 +57,13 @@ Prompt = Annotated[
 Longest = Annotated[int | None, typer.Option(min=1, help="Longest answer, over the tasks' own.")]
 Backend = Annotated[
     str | None, typer.Option(help="sdpa, flash_attention_2, ...; the same for both arms.")
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="transformers; vllm: a server as vrga serve starts it, on its own port; or the "
+        "address of one."
+    ),
 ]
 DeviceMap = Annotated[str | None, typer.Option(help="auto: a model larger than one GPU.")]
 
@@ -85,6 +94,7 @@ def evaluate(
     dtype: Weights = Dtype.auto,
     attn_implementation: Backend = None,
     device_map: DeviceMap = None,
+    engine: Engine = LOCAL,
     seed: Seed = 0,
     zoom: Closely = False,
     zoom_option: ZoomOption = None,
@@ -118,6 +128,8 @@ def evaluate(
     check_model(model)
     if zoom:
         check_closer(model)
+    own = (model, attn_implementation, device_map, min_pixels, max_pixels, zoom or None)
+    engine = _engine(engine, arms, config or preset, own, dtype)
     steering = _steering(config, preset, gain, model)
     evaluation = _evaluation()
     chosen = evaluation.Evaluation(
@@ -126,6 +138,7 @@ def evaluate(
         max_new_tokens=max_new_tokens, min_pixels=min_pixels, max_pixels=max_pixels,
         seed=seed, dtype=dtype.value,
         attn_implementation=attn_implementation, batch=batch_size, device_map=device_map,
+        engine=engine,
     )  # fmt: skip
 
     def run() -> None:
@@ -166,6 +179,39 @@ def _check_steering(arms: tuple[str, ...], given: Mapping[str, object]) -> None:
         raise ValueError(f"{', '.join(named)}: about steering, and --no-vrga does not steer")
     if "--config" in named and len(named) > 1:
         raise ValueError("--config is a whole configuration: leave out --preset and --gain")
+
+
+SERVERS_OWN = ("--model", "--attn-implementation", "--device-map", "--min-pixels", "--max-pixels",
+               "--zoom")  # fmt: skip
+
+
+def _engine(
+    name: str,
+    arms: tuple[str, ...],
+    steering: object | None,
+    given: tuple[object, ...],
+    dtype: Dtype,
+) -> str:
+    """What answers: "transformers", or a server's address.
+
+    Args:
+        steering: what says how the arm "vrga" is steered, or None.
+        given: values of `SERVERS_OWN`, which a server decides itself.
+    """
+    if name == LOCAL:
+        return name
+    if name != "vllm" and not name.startswith(("http://", "https://")):
+        raise ValueError(f"--engine {name}: {LOCAL}, vllm, or the address of a server, http://...")
+    named = [own for own, value in zip(SERVERS_OWN, given, strict=True) if value is not None]
+    named += [] if dtype is Dtype.auto else ["--dtype"]
+    if named:
+        raise ValueError(f"{', '.join(named)}: with --engine the server's own, given as it starts")
+    if "vrga" in arms and steering is None:
+        raise ValueError(
+            "--engine: what the server's checkpoint brings is not known here; say how to steer "
+            "with --preset or --config"
+        )
+    return SERVER if name == "vllm" else name.rstrip("/")
 
 
 def _check_prompt(prompt: str) -> None:

@@ -14,15 +14,17 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
 from vrga import lookback
-from vrga.annotations import Model
+from vrga.annotations import Model, Processor
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS
+from vrga.engine.client import model_of
 from vrga.evaluation import scoring
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.closer_asking import CloserAsker
 from vrga.evaluation.questions import question_of
 from vrga.evaluation.request import Answer, Request
+from vrga.evaluation.served import ServerAsker
 from vrga.evaluation.store import Store
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
@@ -63,8 +65,11 @@ def _check(vrga: object, config: VRGAConfig | str, gain: float | None, zoom: Zoo
         )
 
 
-def _template(prompt: str, model: Model) -> str | None:
+def _template(prompt: str, name: str) -> str | None:
     """The text that questions are put into; None is the task's own.
+
+    Args:
+        name: of the checkpoint.
 
     Raises:
         ValueError: no prompt.
@@ -73,7 +78,7 @@ def _template(prompt: str, model: Model) -> str | None:
         os.environ.pop(scoring.BOX, None)
         return None
     template = "semantic" if prompt == "back" else prompt
-    if model.name_or_path == str(embedded()):
+    if name == str(embedded()):
         template = PROMPTS.get(prompt, prompt)  # the words it was trained with
     lookback.prompt("?", template)  # refuses what is no prompt
     # The scorers of this package's tasks are given no prompt, and must know the rule.
@@ -97,8 +102,8 @@ class VRGAModel(lmms):
         max_new_tokens: overrides the task's own.
         min_pixels, max_pixels: bounds of the images' size.
         device_map, dtype, attn_implementation: of `vrga.load`.
-        seed: of sampling.
-        device, max_batch_size: given by lmms-eval; a device other than the model's is refused.
+        server: address of a server that runs VRGA in vLLM, asked in the place of a model here.
+        seed: of sampling; device, max_batch_size: lmms-eval's own, another device is refused.
 
     Attributes:
         store: keeps finished samples and answers those it has, or None.
@@ -123,6 +128,7 @@ class VRGAModel(lmms):
         device_map: str | dict | None = None,
         dtype: str | torch.dtype = "auto",
         attn_implementation: str | None = None,
+        server: str | None = None,
         seed: int = 0,
         device: str | None = None,
         max_batch_size: int | None = None,
@@ -132,42 +138,53 @@ class VRGAModel(lmms):
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
-        if isinstance(pretrained, tuple):
-            model, processor = pretrained
+        if server is not None:
+            model = processor = None
+            name, self.device = model_of(server), torch.device("cpu")  # where answers are scored
         else:
-            if device_map is None and self._world_size > 1 and torch.cuda.is_available():
-                device_map = {"": self.accelerator.device}
-            if pretrained is None and dtype == "auto":
-                dtype = torch.float32
-            model, processor = load(
-                pretrained,
-                dtype=dtype,
-                device_map=device_map,
-                attn_implementation=attn_implementation,
-            )
-        self.prompt, self.template = prompt, _template(prompt, model)
-        self.device = model.device
+            model, processor = self._loaded(pretrained, device_map, dtype, attn_implementation)
+            name, self.device = model.name_or_path, model.device
+        self.prompt, self.template = prompt, _template(prompt, name)
         if device is not None and torch.device(device).type != self.device.type:
             raise ValueError(
                 f"device={device!r}, and the model is on {self.device}: see device_map"
             )
         self.vrga, self.max_new_tokens = bool(vrga), max_new_tokens
+        fields = {} if gain is None else {"gain": gain}
         if isinstance(config, str):
-            fields = {} if gain is None else {"gain": gain}
-            config = choose(config, fields, *checkpoint_of(model)).config
-        pixels = min_pixels, max_pixels
-        if zoom:
+            config = choose(config, fields, *(checkpoint_of(model) if model else (name,))).config
+        pixels, steering = (min_pixels, max_pixels), config if vrga else None
+        batch = int(batch_size)
+        self.asker: Asker | ServerAsker
+        if server is not None:
+            self.asker = ServerAsker(server, name, steering, batch=batch, seed=seed)
+        elif zoom:
             own = Zoom() if zoom is True else zoom
-            self.asker: Asker = CloserAsker(model, processor, config, own, pixels=pixels, seed=seed)
+            self.asker = CloserAsker(model, processor, config, own, pixels=pixels, seed=seed)
         else:
-            steering = config if vrga else None
-            self.asker = Asker(
-                model, processor, steering, batch=int(batch_size), pixels=pixels, seed=seed
-            )
+            self.asker = Asker(model, processor, steering, batch=batch, pixels=pixels, seed=seed)
         self.arm = "zoom" if zoom else "vrga" if vrga else "base"
         self.store: Store | None = None
         self.begin: Callable[[int], None] = lambda count: None
         self.advance: Callable[[int], None] = lambda count: None
+
+    def _loaded(
+        self,
+        pretrained: tuple | str | None,
+        device_map: str | dict | None,
+        dtype: str | torch.dtype,
+        attn_implementation: str | None,
+    ) -> tuple[Model, Processor]:
+        """The model, on the GPU of this process, and its processor."""
+        if isinstance(pretrained, tuple):
+            return pretrained
+        if device_map is None and self._world_size > 1 and torch.cuda.is_available():
+            device_map = {"": self.accelerator.device}
+        if pretrained is None and dtype == "auto":
+            dtype = torch.float32
+        return load(
+            pretrained, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation
+        )
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests; a sample that failed answers nothing."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 RESULTS, TABLE = "results.json", "table.md"
 BASE, STEERED, ZOOM = "base", "vrga", "zoom"
+LOCAL = "transformers"
 FIELDS = {**ANSWERED, "task": (str,)}
 NOT_SETTINGS = ("batch", "device_map", "told")  # decide how fast, not what
 
@@ -54,6 +55,7 @@ class Evaluation:
         prompt: "task", "direct", "cot", "back", "solution", or a text with {question}.
         limit: samples of each task; None is all.
         split: of the grid task's questions, a key of `vrga.demo.data.SPLITS`.
+        engine: "transformers", or the address of a server that runs VRGA in vLLM.
     """
 
     model: str | None
@@ -74,6 +76,7 @@ class Evaluation:
     attn_implementation: str | None = None
     batch: int = 1
     device_map: str | None = None
+    engine: str = LOCAL
 
     def __post_init__(self):
         if not self.tasks:
@@ -129,7 +132,7 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
         Store(output, settings, resume=resume, fields=FIELDS).close()
     processes.wait_for_everyone()
     names, manager = _tasks(chosen, output, first, processes.wait_for_everyone)
-    loaded = _loaded(chosen, processes)
+    loaded = _loaded(chosen, processes) if chosen.engine == LOCAL else None
     rank, ranks = processes.process_index, processes.num_processes
     store = Store(output, settings, resume=True, rank=rank, ranks=ranks, fields=FIELDS)
     if first and store.damaged:
@@ -252,6 +255,7 @@ def _arm(chosen: Evaluation, arm: str, loaded, names, manager, store: Store, bar
         min_pixels=chosen.min_pixels,
         max_pixels=chosen.max_pixels,
         seed=chosen.seed,
+        server=None if chosen.engine == LOCAL else chosen.engine,
     )
     model.store = store
     if bar is not None:

@@ -1,0 +1,1 @@
+"""VRGA inside vLLM: a plug-in that steers the requests that ask for it."""

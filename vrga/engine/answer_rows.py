@@ -1,0 +1,251 @@
+"""The rows of steered requests in a forward pass, and those of their answers put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vrga.engine.known_rows import KnownRows, Pairs
+from vrga.engine.pages import gathered
+from vrga.engine.steered import Steered
+from vrga.kernels.reference import GROUP, KeySets, decode_attention_reference, key_sets
+
+AT_ONCE = 1 << 22  # scores of one request's rows that are made at once: 16 MB in float32
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The rows of one steered request in a pass.
+
+    Args:
+        name: of the request; state: what is known of it.
+        first: its first row in the pass; rows: how many.
+        past: keys before them.
+        place: of the request in the block table.
+        ids: tokens of the rows.
+    """
+
+    name: str
+    state: Steered
+    first: int
+    rows: int
+    past: int
+    place: int
+    ids: Sequence[int]
+
+    @property
+    def probed(self) -> int | None:
+        """The row of this pass whose attention is looked at, or None."""
+        at = self.state.plan.probed - self.past
+        here = self.state.region is None and 0 <= at < self.rows
+        return self.first + at if here else None
+
+    @property
+    def answer(self) -> int:
+        """The first of its rows that is of the answer, from 0; `rows` where none is."""
+        return min(max(self.state.plan.prompt - self.past, 0), self.rows)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the answers of some requests, attended to together.
+
+    Args:
+        pieces: their requests.
+        index: which rows of the pass, int64 [B, Q].
+        table: pages of each request, int64 [B, n].
+        keys: n times the size of a page, or fewer.
+        gate: open heads, bool [L, B, H], or None.
+        steered: which rows are, bool [B, Q], or None for all.
+        flags, images, extent, sets: as `decode_attention_reference` takes them.
+        heads: of this worker, among all.
+        layers: whether each steers any of them, where the gate is known.
+        stats, seen: of the layers that have attended, and which these were.
+    """
+
+    pieces: list[Piece]
+    index: Tensor
+    table: Tensor
+    keys: int
+    gate: Tensor | None
+    steered: Tensor | None
+    flags: Tensor
+    images: Tensor
+    extent: Tensor
+    sets: KeySets
+    heads: slice
+    layers: list[bool] = field(default_factory=list)
+    stats: list[Tensor] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+
+    def steer(
+        self, layer: int, query: Tensor, output: Tensor, keys: Tensor, values: Tensor, scale: float
+    ) -> None:
+        """Put steered attention in the place of the engine's; arguments of `Passing.attend`."""
+        if self.gate is not None and not self.layers[layer]:
+            return
+        state = self.pieces[0].state
+        config, groups = state.plan.config, state.groups
+        own = query[self.index].transpose(1, 2)  # [B, H, Q, d]
+        stats = torch.empty(*own.shape[:3], GROUP + groups.count)
+        found = decode_attention_reference(
+            own,
+            gathered(keys, self.table),
+            gathered(values, self.table),
+            self.flags,
+            self.images,
+            scale=scale,
+            opened=groups.opened,
+            closed=groups.closed,
+            focus=config.gate_focus,
+            entropy=config.gate_entropy,
+            gate=None if self.gate is None else self.gate[layer],
+            extent=self.extent,
+            stats=stats,
+            sets=self.sets,
+        )  # [B, Q, H, d]
+        self.stats.append(stats)
+        self.seen.append(layer)
+        if self.steered is not None:
+            found = torch.where(self.steered[:, :, None, None], found, output[self.index])
+        output[self.index] = found
+
+    def shares(self, total: Callable[[Tensor], Tensor]) -> dict[str, list[tuple[int, float]]]:
+        """Share of attention on the region after steering, as (step, share) of each request's rows.
+
+        It is the mean over the request's visual heads; 0 where it has none.
+
+        Args:
+            total: a sum over the workers.
+        """
+        chosen = [piece.state.region for piece in self.pieces]
+        sums = torch.zeros(self.index.shape)  # [B, Q]
+        if self.stats:  # else no head of this worker's is steered
+            stats = torch.stack(self.stats)  # [l, B, H, Q, C]
+            share = self.pieces[0].state.groups.shares(stats)["region"]
+            visual = [r.visual[self.seen][:, self.heads] for r in chosen if r is not None]
+            sums = (share * torch.stack(visual, 1)[..., None]).sum((0, 2))
+        counts = [max(1, int(r.visual.sum())) for r in chosen if r is not None]
+        mean = total(sums) / torch.tensor(counts)[:, None]
+        steered = torch.ones_like(mean, dtype=torch.bool) if self.steered is None else self.steered
+        found: dict[str, list[tuple[int, float]]] = {}
+        for i, piece in enumerate(self.pieces):
+            begin = int(self.index[i, 0]) - piece.first + piece.past - piece.state.plan.prompt
+            pairs = zip(mean[i].tolist(), steered[i].tolist(), strict=True)
+            found[piece.name] = [(begin + q, x) for q, (x, kept) in enumerate(pairs) if kept]
+        return found
+
+
+@dataclass
+class Together:
+    """What is kept from one pass to the next: the pairs of the requests that answered last."""
+
+    pairs: Pairs | None = None
+
+    def of(self, pieces: Sequence[Piece], heads: slice) -> Pairs:
+        """The pairs of some requests, one row of the answer of each."""
+        regions = [piece.state.region for piece in pieces]
+        if self.pairs is None or not self.pairs.are_of(regions):
+            self.pairs = Pairs(pieces, heads)
+        return self.pairs
+
+
+def rows_of(
+    pieces: Sequence[Piece],
+    table: Tensor,
+    page: int,
+    dtype: torch.dtype,
+    heads: slice,
+    together: Together,
+) -> list[Rows | KnownRows]:
+    """The answers' rows of a pass: one of each request together, where the numbers are the same.
+
+    Args:
+        pieces: of the pass, regions known where they have rows of an answer.
+        table: the engine's block table, int [requests, most pages].
+        page: keys on one page.
+        dtype: of the queries.
+        heads: those of this worker.
+        together: kept from pass to pass.
+    """
+    alike: dict[object, list[tuple[Piece, int, int]]] = {}
+    known = list[Piece]()
+    for piece in pieces:
+        count = piece.rows - piece.answer
+        if count <= 0 or piece.state.fault is not None:
+            continue
+        state = piece.state
+        config, groups = state.plan.config, state.groups
+        if count == 1 and state.gate is not None:
+            told = state.follow(piece.ids[piece.answer :], piece.past + piece.answer)
+            if told is None or told[0]:
+                known.append(piece)
+            continue
+        if count == 1:
+            kind = groups.opened, groups.closed, config.gate_focus, config.gate_entropy
+            alike.setdefault(kind, []).append((piece, piece.answer, 1))
+            continue
+        most = max(1, AT_ONCE // ((heads.stop - heads.start) * (piece.past + piece.rows)))
+        for start in range(piece.answer, piece.rows, most):  # a preempted answer comes again
+            part = (piece, start, min(most, piece.rows - start))
+            alike[piece.name, start] = [part]
+    found = [_rows(parts, table, page, dtype, heads) for parts in alike.values()]
+    rows: list[Rows | KnownRows] = [one for one in found if one is not None]
+    if known:
+        rows.append(KnownRows(together.of(known, heads), known, table, page))
+    return rows
+
+
+def _rows(
+    parts: list[tuple[Piece, int, int]],
+    table: Tensor,
+    page: int,
+    dtype: torch.dtype,
+    heads: slice,
+) -> Rows | None:
+    """The rows of `rows_of` that go together; None where none of them is steered."""
+    asked = []
+    for piece, start, count in parts:
+        told = piece.state.follow(piece.ids[piece.answer :], piece.past + piece.answer)
+        begin = start - piece.answer
+        asked.append(None if told is None else told[begin : begin + count])
+    kept = [i for i, one in enumerate(asked) if one is None or any(one)]
+    if not kept:
+        return None
+    parts, asked = [parts[i] for i in kept], [asked[i] for i in kept]
+    count = parts[0][2]
+    ends = [piece.past + start + count for piece, start, _ in parts]
+    pages = -(-max(ends) // page)
+    states = [piece.state for piece, _, _ in parts]
+    flags = torch.nn.utils.rnn.pad_sequence([s.flags[0] for s in states], batch_first=True)
+    extent = torch.tensor([[0, end, end] for end in ends], dtype=torch.int32)
+    groups, keys = states[0].groups, pages * page
+    flags = flags[:, :keys]
+    accurate = torch.promote_types(dtype, torch.float32)
+    sets = key_sets(flags, extent, keys, count, groups.opened, groups.closed, accurate)
+    gates = [state.gate for state in states]
+    gate = None
+    if gates[0] is not None:
+        gate = torch.stack([one[:, heads] for one in gates if one is not None], 1)
+    steered = None
+    if any(one is not None and not all(one) for one in asked):
+        steered = torch.tensor([[True] * count if one is None else one for one in asked])
+    return Rows(
+        pieces=[piece for piece, _, _ in parts],
+        index=torch.tensor(
+            [[piece.first + start + i for i in range(count)] for piece, start, _ in parts]
+        ),
+        table=table[[piece.place for piece, _, _ in parts], :pages].long(),
+        keys=keys,
+        gate=gate,
+        steered=steered,
+        flags=flags,
+        images=torch.tensor([state.images for state in states], dtype=torch.int32),
+        extent=extent,
+        sets=sets,
+        heads=heads,
+        layers=[] if gate is None else gate.flatten(1).any(1).tolist(),
+    )

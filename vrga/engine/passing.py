@@ -1,0 +1,83 @@
+"""One forward pass of a worker, as far as steered requests are in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vrga.engine.answer_rows import Piece, Rows, Together, rows_of
+from vrga.engine.known_rows import KnownRows
+from vrga.engine.pages import gathered, row_attention
+
+
+class Passing:
+    """A pass with steered requests in it: what its attention layers do.
+
+    Args:
+        pieces: of the pass.
+        heads: of this worker, among all.
+        together: keeps what holds as long as the same requests answer together.
+
+    Attributes:
+        done: layers that were seen.
+        shares: once it is through, (step, share) of each request's rows, as of `Rows.shares`.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], heads: slice, together: Together):
+        self.pieces, self._heads, self._together = list(pieces), heads, together
+        self.done: set[int] = set()
+        self.rows: list[Rows | KnownRows] | None = None
+        self.shares: dict[str, list[tuple[int, float]]] = {}
+        self._probed: dict[str, list[Tensor]] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        output: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        table: Tensor,
+        scale: float,
+    ) -> None:
+        """Look at the probed rows, and put steered attention in the place of the engine's.
+
+        Args:
+            layer: its number, from 0.
+            query, output: [T, H, d], of all rows of the pass.
+            keys, values: pages, [pages, H_kv, page, d], those of this pass among them.
+            table: the block table, int [requests, most pages].
+            scale: factor on q . k.
+        """
+        self.done.add(layer)
+        page = keys.shape[2]
+        for piece in self.pieces:
+            at = piece.probed
+            if at is not None and piece.state.fault is None:
+                seen = piece.state.plan.probed + 1
+                own = table[piece.place, : -(-seen // page)].long()
+                whole = gathered(keys, own[None])[0, :, :seen]
+                self._probed.setdefault(piece.name, []).append(
+                    row_attention(query[at], whole, scale)
+                )
+        if self.rows is None:
+            self.rows = rows_of(self.pieces, table, page, query.dtype, self._heads, self._together)
+        for rows in self.rows:
+            rows.steer(layer, query, output, keys, values, scale)
+
+    def close(self, gather: Callable[[Tensor], Tensor], total: Callable[[Tensor], Tensor]) -> None:
+        """The pass is through: find regions, and count where the answers' rows looked.
+
+        Args:
+            gather: attention of this worker's heads [L, h, S] -> of all heads.
+            total: a sum over the workers.
+        """
+        for piece in self.pieces:
+            found = self._probed.pop(piece.name, None)
+            if found is not None:
+                piece.state.locate(gather(torch.stack(found)))
+        for rows in self.rows or ():
+            for name, told in rows.shares(total).items():
+                self.shares.setdefault(name, []).extend(told)
