@@ -13,7 +13,7 @@ from vrga.engine.plan import Plan
 from vrga.engine.request import Box
 from vrga.hf.layouts import Cells
 from vrga.method.attention_rows import Sample, WholeRows
-from vrga.method.back_spans import Phase, TagTable
+from vrga.method.back_spans import BackSpans, TagTable
 from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import Grid
 from vrga.method.region import Region, find_regions
@@ -54,7 +54,9 @@ class Steered:
         self.region: Region | None = None
         self.fault: str | None = None
         self.told = False
-        self._phase = None if spans is None else Phase(spans, 1, torch.device("cpu"), plan.prompt)
+        self._spans = (
+            None if spans is None else BackSpans(spans, 1, torch.device("cpu"), plan.prompt)
+        )
         self._inside: list[bool] = []  # of the answer's tokens, so far
 
     def locate(self, rows: Tensor) -> None:
@@ -86,7 +88,7 @@ class Steered:
     @property
     def follows(self) -> bool:
         """Whether it needs the tokens of its answer."""
-        return self._phase is not None
+        return self._spans is not None
 
     @property
     def gate(self) -> Tensor | None:
@@ -102,13 +104,13 @@ class Steered:
         Args:
             ids: of the rows behind `past` keys. After a preemption they come again.
         """
-        if self._phase is None:
+        if self._spans is None:
             return None
         first = past - self.plan.prompt
         known = len(self._inside) - first
         for i, token in enumerate(ids[known:], known):
-            self._phase.advance(torch.tensor([[token]]), past + i)
-            self._inside.append(bool(self._phase.inside[0, 0]))
+            self._spans.advance(torch.tensor([[token]]), past + i)
+            self._inside.append(bool(self._spans.inside[0, 0]))
         return self._inside[first : first + len(ids)]
 
 
