@@ -11,7 +11,8 @@ from torch import Tensor
 from vrga.engine.known_rows import KnownRows, Pairs
 from vrga.engine.pages import gathered
 from vrga.engine.steered import Steered
-from vrga.kernels.reference import GROUP, KeySets, decode_attention_reference, key_sets
+from vrga.kernels.columns import GROUP
+from vrga.kernels.reference import KeySets, decode_attention_reference, key_sets
 
 AT_ONCE = 1 << 22  # scores of one request's rows that are made at once: 16 MB in float32
 
