@@ -14,7 +14,6 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
 from vrga import lookback
-from vrga.annotations import Model, Processor
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS
@@ -67,9 +66,6 @@ def _check(vrga: object, config: VRGAConfig | str, gain: float | None, zoom: Zoo
 
 def _template(prompt: str, name: str) -> str | None:
     """The text that questions are put into; None is the task's own.
-
-    Args:
-        name: of the checkpoint.
 
     Raises:
         ValueError: no prompt.
@@ -168,13 +164,7 @@ class VRGAModel(lmms):
         self.begin: Callable[[int], None] = lambda count: None
         self.advance: Callable[[int], None] = lambda count: None
 
-    def _loaded(
-        self,
-        pretrained: tuple | str | None,
-        device_map: str | dict | None,
-        dtype: str | torch.dtype,
-        attn_implementation: str | None,
-    ) -> tuple[Model, Processor]:
+    def _loaded(self, pretrained, device_map, dtype, attn_implementation) -> tuple:
         """The model, on the GPU of this process, and its processor."""
         if isinstance(pretrained, tuple):
             return pretrained
