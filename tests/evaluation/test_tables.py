@@ -25,7 +25,11 @@ def eval_table():
            "samples_per_second": 12.34}  # fmt: skip
     change = {"score": CHANGE["accuracy"], "p": 0.0078}
     return tables.rich_table(
-        {"vrga_grid": {"arms": {"base": arm, "vrga": arm}, "difference": change}}
+        {
+            "vrga_grid": {
+                "arms": {"base": arm | {"difference": None}, "vrga": arm | {"difference": change}}
+            }
+        }
     )
 
 

@@ -141,8 +141,8 @@ def evaluate(
         engine=engine,
     )  # fmt: skip
 
-    def run() -> None:
-        evaluation.evaluate(chosen, output, resume=resume, console=console)
+    def run() -> dict | None:
+        return evaluation.evaluate(chosen, output, resume=resume, console=console)
 
     raise typer.Exit(guarded(run, output, console))
 

@@ -205,7 +205,7 @@ class DecodeStep:
 
     def _steers(self, layer: int) -> bool:
         """Whether a layer steers; a compiled step must not depend on it: it serves all prompts."""
-        return self._keys.steers(layer) or torch.compiler.is_compiling()
+        return torch.compiler.is_compiling() or self._keys.steers(layer)
 
     def _steer(self, call: AttentionCall, way: Way, meter: Meter | None) -> Tensor:
         if call.window is not None and torch.compiler.is_compiling():
