@@ -118,7 +118,7 @@ def test_compiled_decoding_decides_alike(model):
             assert [(one.steered, one.left_alone) for one in patch.steps] == eager
             found.append(trace)
             graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs == [1, 1]  # one graph for all layers and prompts
+    assert graphs == [2, 2]  # the step, and the hook behind the whole model; for all prompts
     assert any((one.uncertainty < NATS).any() and (one.uncertainty > NATS).any() for one in found)
 
 
