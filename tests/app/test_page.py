@@ -51,7 +51,11 @@ class Tab:
 
     def __init__(self, driver):
         self.driver = driver
-        self.wait("return !!document.querySelector('#vrga-viewer [data-ready]')")
+        # Its parts come one by one, and not always in the same order.
+        self.wait(
+            "return ['#vrga-viewer [data-ready]', '#vrga-ask', '#vrga-question textarea',"
+            "'#vrga-drop input[type=file]'].every(part => document.querySelector(part))"
+        )
 
     def run(self, script, *given):
         return self.driver.execute_script(script, *given)
