@@ -2,11 +2,11 @@
 
 import contextlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from PIL import Image
+from talking import serve
 
 from vrga.cli import main
 from vrga.config import VRGAConfig
@@ -44,15 +44,8 @@ def serving(reply):
         def log_message(self, *args):
             """Says nothing."""
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", heard
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serve(Handler) as address:
+        yield address, heard
 
 
 def said(text, looked=None):

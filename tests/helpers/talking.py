@@ -8,6 +8,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextlib.contextmanager
+def serve(handler, port=0):
+    """The address of a server in a thread of this process, until the block ends."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
 def talking(reply, *, heeds_n=True, port=0):
     """Yields (address, requests): every request is answered by `reply(request)`.
 
@@ -47,12 +61,5 @@ def talking(reply, *, heeds_n=True, port=0):
         def log_message(self, *args):
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve(Handler, port) as address:
+        yield f"{address}/v1", asked
