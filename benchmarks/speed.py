@@ -31,8 +31,6 @@ def spread(value: dict) -> str:
 
 def both(value: dict) -> str:
     """A ratio with its quartiles, and that of the fastest."""
-    if "fastest" not in value:  # a file of before it was kept
-        return spread(value)
     return f"{spread(value)}; {value['fastest']:.3f}"
 
 
@@ -143,7 +141,7 @@ def steps() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     base = run["operators_per_token"]["unpatched"]
-    prompts = run.get("ratio_per_prompt", {})  # none in a file of before they were timed
+    prompts = run["ratio_per_prompt"]  # of those whose prompt is read in a way of its own
     for name, one in run["ratio_per_token"].items():
         counted = run["operators_per_token"][name]
         first = f"{both(prompts[name])}, {prompts[name]['n']}" if name in prompts else "not timed"

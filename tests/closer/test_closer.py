@@ -21,7 +21,7 @@ from vrga.demo.fine.data import make_fine_samples
 from vrga.demo.fine.settings import FINDING
 from vrga.hf.families import FAMILIES
 from vrga.hf.processors import image_only_processor_class
-from vrga.hf.second_look import chat_inputs
+from vrga.hf.second_look import batch_inputs, most_pixels, turn_of
 from vrga.steering.patching import patch_of
 
 QUESTION = "which letter is on the red card?"
@@ -30,6 +30,12 @@ QUESTION = "which letter is on the red card?"
 @functools.cache
 def picture(seed=0):
     return make_fine_samples(1, seed=seed)[0].image
+
+
+def chat_inputs(processor, images, question, pixels=None):
+    """Model inputs of one turn: images of at most so many pixels, then the question."""
+    chat = processor.apply_chat_template(turn_of(len(images), question), add_generation_prompt=True)
+    return batch_inputs(processor, [chat], list(images), most_pixels(processor, pixels))
 
 
 def look(zoom=NARROW, images=None, config=FINDING, tokens=5, **more):

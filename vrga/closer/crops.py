@@ -48,6 +48,10 @@ class Crop:
     magnification: float
     weight: float
 
+    def tokens(self, side: int) -> int:
+        """Visual tokens of it, each of `side` x `side` pixels."""
+        return math.prod(self.size) // side**2
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -279,7 +283,7 @@ def decide(
         why = f"not enough more to see: {told}; gain={zoom.gain} is the least"
         return Decision(False, why, crops, share, most)
     # Each crop stands between two tokens that begin and end an image.
-    tokens = sum(2 + math.prod(one.size) // side**2 for one in crops)
+    tokens = sum(2 + one.tokens(side) for one in crops)
     if room is not None and tokens > room:
         why = f"no room: {told}, of {tokens} tokens; the model's context has {max(room, 0)} left"
         return Decision(False, why, crops, share, most)

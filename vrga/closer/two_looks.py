@@ -162,7 +162,7 @@ class TwoLooks:
             second, answer = steered.region[0], 1 + new.shape[1]
         cost = Cost(
             seen=sum(w * h for w, h in pictures.seen) // side**2,
-            crops=_tokens(decision, side) if decision.zooms else 0,
+            crops=sum(crop.tokens(side) for crop in decision.crops) if decision.zooms else 0,
             prompt=length,
             second=prompt - reused,
             reused=reused,
@@ -234,8 +234,3 @@ class TwoLooks:
 
     def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.model.device) for name, value in inputs.items()}
-
-
-def _tokens(decision: Decision, side: int) -> int:
-    """Visual tokens of the crops."""
-    return sum(crop.size[0] * crop.size[1] for crop in decision.crops) // side**2

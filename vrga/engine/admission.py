@@ -14,6 +14,7 @@ from vrga.annotations import Config, Tokenizer
 from vrga.engine.plan import Plan
 from vrga.engine.request import Asked
 from vrga.hf.families import FAMILIES, Family
+from vrga.hf.generate_options import token_ids
 from vrga.hf.question import question_end, template_end, user_end
 from vrga.hf.tokenizers import template_beside
 from vrga.hf.turns import TurnMarks
@@ -158,7 +159,4 @@ class Reader:
 
 def end_ids(*found: Any) -> set[int]:
     """Ids that end a turn, of one id, several, or None each."""
-    ends: set[int] = set()
-    for one in found:
-        ends |= set(one) if isinstance(one, (list, tuple)) else set() if one is None else {one}
-    return ends
+    return set().union(*map(token_ids, found))

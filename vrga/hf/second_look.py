@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from PIL import Image
@@ -59,18 +59,6 @@ def turn_of(images: int, question: str) -> list[dict]:
     """A chat of one turn: so many images, then the question."""
     content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
-
-
-def chat_inputs(
-    processor, images: Sequence[Image.Image], question: str, pixels: int | None = None
-) -> dict[str, Tensor]:
-    """Model inputs of one turn: images, then the question.
-
-    Args:
-        pixels: most pixels of each image; None is what the processor allows.
-    """
-    chat = processor.apply_chat_template(turn_of(len(images), question), add_generation_prompt=True)
-    return batch_inputs(processor, [chat], list(images), most_pixels(processor, pixels))
 
 
 def most_pixels(processor, pixels: int | None) -> dict[str, object]:
