@@ -305,3 +305,14 @@ def read_file(path: str | Path) -> VRGAConfig:
         ValueError: no JSON, or fields or values that a config does not have; names the path.
     """
     return read(Path(path), VRGAConfig.from_dict)
+
+
+def unsteered_config(config: VRGAConfig | None) -> VRGAConfig:
+    """What a base run is patched with: `config` with gain 1, which steers nothing.
+
+    A hard mask and an ablation have no gain: then it is the default method with gain 1, whose
+    heads and region are others than those of `config`.
+    """
+    if config is None or not config.boosts:
+        return VRGAConfig(gain=1)
+    return dataclasses.replace(config, gain=1)

@@ -3,6 +3,7 @@
 import functools
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import vrga
 from vrga import VRGAConfig, Zoom, look_closer
 from vrga.cli import app
 from vrga.closer.plots import closer_figure
-from vrga.closer.two_looks import steered_cells
+from vrga.closer.two_looks import TwoLooks, steered_cells
 from vrga.demo import build
 from vrga.demo.fine.data import make_fine_samples
 from vrga.demo.fine.settings import FINDING
@@ -102,6 +103,33 @@ def test_the_configuration_is_what_the_checkpoint_brings(tmp_path, monkeypatch):
     _, named = logits_of(lambda: look(config="paper"))
     assert torch.equal(own, same)
     assert own.shape != named.shape or not torch.allclose(own, named)
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_a_second_look_may_go_unsteered_behind_a_steered_first(record):
+    """Its passes are those of a steering that steers nothing; in the first look all stays."""
+    off = Zoom(**{**NARROW.settings(), "steer": "off"})
+    found, own = logits_of(lambda: look(off, record=record))
+    plain, same = logits_of(lambda: look(NARROW, config=replace(FINDING, gain=1.0), record=record))
+    _, steered = logits_of(lambda: look(NARROW, record=record))
+    assert found.zoomed and found.boxes == plain.boxes and torch.equal(own, same)
+    assert own.shape != steered.shape or not torch.equal(own, steered)
+    assert (found.second is None) is not record
+    if record:
+        assert found.trace.config["gain"] == 1 and found.trace.steps.numel()
+
+
+def test_a_patch_is_as_before_behind_an_unsteered_second_look():
+    model, processor = untrained()
+    zoom = Zoom(**{**NARROW.settings(), "steer": "off"})
+    looks = TwoLooks(model, processor, zoom, 5)
+    messages = turn_of(1, QUESTION)
+    chat = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = looks.first_inputs(chat, [picture()])
+    with vrga.patch(model, FINDING, tokenizer=processor.tokenizer) as patch:
+        with torch.inference_mode():
+            looks.answer(patch, messages, [picture()], dict(inputs), 0.0)
+        assert patch.enabled and patch.config == FINDING
 
 
 def test_the_place_is_the_region_and_all_of_a_crop():

@@ -9,11 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from vrga.answers.ask import foreign
-from vrga.answers.spoken import generated, inputs_of, recorded, unsteered_config
+from vrga.answers.spoken import generated, inputs_of, recorded
 from vrga.closer.closer import Closer
 from vrga.closer.look import look_closer
 from vrga.closer.zoom import Zoom
-from vrga.config import VRGAConfig
+from vrga.config import VRGAConfig, unsteered_config
 from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.method.region import Region

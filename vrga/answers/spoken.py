@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from PIL import Image
 
 from vrga.annotations import Model, Processor
-from vrga.config import VRGAConfig
 from vrga.hf.families import FAMILIES, unwrapped
 from vrga.images import bounded
 from vrga.method.region import Region
@@ -89,14 +87,3 @@ def generated(
         tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **more)
     new = tokens[:, inputs["input_ids"].shape[1] :]
     return processor.batch_decode(new, skip_special_tokens=True)[0].strip()
-
-
-def unsteered_config(config: VRGAConfig | None) -> VRGAConfig:
-    """What a base run is patched with: `config` with gain 1, which steers nothing.
-
-    A hard mask and an ablation have no gain: then it is the default method with gain 1, whose
-    heads and region are others than those of `config`.
-    """
-    if config is None or not config.boosts:
-        return VRGAConfig(gain=1)
-    return replace(config, gain=1)

@@ -15,12 +15,12 @@ from PIL import Image
 
 from vrga.answers.answer import Answer
 from vrga.answers.ask import ask, check_question, foreign
-from vrga.answers.spoken import inputs_of, unsteered_config
+from vrga.answers.spoken import inputs_of
 from vrga.app.brush import cells_of
 from vrga.app.word_queue import Said, Stopped, Words, newest
 from vrga.closer.look import look_closer
 from vrga.closer.zoom import Zoom
-from vrga.config import VRGAConfig
+from vrga.config import VRGAConfig, unsteered_config
 from vrga.demo.fine.settings import CLOSER
 from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load

@@ -93,7 +93,8 @@ class Closer:
         text: the answer.
         decision: whether there was a closer look, why, and the crops.
         region: what the question looks at in the pictures.
-        second: what it looks at in pictures and crops; None without a closer look.
+        second: what it looks at in pictures and crops; None without a closer look, and with
+            ``steer="off"`` where it is not recorded.
         pictures: what it was asked about.
         cost: in tokens and seconds.
         zoom: how it was decided.

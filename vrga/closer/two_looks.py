@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from vrga.annotations import Cache, Model, Processor
 from vrga.closer.closer import Closer, Cost, Pictures
 from vrga.closer.crops import Decision, crops_around, decide, find_spots
 from vrga.closer.zoom import Zoom
+from vrga.config import unsteered_config
 from vrga.hf.cache import cache_in
 from vrga.hf.second_look import (
     Greedy,
@@ -156,10 +158,12 @@ class TwoLooks:
         decision, region = judge.decision, steered.region[0]
         second, reused, prompt, answer = None, 0, 0, new.shape[1]
         if decision.zooms:
-            new, reused, prompt, trace = self._second(
-                steered, messages, pictures, decision, region, inputs, cache
-            )
-            second, answer = steered.region[0], 1 + new.shape[1]
+            with self._steering_of_second(steered):
+                new, reused, prompt, trace = self._second(
+                    steered, messages, pictures, decision, region, inputs, cache
+                )
+                second = steered.region[0] if steered.enabled else None
+            answer = 1 + new.shape[1]
         cost = Cost(
             seen=sum(w * h for w, h in pictures.seen) // side**2,
             crops=sum(crop.tokens(side) for crop in decision.crops) if decision.zooms else 0,
@@ -189,6 +193,19 @@ class TwoLooks:
         while goes_on and not judge.decision.zooms:
             goes_on = answer.go_on()
         return answer.new, answer.cache, None
+
+    @contextmanager
+    def _steering_of_second(self, steered: Patch) -> Iterator[None]:
+        """The patch as the second look has it; with ``steer="off"`` it is switched off, or without
+        a gain where it measures."""
+        config = steered.config
+        if self.zoom.steer == "off":
+            steered.enabled = self.record
+            steered.config = unsteered_config(config)
+        try:
+            yield
+        finally:
+            steered.enabled, steered.config = True, config
 
     def _second(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 Within = Literal["region", "map"]
-Steer = Literal["place", "anew"]
+Steer = Literal["place", "anew", "off"]
 Order = Literal["overview", "crops"]
 
 # Inclusive bounds of each numeric field; None is unbounded.
@@ -49,7 +49,8 @@ class Zoom:
         gain: nor those that would show the place less than this many times larger, in length.
         overview_pixels: of a picture at the first look; None is what the processor allows.
         steer: with the crops in the prompt, ``"place"`` steers to the region in the overview and to
-            all of each crop; ``"anew"`` to what the question finds in both.
+            all of each crop; ``"anew"`` to what the question finds in both; ``"off"`` to nothing,
+            so that the second look takes no longer than the unpatched model would.
         order: ``"overview"`` puts the pictures before the crops, so that the first look's cache is
             a beginning of the second's; ``"crops"`` puts the crops first.
         reuse: go on from the first look's cache; needs ``order="overview"``.

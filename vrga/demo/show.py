@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from vrga.answers.spoken import unsteered_config
-from vrga.config import VRGAConfig
+from vrga.config import VRGAConfig, unsteered_config
 from vrga.demo.arm import Arm, run_arm
 from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples, prepare, split_options
 from vrga.demo.fine.show import show_closer

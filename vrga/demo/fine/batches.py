@@ -169,12 +169,17 @@ class FineBatches(DrawnBatches):
             fine.append(torch.full((label[0].numel(),), view.scale == 1))
         return self.pixels(views, sigmas), torch.cat(labels, 1), torch.cat(fine)
 
-    def conversations(self) -> tuple[dict[str, Tensor], Tensor, Tensor, list[str]]:
+    def conversations(
+        self, finding: bool = False
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, list[str]]:
         """Model arguments of one batch, labels [N, T], looks [n, 4] and the conversations' kinds.
 
         Every picture is asked about with crops, and some straight as well. Labels are -100 but on
         assistant tokens. A look is (row, query, key, number of the query's looks): an image token
         that shows what is spoken of.
+
+        Args:
+            finding: ask straight alone, about every picture.
         """
         views: list[View] = []
         sigmas: list[float] = []
@@ -184,10 +189,12 @@ class FineBatches(DrawnBatches):
             larger = self.rng.random() < SHARES["larger"]
             elsewhere = self.rng.random() < SHARES["elsewhere"]
             seen = self.whole(sample)
-            once = self.whole(sample, int(self.rng.choice(LARGER))) if larger else seen
-            closer = [seen, *self.crops(sample, elsewhere)]
-            asked = {"elsewhere" if elsewhere else "closer": closer}
-            if self.rng.random() < STRAIGHT:
+            asked = {}
+            if not finding:
+                crops = self.crops(sample, elsewhere)
+                asked["elsewhere" if elsewhere else "closer"] = [seen, *crops]
+            if finding or self.rng.random() < STRAIGHT:
+                once = self.whole(sample, int(self.rng.choice(LARGER))) if larger else seen
                 asked["larger" if larger else "once"] = [once]
             for kind, own in asked.items():
                 rows.append((sample, own, *self._encode(sample, own)))

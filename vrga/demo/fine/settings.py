@@ -20,5 +20,8 @@ FINDING = VRGAConfig(
     dilation=0,
 )
 # Two crops at most, together of at most twice the tokens of the first look. They are sought in the
-# whole map: the sink border of so small a grid is a fifth of it, and cards lie there too.
-CLOSER = Zoom(crops=2, threshold=0.35, within="map", margin=0.0, least=112, pixels=72 * 28 * 28)
+# whole map: the sink border of so small a grid is a fifth of it, and cards lie there too. Steering
+# changes no answer of the second look.
+CLOSER = Zoom(
+    crops=2, threshold=0.35, within="map", margin=0.0, least=112, pixels=72 * 28 * 28, steer="off"
+)

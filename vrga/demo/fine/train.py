@@ -2,15 +2,16 @@
 
 First the vision tower alone learns to name the letter and the card's colour in every token, of
 overviews and of crops; letters in overviews as well, which it cannot, so that what follows does
-not rest on its having never tried. Then the text model learns to answer: from the overview alone,
-from a larger picture alone, and from the overview and crops of the original. Some heads are taught
-to look, from the question mark to the card and from the answer's colour to its letter, as in
-`vrga.demo.train`.
+not rest on its having never tried. Then the text model learns to answer: at first from one picture
+alone, the overview or a larger one, where the places of cards are all that it can learn, and then
+from the overview and crops of the original as well. Some heads are taught to look, from the
+question mark to the card and from the answer's colour to its letter, as in `vrga.demo.train`; asked
+about crops from the first step on, they had not learned to look by the time that reading was
+learned.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 
@@ -75,8 +76,10 @@ def train_vision(model: Model, batches: FineBatches, steps: int) -> dict[str, fl
 
 
 def _recent(course: list[dict[str, float]]) -> dict[str, float]:
-    return {key: float(np.nanmean([one.get(key, math.nan) for one in course[-20:]]))
-            for key in course[-1]}  # fmt: skip
+    """Means of the last 20 steps; of what some of them lack, over the others."""
+    last = course[-20:]
+    keys = dict.fromkeys(key for one in last for key in one)
+    return {key: float(np.mean([one[key] for one in last if key in one])) for key in keys}
 
 
 def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
@@ -95,20 +98,22 @@ def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
 
 
 def train_answers(
-    model: Model, batches: FineBatches, steps: int, rate: float, keep
+    model: Model, batches: FineBatches, find_steps: int, steps: int, rate: float, keep
 ) -> dict[str, float]:
     """Teach the text model to answer; the last shares of letters that it gets right.
 
     Args:
+        find_steps: asked straight alone, before the others.
         keep: called every 200 steps, to save what there is.
     """
-    learner = learning.answers_learner(model, steps, rate)
+    learner = learning.answers_learner(model, find_steps + steps, rate)
     encode = batches.processor.tokenizer.encode
     letters = torch.tensor([encode(f" {letter}")[0] for letter in LETTERS])
     course: list[dict[str, float]] = []
-    bar = trange(steps, desc="answers", mininterval=10)
+    bar = trange(find_steps + steps, desc="answers", mininterval=10)
     for step in bar:
-        inputs, labels, looks, kinds = batches.conversations()
+        finding = step < find_steps
+        inputs, labels, looks, kinds = batches.conversations(finding)
         output = model.model(**inputs, use_cache=False, output_attentions=True)
         wanted = labels[:, 1:]
         hidden = output.last_hidden_state[:, :-1]
@@ -125,7 +130,8 @@ def train_answers(
         told = {"words": words.item(), "look": look.item()}
         for kind in ("once", "larger", "closer", "elsewhere"):
             rows = torch.from_numpy(own == kind)
-            told[kind] = right[rows][asked[rows]].float().mean().item() if rows.any() else math.nan
+            if rows.any():
+                told[kind] = right[rows][asked[rows]].float().mean().item()
         course.append(told)
         bar.set_postfix({k: f"{v:.3f}" for k, v in _recent(course).items()}, refresh=False)
         if step % 200 == 199:
@@ -136,6 +142,7 @@ def train_answers(
 
 def main() -> None:
     parser = learning.options(__doc__.splitlines()[0], WEIGHTS, vision_steps=300, batch=20)
+    parser.add_argument("--find-steps", type=int, default=300, help="of the answers, straight")
     parser.add_argument("--start", type=Path, help="go on with the answers of this checkpoint")
     given = parser.parse_args()
 
@@ -157,13 +164,14 @@ def main() -> None:
     def keep() -> None:
         build.save(model, processor, given.output, FINDING)
 
-    letters = train_answers(model, batches, given.steps, given.rate, keep)
+    letters = train_answers(model, batches, given.find_steps, given.steps, given.rate, keep)
     seconds = time.perf_counter() - started
     model.eval()
     keep()
     print("letters:", letters, flush=True)
     learning.write_record(
-        given, model, seconds, pictures_a_step=given.batch, vision_tower=vision, letters=letters,
+        given, model, seconds, pictures_a_step=given.batch, find_steps=given.find_steps,
+        vision_tower=vision, letters=letters,
         start=None if given.start is None else given.start.name,
     )  # fmt: skip
 
