@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from benchmarks.peak import highest
 from families import FAMILIES
 from saying import SAID, WORDS, say
 from tiny import CACHE, generate, tiny_model
@@ -17,7 +18,6 @@ from transformers.utils import is_hqq_available
 from windowed import windowed
 
 import vrga
-from benchmarks.peak import highest
 from vrga import VRGAConfig
 from vrga.hf.cache import KeyCache
 from vrga.hf.host import Host
