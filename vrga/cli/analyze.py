@@ -238,7 +238,7 @@ def finding(
     )  # fmt: skip
     from vrga.analysis.finding import analyze
     from vrga.demo.fine.settings import FINDING
-    from vrga.hf.brought import chosen_for
+    from vrga.hf.chosen_config import chosen_for
 
     own = FINDING if split in FINE_SPLITS else chosen_for(model).config
     analyze(

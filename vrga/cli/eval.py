@@ -26,7 +26,7 @@ from vrga.cli.options import (
 )
 from vrga.cli.status import guarded
 from vrga.config import VRGAConfig
-from vrga.hf.brought import Chosen, chosen_for
+from vrga.hf.chosen_config import Chosen, chosen_for
 from vrga.hf.files import check_model
 
 # What each flag evaluates: arms of one run.

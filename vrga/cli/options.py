@@ -22,7 +22,7 @@ from vrga.beforehand import (
     drawn_split,
 )
 from vrga.evaluation.wording import say_config
-from vrga.hf.brought import Chosen, chosen_for
+from vrga.hf.chosen_config import Chosen, chosen_for
 from vrga.hf.files import check_model, embedded, read_config
 from vrga.presets import PRESETS
 

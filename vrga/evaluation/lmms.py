@@ -25,8 +25,8 @@ from vrga.evaluation.questions import question_of
 from vrga.evaluation.request import Answer, Request
 from vrga.evaluation.served import ServerAsker
 from vrga.evaluation.store import Store
-from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
+from vrga.hf.chosen_config import checkpoint_of, choose
 from vrga.hf.files import embedded
 
 JUDGED = ("vrga_haloquest", "vrga_mmhal", "vrga_rhbench")

@@ -21,6 +21,7 @@ from vrga.method.heads import (
     visual_heads,
 )
 from vrga.method.prompt import Grid
+from vrga.ranges import short
 
 if TYPE_CHECKING:
     from vrga.config import VRGAConfig
@@ -66,15 +67,11 @@ class Region:
     def __repr__(self) -> str:
         chosen, tokens = int(self.mask.sum()), int(self.image.sum())
         grids = ", ".join(f"{grid.h} x {grid.w}" for grid in self.grids) or "no image"
-        asked = "" if self.question is None else f", question {_shortened(self.question)!r}"
+        asked = "" if self.question is None else f", question {short(self.question)}"
         return (
             f"Region({grids}; T {chosen} of {tokens} tokens, {int(self.visual.sum())} of "
             f"{self.visual.numel()} heads, query at {self.query}{asked})"
         )
-
-
-def _shortened(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def empty_region(query: int, length: int, shape: tuple[int, int]) -> Region:
@@ -159,17 +156,23 @@ def _clear(region: Region, config: VRGAConfig) -> Region:
 
 
 def find_region(
-    rows: Tensor, grids: list[Grid], query: int, seen: Tensor, config: VRGAConfig
+    rows: Tensor,
+    grids: list[Grid],
+    query: int,
+    seen: Tensor,
+    config: VRGAConfig,
+    rules: Rules | None = None,
 ) -> Region:
-    """Phase 1 of the method for one row, whose attention is there in full.
+    """Phase 1 for one row, whose attention is there in full.
 
     Args:
         rows: attention from the query row, float32 [L, H, S], on any device; with
             ``question="whole"`` from all rows of the question, [L, H, Q, S].
         grids, query, seen: see `Sample`.
+        rules: None is `PAPER`.
     """
     sample = Sample(grids, query, seen)
-    return find_regions(WholeRows([rows]), [sample], config, PAPER)[0]
+    return find_regions(WholeRows([rows]), [sample], config, rules or PAPER)[0]
 
 
 def _image(sample: Sample, config: VRGAConfig) -> ImageKeys:

@@ -14,7 +14,7 @@ from vrga.analysis import recovery
 from vrga.cli import app
 from vrga.config import FILE, PRESETS
 from vrga.demo import build
-from vrga.hf.brought import choose, chosen_for
+from vrga.hf.chosen_config import choose, chosen_for
 from vrga.hf.files import embedded
 
 
