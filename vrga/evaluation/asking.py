@@ -19,7 +19,7 @@ from vrga.evaluation.batch import Boxes, asked_region, each_row, summary
 from vrga.evaluation.failures import SAMPLE_ERRORS, out_of_memory, told_of
 from vrga.evaluation.looked_at import cells_in, looks_of
 from vrga.evaluation.request import Answer, Ready, Request
-from vrga.hf.families import FAMILIES
+from vrga.hf.processors import processed
 from vrga.images import bounded, read_image
 from vrga.method.region import Region
 from vrga.recording.trace import Trace
@@ -216,17 +216,9 @@ class Asker:
 
     def _read_inputs(self, batch: list[Ready]) -> BatchFeature:
         """Model inputs of a batch."""
-        kind = self.model.config.model_type
-        images: list = [one.images for one in batch]
-        if kind in FAMILIES and FAMILIES[kind].processor is not None:
-            images = [image for row in images for image in row]  # Qwen's take one flat list
-        return self.processor(
-            text=[one.chat for one in batch],
-            images=images if any(images) else None,
-            padding=True,
-            return_tensors="pt",
-            **({"images_kwargs": self._images} if self._images and any(images) else {}),
-        )
+        images = [one.images for one in batch]
+        chats = [one.chat for one in batch]
+        return processed(self.model, self.processor, chats, images, self._images)
 
     def _failed(self, one: Ready, message: str) -> Answer:
         return Answer(one.request.id, prompt=one.chat, error=message)

@@ -41,8 +41,13 @@ def write_report(
         ImportError: Jinja2 is missing.
         FileNotFoundError, ValueError: as of `Trace.load` and `render`.
     """
-    output = Path(output)
-    text = render([Trace.load(path) for path in paths], row=row, megabytes=megabytes)
+    traces = [Trace.load(path) for path in paths]
+    return write_page(traces, Path(output), row=row, megabytes=megabytes)
+
+
+def write_page(traces: Sequence[Trace], output: Path, **options) -> Path:
+    """The page of traces as a file; options and errors are those of `render`."""
+    text = render(traces, **options)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Half a surrogate pair, which a tokenizer may give, is no UTF-8.
     output.write_bytes(text.encode("utf-8", "replace"))
