@@ -18,7 +18,7 @@ from vrga.config import VRGAConfig
 from vrga.evaluation.batch import Boxes, asked_region, each_row, summary
 from vrga.evaluation.failures import SAMPLE_ERRORS, out_of_memory, told_of
 from vrga.evaluation.looked_at import cells_in, looks_of
-from vrga.evaluation.request import Answer, Ready, Request
+from vrga.evaluation.request import Answer, Ready, Request, with_images
 from vrga.hf.processors import processed
 from vrga.images import bounded, read_image
 from vrga.method.region import Region
@@ -129,21 +129,14 @@ class Asker:
         return patch(self.model, config, tokenizer=self.processor.tokenizer)
 
     def _read(self, request: Request) -> Ready:
-        messages, images = [], []
+        images = []
+
+        def shown(image) -> dict:
+            images.append(read_image(image))
+            return {"type": "image"}
+
         given, question = request.chat()
-        for message in given:
-            content = message["content"]
-            if not isinstance(content, str):
-                parts = []
-                for part in content:
-                    if part["type"] not in ("image", "text"):
-                        raise ValueError(f"a {part['type']} in the chat; images and text are read")
-                    if part["type"] == "image":
-                        images.append(read_image(part["image"]))
-                        part = {"type": "image"}
-                    parts.append(part)
-                content = parts
-            messages.append({"role": message["role"], "content": content})
+        messages = with_images(given, shown)
         chat = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         question = question.strip()
         if request.box is not None and images:
