@@ -86,7 +86,7 @@ def test_what_is_wrong_is_told_before_the_work(tmp_path, monkeypatch, capsys, ar
     def late(*args, **options):
         raise AssertionError("a model was loaded first")
 
-    for module in ("answers.generation", "demo.show", "evaluation.run", "analysis.study"):
+    for module in ("answers.generation", "demo.show", "evaluation.lmms", "analysis.study"):
         monkeypatch.setattr(f"vrga.{module}.load", late)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:
