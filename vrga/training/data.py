@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -80,7 +81,7 @@ def make(
         )
         passed = [c for c in found if store.done.get(c.key, {"fell": ""})["fell"] is None]
         if reflection and not passed:
-            raise ValueError(_nothing_passed(teacher, fell_there, store))
+            _refuse(teacher, fell_there, store)
         rows = _mixed(store, found, passed, reflection, size, seed)
     summary = {
         "questions": len(items), "answers": len(answers), "kept": kept, "chains": len(found),
@@ -109,11 +110,11 @@ def _right(questions: Questions, answers, kept, chains: int, seed: int) -> tuple
     return found, fell
 
 
-def _nothing_passed(teacher: str, fell: Mapping[str, int], store: Store) -> str:
-    """What fell at which gate, and the last error."""
+def _refuse(teacher: str, fell: Mapping[str, int], store: Store) -> NoReturn:
+    """Say what fell at which gate, and the last error."""
     errors = [one["error"] for one in store.done.values() if one["error"] is not None]
     told = _counted(fell) + (f"; the last error: {errors[-1]}" if errors else "")
-    return f"nothing that the teacher {teacher} returned can be trained on: {told}"
+    raise ValueError(f"nothing that the teacher {teacher} returned can be trained on: {told}")
 
 
 def _write(folder: Path, rows: list[dict], summary: dict, page: str, console: Console) -> None:
