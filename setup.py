@@ -62,7 +62,6 @@ setup(
     extras_require={
         "test": [
             "pytest",
-            "pytest-benchmark",
             "pytest-xdist",
             "hypothesis",
             "ruff",

@@ -22,7 +22,7 @@ import vrga
 from benchmarks.shapes import image_prompt, random_model
 from benchmarks.timing import environment, summary
 from vrga import VRGAConfig
-from vrga.steering import patching
+from vrga.steering.arrival import Arrival
 from vrga.steering.forward_pass import ForwardPass
 from vrga.steering.run import Run
 from vrga.steering.steps import Ledger
@@ -31,7 +31,7 @@ ACCOUNTING = {
     Ledger: ("note", "forget_from"),
     ForwardPass: ("_check_keys", "check_layers", "check_cache", "biased"),
     Run: ("_bind",),
-    patching: ("what_is", "_held"),
+    Arrival: ("what",),
 }
 
 

@@ -32,25 +32,21 @@ def read(name: str) -> dict:
 def demo() -> str:
     """What steering did on the embedded model."""
     run = read("demo")
-    lines = [
-        "| prompt | measure | without VRGA | with VRGA | difference |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for prompt in PROMPTS:
         found = run["prompts"][prompt]
         for name, told, text in (
             ("first", "region", percent), ("rrar", "RRAR", share), ("accuracy", "right", percent),
         ):  # fmt: skip
             off, on, change = (found[name][arm] for arm in ("off", "on", "difference"))
-            lines.append(f"| {prompt} | {told} | {text(off)} | {text(on)} | {text(change, '+')} |")
+            rows.append([prompt, told, text(off), text(on), text(change, "+")])
     region = run["prompts"]["direct"]["region"]
-    lines += [
-        "",
+    return (
+        f"{markdown(('prompt', 'measure', 'without VRGA', 'with VRGA', 'difference'), rows)}\n\n"
         f"Split {run['split']}. The true cell lies in T in {percent(region['hit'])}, the map peaks "
         f"on it in {percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the "
-        "image.",
-    ]
-    return "\n".join(lines)
+        "image."
+    )
 
 
 def lookback() -> str:

@@ -8,7 +8,6 @@ recording takes of it. What the layers of a forward pass share is made once, as 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders import ENTROPY, FOCUS, GAIN, Problem, make_problem, sdpa
-from benchmarks.speed import both
-from benchmarks.timing import environment, fastest, ratio
+from benchmarks.timing import both, compared, write
 from vrga.kernels.biased import biased_attention
 from vrga.kernels.columns import GROUP
 from vrga.kernels.gated import GatedKeys, gated_attention, table
@@ -82,9 +80,7 @@ def measure(shape: tuple[int, int, int, int], rounds: int) -> dict[str, dict[str
             if i >= 0:
                 times[name].append(spent)
     plain = times.pop("plain")
-    return {
-        name: ratio(one, plain) | {"fastest": fastest(one, plain)} for name, one in times.items()
-    }
+    return {name: compared(one, plain) for name, one in times.items()}
 
 
 @torch.inference_mode()
@@ -102,8 +98,7 @@ def main() -> None:
         told = (f"{way} {both(one)}" for way, one in found[name].items())
         print(f"{name}: {', '.join(told)}")
     if chosen.json:
-        figures = {"environment": environment(), "ratios": found}
-        chosen.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write(chosen.json, {"ratios": found})
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ top of the weights, and operators are what torch ran in a prefill: neither varie
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import vrga
-from benchmarks.peak import highest
-from benchmarks.shapes import SHAPES, image_prompt, random_model
-from benchmarks.timing import environment, ratio, summary, synchronize
+from benchmarks.shapes import SHAPES, image_prompt, random_model, sharing
+from benchmarks.timing import ratio, summary, synchronize, write
 from vrga import VRGAConfig
 from vrga.hf.cache import cache_in
 from vrga.hf.host import Host
@@ -96,6 +95,23 @@ def weight(call: Callable[[], None]) -> dict[str, int]:
     return {"bytes": peak, "operators": found}
 
 
+def highest(measured: profile) -> int:
+    """The largest total of bytes allocated and not yet freed since the profile began; resident
+    memory varies by some percent between runs of the same code."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        measured.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())["traceEvents"]
+    changes = [
+        (event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"
+    ]
+    total = highest = 0
+    for _, change in sorted(changes, key=lambda found: found[0]):
+        total += change
+        highest = max(highest, total)
+    return highest
+
+
 def measure(arms: dict[str, Arm], keys: int, batch: int, prefills: int, tokens: int) -> dict:
     """Both arms at one length."""
     inputs = prompt(keys, batch)
@@ -126,8 +142,7 @@ def measure(arms: dict[str, Arm], keys: int, batch: int, prefills: int, tokens: 
 def run(shape: str, lengths: list[int], batch: int, prefills: int, tokens: int) -> dict:
     """Every length in turn; what is measured stands in seconds, bytes and counts."""
     plain = random_model(shape, DEVICE, DTYPE)
-    shared = {id(x): x for x in (*plain.parameters(), *plain.buffers())}
-    arms = {"unpatched": Arm(plain, batch), "patched": Arm(copy.deepcopy(plain, shared), batch)}
+    arms = {name: Arm(model, batch) for name, model in sharing(plain, ARMS).items()}
     found = []
     with vrga.patch(arms["patched"].model, VRGAConfig.paper()):
         for arm in arms.values():  # what is made once
@@ -138,7 +153,7 @@ def run(shape: str, lengths: list[int], batch: int, prefills: int, tokens: int) 
             rounds = max(min(3, prefills), min(prefills, prefills * 2048 // keys))
             found.append(measure(arms, keys, batch, rounds, tokens))
             print(told(found[-1]), flush=True)
-    return {"environment": environment(), "shape": shape, "batch": batch, "lengths": found}
+    return {"shape": shape, "batch": batch, "lengths": found}
 
 
 def told(found: dict) -> str:
@@ -165,7 +180,7 @@ def main() -> None:
         torch.set_num_threads(1)
     found = run(options.shape, options.keys, options.batch, options.prefills, options.tokens)
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        write(options.json, found)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 A stand-in takes the place of the CUDA driver: kernels are compiled for sm_90 and bound to their
 arguments as ever, and the launch itself does nothing. What is timed is the Python before it, so
-only the ratio of ways to launch means something; `bench_kernel` has the host time on a GPU.
+only the ratio of ways to launch means something; `benchmarks.gpu` has the host time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from benchmarks.contenders import ENTROPY, FOCUS, GAIN, Problem, make_problem
-from benchmarks.timing import environment, summary
+from benchmarks.timing import summary, write
 from vrga.kernels import decode
 from vrga.kernels.launch import Workspace
 
@@ -143,8 +142,7 @@ def main() -> None:
     ratio = times["kept"]["median"] / times["anew"]["median"]
     print(f"{compared} launches compared; host time of a kept launch / one made anew: {ratio:.3f}")
     if arguments.json:
-        found = {"environment": environment(), "compared": compared, "ratio": ratio} | times
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        write(arguments.json, {"compared": compared, "ratio": ratio, **times})
 
 
 if __name__ == "__main__":

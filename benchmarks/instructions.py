@@ -12,8 +12,6 @@ that a patch adds are given beside the ratio.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import os
 import re
 import shutil
@@ -25,9 +23,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.shapes import SHAPES, image_prompt, random_model
+from benchmarks.shapes import SHAPES, image_prompt, random_model, sharing
 from benchmarks.steps import ARMS, SKIPPED, generate, leave_out_mlps, patched
-from benchmarks.timing import environment
+from benchmarks.timing import write
 from benchmarks.turns import Turn
 
 COUNTED = [name for name in ARMS if name != "unpatched again"]
@@ -44,13 +42,6 @@ def instrument() -> None:
     """Let valgrind follow every instruction from here on."""
     command = ["callgrind_control", "-i", "on", str(os.getpid())]
     subprocess.run(command, check=True, capture_output=True)
-
-
-def arms_of(shape: str, depth: int, names: list[str]) -> dict[str, nn.Module]:
-    """Models that share their weights, cut to `depth` layers."""
-    plain = random_model(shape, "cpu", torch.float32, layers=depth)
-    shared = {id(x): x for x in (*plain.parameters(), *plain.buffers())}
-    return {name: copy.deepcopy(plain, dict(shared)) for name in names}
 
 
 def begun(model: nn.Module, inputs: dict, name: str, tokens: int) -> Turn:
@@ -80,7 +71,10 @@ def count(shape: str, side: int, tokens: int, depths: list[int]) -> None:
     """Run what is counted: each depth's arms, token by token and then prompt by prompt."""
     inputs = image_prompt(1, side, "cpu", torch.float32)
     short = image_prompt(1, 4, "cpu", torch.float32)
-    models = {depth: arms_of(shape, depth, COUNTED) for depth in depths}
+    models = {
+        depth: sharing(random_model(shape, "cpu", torch.float32, layers=depth), COUNTED)
+        for depth in depths
+    }
     turns = [begun(model, inputs, name, tokens) for arms in models.values()
              for name, model in arms.items()]  # fmt: skip
     instrument()
@@ -173,7 +167,7 @@ def main() -> None:
             told = ", ".join(f"{one[d] - base[d]:+,.0f} at {d} layers" for d in one)
             print(f"  {name}: {one[whole] / base[whole]:.4f}, {told}")
     if chosen.json:
-        chosen.json.write_text(json.dumps({"environment": environment()} | found, indent=1) + "\n")
+        write(chosen.json, found)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ out, so a short call takes longer, and by how much the GPU must tell.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from unittest import mock
@@ -24,7 +23,7 @@ from benchmarks.compiled import resident, usage
 from benchmarks.gpu.foreseen import BANDWIDTH
 from benchmarks.gpu.stages import HEADLINE, MODELS
 from benchmarks.host import MULTIPROCESSORS, StandIn
-from benchmarks.timing import environment
+from benchmarks.timing import write
 from vrga.kernels import decode
 from vrga.kernels.launch import Workspace
 
@@ -145,8 +144,7 @@ def main() -> None:
             told = ", ".join(f"{1e6 * t:.1f} µs on an {name}" for name, t in one["seconds"].items())
             print(f"{shape}, {gate}: {told}; {one['waves']:.2f} waves of {one['resident']} a SM")
     if options.json is not None:
-        run = {"environment": environment(), "kind": "prediction", "shapes": found}
-        options.json.write_text(json.dumps(run, indent=1) + "\n")
+        write(options.json, {"kind": "prediction", "shapes": found})
 
 
 if __name__ == "__main__":

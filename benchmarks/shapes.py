@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,6 +96,12 @@ def random_model(
     model.generation_config.eos_token_id = END_OF_TURN
     model.generation_config.pad_token_id = 0
     return model.to(device).eval()
+
+
+def sharing(model: nn.Module, arms: Iterable[str]) -> dict[str, nn.Module]:
+    """A copy of the model for each arm; weights are shared."""
+    shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    return {arm: copy.deepcopy(model, dict(shared)) for arm in arms}
 
 
 def image_prompt(

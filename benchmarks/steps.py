@@ -12,8 +12,6 @@ one image of 32 x 32 tokens; some ten minutes on a machine that does nothing els
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,9 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vrga
-from benchmarks.shapes import image_prompt, random_model
-from benchmarks.speed import both
-from benchmarks.timing import environment, fastest, ratio, summary
+from benchmarks.shapes import image_prompt, random_model, sharing
+from benchmarks.timing import both, compared, summary, write
 from benchmarks.turns import Turn, now
 from vrga import VRGAConfig
 
@@ -127,18 +124,12 @@ def prompts(models: dict[str, nn.Module], inputs: dict, rounds: int) -> dict[str
     return times
 
 
-def compared(patched: list[float], base: list[float]) -> dict[str, float]:
-    """Pair by pair, and the fastest over the fastest."""
-    return ratio(patched, base) | {"fastest": fastest(patched, base)}
-
-
 def measure(shape: str, side: int, tokens: int, rounds: int) -> dict:
     """Every arm's seconds and operators per token, its time over the unpatched model's, and the
     same of `rounds` prompts."""
     plain = random_model(shape, "cpu", torch.float32)
     inputs = image_prompt(1, side, "cpu", torch.float32)
-    shared = {id(x): x for x in (*plain.parameters(), *plain.buffers())}
-    models = {name: copy.deepcopy(plain, dict(shared)) for name in ARMS}
+    models = sharing(plain, ARMS)
     counted = {name: operators(models[name], inputs, name) for name in ARMS}
     put_back = [leave_out_mlps(model) for model in models.values()]
     turns = {name: turn_of(models[name], inputs, name, tokens + SKIPPED) for name in ARMS}
@@ -190,7 +181,7 @@ def main() -> None:
     for name, one in found["ratio_per_prompt"].items():
         print(f"  {name}: {both(one)}")
     if chosen.json:
-        chosen.json.write_text(json.dumps({"environment": environment()} | found, indent=1) + "\n")
+        write(chosen.json, found)
 
 
 if __name__ == "__main__":

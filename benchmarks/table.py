@@ -1,4 +1,4 @@
-"""Write the pages' tables, and one plot, from the measured results: python -m benchmarks.table
+"""Write the pages' tables from the measured results: python -m benchmarks.table
 
 Every table stands between two comment lines of one page, README.md or one of docs/, and is made
 from the JSON files in benchmarks/results/ alone. `--check` changes nothing and fails if a page
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import answers, finding, speed
+from benchmarks import answers, finding, speed, timing
 from benchmarks import versions as record
 from benchmarks.gpu import foreseen, tables
 from benchmarks.timing import RESULTS, ROOT
@@ -23,23 +23,17 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 def versions() -> str:
     """What was run with which transformers, and when."""
-    lines = [
-        "| transformers | tests | passed | failed | skipped | torch | Python | on |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
     suites = {
         "core": "`make test-versions`",
         "all": "`make test`",
         "latest": "`make latest`, the newest of everything",
     }
-    for run in record.kept():
-        packages = run["packages"]
-        lines.append(
-            f"| {packages['transformers']} | {suites[run['suite']]} | {run['passed']} | "
-            f"{run['failed']} | {run['skipped']} | {packages['torch'].split('+')[0]} | "
-            f"{run['python']} | {run['date']} |"
-        )
-    return "\n".join(lines)
+    head = ["transformers", "tests", "passed", "failed", "skipped", "torch", "Python", "on"]
+    return timing.table(head, (
+        [run["packages"]["transformers"], suites[run["suite"]], run["passed"], run["failed"],
+         run["skipped"], run["packages"]["torch"].split("+")[0], run["python"], run["date"]]
+        for run in record.kept()
+    ))  # fmt: skip
 
 
 def gpu() -> str:
@@ -56,7 +50,6 @@ TABLES = {
     "lookback": answers.lookback,
     "uncertain": answers.uncertain,
     "training": answers.training,
-    "generation": speed.generation,
     "growth": speed.growth,
     "contenders": speed.contenders,
     "host": speed.host,
@@ -121,7 +114,6 @@ def main() -> int:
         old = {path: path.read_text() for path in PAGES}
         return int(filled(old) != old)
     renew()
-    speed.plot(RESULTS / "generate.png")
     return 0
 
 

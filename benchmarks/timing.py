@@ -1,13 +1,14 @@
-"""Clocks and the record of where a figure was measured."""
+"""Clocks, the record of where a figure was measured, and how figures are told."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def environment() -> dict[str, str | int]:
         except PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def write(path: Path, figures: Mapping[str, object]) -> None:
+    """Keep what was measured, with where it was."""
+    found = {"environment": environment(), **figures}
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _processor() -> str:
@@ -75,9 +82,25 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": quartiles[1], "low": quartiles[0], "high": quartiles[2], "n": len(values)}
 
 
-def fastest(patched: list[float], base: list[float]) -> float:
-    """The fastest over the fastest: other programs only ever add to a time."""
-    return min(patched) / min(base)
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of a page."""
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def spread(value: Mapping[str, float]) -> str:
+    """A ratio with its quartiles."""
+    return f"{value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def both(value: Mapping[str, float]) -> str:
+    """A ratio with its quartiles, and that of the fastest."""
+    return f"{spread(value)}; {value['fastest']:.3f}"
+
+
+def compared(patched: list[float], base: list[float]) -> dict[str, float]:
+    """Pair by pair, and the fastest over the fastest: other programs only ever add to a time."""
+    return ratio(patched, base) | {"fastest": min(patched) / min(base)}
 
 
 def ratio(patched: list[float], base: list[float]) -> dict[str, float]:

@@ -11,8 +11,6 @@ than the clock on the wall.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,8 +18,8 @@ import torch
 from torch import nn
 
 import vrga
-from benchmarks.shapes import SHAPES, image_prompt, random_model
-from benchmarks.timing import environment, ratio, summary
+from benchmarks.shapes import SHAPES, image_prompt, random_model, sharing
+from benchmarks.timing import ratio, spread, summary, write
 from benchmarks.turns import Turn, take_turns
 from vrga import VRGAConfig
 from vrga.recording.waiting import CHUNK
@@ -63,14 +61,11 @@ def measure(plain: nn.Module, case: str, side: int, windows: int) -> dict:
     """
     device, dtype = plain.device.type, plain.dtype
     inputs = image_prompt(1, side, device, dtype)
-    shared = {id(x): x for x in (*plain.parameters(), *plain.buffers())}
     # The prefill's token, and one after which the last window's statistics are computed.
     tokens = windows * CHUNK + 2
-    turns, kept = {}, {}
-    for name, (gain, options) in ARMS.items():
-        kept[name] = {}
-        model = copy.deepcopy(plain, dict(shared))
-        turns[name] = Turn(arm(model, inputs, gain, options, tokens, kept[name]))
+    turns, kept = {}, {name: {} for name in ARMS}
+    for name, model in sharing(plain, ARMS).items():
+        turns[name] = Turn(arm(model, inputs, *ARMS[name], tokens, kept[name]))
     take_turns(turns, tokens)
     spent = {}  # of whole windows: what waited is computed before a window's last token
     for name, turn in turns.items():
@@ -101,10 +96,9 @@ def main() -> None:
     case = f"{options.shape}-{options.side}x{options.side}-b1"
     found = measure(model, case, options.side, options.windows)
     for arm, value in found["ratio_per_token"].items():
-        print(f"{arm}: {value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})")
+        print(f"{arm}: {spread(value)}")
     if options.json is not None:
-        run = {"environment": environment(), **found}
-        options.json.write_text(json.dumps(run, indent=1) + "\n")
+        write(options.json, found)
 
 
 if __name__ == "__main__":

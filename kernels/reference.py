@@ -265,7 +265,8 @@ def _is_open(
     entropy: float,
     shape: torch.Size,
 ) -> Tensor:
-    """The gate, bool [B, H, Q] `shape`: given [B, H], or by R and -H_mass, [B, H, Q] each."""
+    """The gate, bool [B, H, Q] `shape`: given [B, H]; or R > focus and R > entropy * H_mass, by R
+    and -H_mass, [B, H, Q] each."""
     if gate is not None:
         return gate.bool()[:, :, None].expand(shape)
     assert ratio is not None and told is not None  # computed where no gate is given

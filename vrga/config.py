@@ -281,7 +281,7 @@ class VRGAConfig:
             OSError: a hub id that cannot be reached.
             ValueError: a damaged file, named by its path.
         """
-        return read_file(find(where))
+        return read(find(where), cls.from_dict)
 
 
 def check_fields(given: Iterable[object]) -> None:
@@ -295,16 +295,6 @@ def check_fields(given: Iterable[object]) -> None:
             f"no field {', '.join(short(name) for name in unknown)}{hint}: a configuration has "
             f"{', '.join(known)}"
         )
-
-
-def read_file(path: str | Path) -> VRGAConfig:
-    """A config from a JSON file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: no JSON, or fields or values that a config does not have; names the path.
-    """
-    return read(Path(path), VRGAConfig.from_dict)
 
 
 def unsteered_config(config: VRGAConfig | None) -> VRGAConfig:

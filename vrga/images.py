@@ -235,6 +235,18 @@ def _decoded(encoded: str, source: str) -> bytes:
         raise OSError(f"image {_short(source)} cannot be read: {error}") from error
 
 
+def outline(mask: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The outline of the true cells of a mask, bool [h, w]: segments ((x0, y0), (x1, y1)) on the
+    grid lines."""
+    padded = np.pad(mask, 1)
+    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    edges = [((x, y), (x + 1, y)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
+    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+    return edges + [
+        ((x, y), (x, y + 1)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)
+    ]
+
+
 def _is_heif(content: bytes) -> bool:
     return content[4:8] == b"ftyp" and content[8:12] in _HEIF
 

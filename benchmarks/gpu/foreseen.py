@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 
+from benchmarks import timing
 from benchmarks.gpu.case import ROOT
 
 FILE = ROOT / "benchmarks" / "results" / "predicted.json"
@@ -38,21 +39,16 @@ def seconds_on(device: str, shape: str) -> float | None:
 
 def table() -> str:
     """All predictions, as they stand in the docs."""
-    run = kept()
-    head = "shape", "KV, MB", "programs", "on an SM", "waves", "instructions a key", "issue, µs"
-    lines = [
-        f"Predictions, not measured (triton {run['environment']['triton']}, sm_90):",
-        "",
-        f"| {' | '.join((*head, *(f'{name}, µs' for name in BANDWIDTH)))} |",
-        "| --- " * (len(head) + len(BANDWIDTH)) + "|",
-    ]
+    run, rows = kept(), []
+    head = ["shape", "KV, MB", "programs", "on an SM", "waves", "instructions a key", "issue, µs",
+            *(f"{name}, µs" for name in BANDWIDTH)]  # fmt: skip
     for shape, gates in run["shapes"].items():
         one = gates["dynamic"]
-        cells = [
+        rows.append([
             shape, f"{one['kv_bytes'] / 1e6:.0f}", str(one["programs"]), str(one["resident"]),
             f"{one['waves']:.2f}", f"{one['loop']['per_key']:.1f}",
             f"{1e6 * one['issue_seconds']:.1f}",
             *(f"{1e6 * one['seconds'][name]:.1f}" for name in BANDWIDTH),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    told = f"Predictions, not measured (triton {run['environment']['triton']}, sm_90):"
+    return f"{told}\n\n{timing.table(head, rows)}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
-import inspect
 import time
 from contextlib import ExitStack, nullcontext
 
@@ -14,7 +12,8 @@ import torch._dynamo.utils
 from torch import nn
 
 import vrga
-from benchmarks.shapes import image_prompt, random_model
+from benchmarks.growth import Arm
+from benchmarks.shapes import image_prompt, random_model, sharing
 from benchmarks.timing import ratio, seconds, summary
 from benchmarks.turns import Turn, take_turns
 from vrga import VRGAConfig
@@ -44,12 +43,6 @@ def patched(model: nn.Module, arm: str):
     """A context in which the model is that arm."""
     make = ARMS[arm]
     return nullcontext() if make is None else vrga.patch(model, make())
-
-
-def sharing(model: nn.Module, arms: tuple[str, ...]) -> dict[str, nn.Module]:
-    """A copy of the model for each arm; weights are shared."""
-    shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
-    return {arm: copy.deepcopy(model, dict(shared)) for arm in arms}
 
 
 def same_at_gain_one(model: nn.Module, inputs: dict) -> None:
@@ -86,7 +79,7 @@ def eager(*, shape: str, side: int, batch: int = 1, tokens: int = 96) -> dict:
 
         return Turn(call)
 
-    models = sharing(plain, tuple(ARMS))
+    models = sharing(plain, ARMS)
     wanted = tokens + WARM
     for count in (WARM, wanted):  # the first round compiles the kernels
         turns = {arm: one(arm, model, count) for arm, model in models.items()}
@@ -105,7 +98,7 @@ def static(
     """
     plain = model_of(shape)
     inputs = prompt(plain, batch, side)
-    models = sharing(plain, tuple(arms))
+    models = sharing(plain, arms)
     times: dict[str, list[float]] = {arm: [] for arm in arms}
 
     def generate(arm: str) -> list[float]:
@@ -144,7 +137,7 @@ def prefill(*, shape: str, side: int, batch: int = 1, rounds: int = 10) -> dict:
     """Forward passes over the prompt, in turns."""
     plain = model_of(shape)
     inputs = prompt(plain, batch, side)
-    models = sharing(plain, tuple(ARMS))
+    models = sharing(plain, ARMS)
     times: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with ExitStack() as stack:
         for arm in ARMS:
@@ -168,7 +161,7 @@ def memory(*, shape: str, side: int, batch: int = 1, tokens: int = 8) -> dict:
     """Peak memory of a short generation in each arm, weights included, in bytes.
 
     Returns:
-        bytes: by arm; None on a CPU, of whose peak `benchmarks.peak` tells in a process of its own.
+        bytes: by arm; None on a CPU, of whose peaks `benchmarks.growth` tells.
     """
     plain = model_of(shape)
     inputs = prompt(plain, batch, side)
@@ -197,14 +190,6 @@ def recording(*, shape: str, side: int, windows: int) -> dict:
 @torch.no_grad()
 def step_of(model: nn.Module, inputs: dict):
     """A call that makes one decode step after the prompt; the cache grows by one each time."""
-    named = inspect.signature(model.forward).parameters
-    name = "cache" if "cache" in named else "past_key_values"  # as this transformers calls it
-    cache = model(**inputs, use_cache=True, logits_to_keep=1)[name]
-    batch = len(inputs["input_ids"])
-    token = torch.full((batch, 1), 100, device=model.device)
-
-    def step() -> None:
-        place = torch.full((3, batch, 1), cache.get_seq_length(), device=model.device)
-        model(input_ids=token, **{name: cache}, position_ids=place, use_cache=True)
-
-    return step
+    arm = Arm(model, len(inputs["input_ids"]))
+    arm.prefill(inputs)
+    return arm.step

@@ -15,8 +15,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.case import ROOT
-from benchmarks.gpu.generation import model_of, patched, prompt, sharing, step_of
+from benchmarks.gpu.generation import model_of, patched, prompt, step_of
 from benchmarks.gpu.store import OUTPUT, PROFILES
+from benchmarks.shapes import sharing
 
 ROWS = 30  # of a table
 METRICS = (

@@ -10,6 +10,7 @@ from benchmarks.gpu.foreseen import foreseen, seconds_on
 from benchmarks.gpu.store import FILE, gathered, newest, read, where
 from benchmarks.gpu.targets import PINNED, copy_of, fastest
 from benchmarks.gpu.targets import table as targets
+from benchmarks.timing import spread, table
 
 PICTURES = ROOT / "docs" / "pictures"
 # Counters of Nsight Compute, and what they are called in the predictions.
@@ -20,19 +21,6 @@ FORESEEN = {
     "launch__grid_size": "programs",
 }
 NONE = "Nothing yet: no GPU has been at hand since this was written. What it is meant to reach:"
-
-
-def row(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    return "\n".join([row(head), row(["---"] * len(head)), *map(row, rows)])
-
-
-def spread(value: dict) -> str:
-    """A ratio with its quartiles."""
-    return f"{value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
 def micro(value: dict) -> str:

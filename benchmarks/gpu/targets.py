@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks import timing
+
 PINNED = (
     "sdpa flash", "sdpa flash, packed rows", "sdpa cudnn", "sdpa cudnn, packed rows",
     "sdpa efficient, packed rows",
@@ -112,15 +114,15 @@ def table(done: Mapping[str, Sequence[dict]], copy: float | None) -> str:
     Args:
         done: lines with a result, by group; copy: bytes per second.
     """
-    lines = ["| target | met | worst | at |", "| --- | --- | --- | --- |"]
+    rows = []
     for target in TARGETS:
         found = target.figures(done, copy)
         if not found:
-            lines.append(f"| {target.told} | not measured |  |  |")
+            rows.append([target.told, "not measured", "", ""])
             continue
         case, figure = (min if target.least else max)(found, key=lambda one: one[1])
         good = [figure >= target.limit if target.least else figure <= target.limit
                 for _, figure in found]  # fmt: skip
-        lines.append(f"| {target.told} | {sum(good)} of {len(good)} | "
-                     f"{figure:.3g}{target.unit} | {case} |")  # fmt: skip
-    return "\n".join(lines)
+        met = f"{sum(good)} of {len(good)}"
+        rows.append([target.told, met, f"{figure:.3g}{target.unit}", case])
+    return timing.table(["target", "met", "worst", "at"], rows)

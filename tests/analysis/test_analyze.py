@@ -11,14 +11,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from command import RUNNER, ended, worked
 from naive import region as naive_region
-from typer.testing import CliRunner
 
 import vrga
 from vrga import VRGAConfig
 from vrga.analysis import ablate, dispersion, heads, recovery, rrar, study
 from vrga.analysis.study import Study, verdict
-from vrga.cli import app, main
+from vrga.cli import app
 from vrga.demo.data import COLORS, SPLITS, TEST_SEEDS, make_samples
 from vrga.evaluation.items import drawn_items
 
@@ -401,8 +401,7 @@ def test_every_command_runs_on_a_file(questions, tmp_path, analysis, monkeypatch
     if analysis != "heads":
         command += ["--max-new-tokens", "12"]
     monkeypatch.setattr(sys, "argv", ["vrga", *command])
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
+    worked(*command)
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["command"] == shlex.join(["vrga", *command]) and found["failed"] == 0
     assert found["settings"]["questions"] == 3 and found["versions"]["torch"]
@@ -438,16 +437,9 @@ def test_a_run_goes_on_where_it_stopped(embedded, tmp_path, monkeypatch):
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
-def test_bad_input_is_one_line_and_status_2(
-    questions, tmp_path, monkeypatch, capsys, arguments, told
-):
-    arguments = [str(questions) if a == "FILE" else a for a in arguments]
-    monkeypatch.setattr(
-        sys, "argv", ["vrga", "analyze", *arguments, "--output", str(tmp_path / "out")]
-    )
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
+def test_bad_input_is_one_line_and_status_2(questions, tmp_path, capsys, arguments, told):
+    arguments = [questions if a == "FILE" else a for a in arguments]
+    assert ended("analyze", *arguments, "--output", tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert told in said and len(said.splitlines()) == 1
 
@@ -558,15 +550,14 @@ def test_outcomes_are_left_out_of_questions_that_were_not_drawn():
 def test_recovery_runs_the_configs_named(tmp_path):
     command = ["analyze", "recovery", "--split", "long", "--prompt", "direct", "--limit", "3"]
     command += ["--config", "default", "--config", "paper", "--output", str(tmp_path)]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
+    worked(*command)
     found = json.loads((tmp_path / "results.json").read_text())
     assert list(found["configs"]) == found["settings"]["configs"] == ["default", "paper"]
 
 
 @pytest.mark.parametrize("command", ["analyze recovery", "lookback", "eval"])
 def test_help_names_every_split(command):
-    said = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
+    said = RUNNER.invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
     assert all(re.search(rf"\b{split}\b", said) for split in SPLITS), said
 
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from command import run
+from command import run, worked
 
 from vrga import VRGAConfig
 from vrga.analysis import lookback as experiment
@@ -31,8 +31,7 @@ def samples(folder):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lookback") / "run"
-    done = run("lookback", *SMALL, "--output", folder, *GAIN)
-    assert done.exit_code == 0, done.output
+    done = worked("lookback", *SMALL, "--output", folder, *GAIN)
     return folder, done.output
 
 
@@ -99,8 +98,7 @@ def test_an_interrupted_run_goes_on(whole, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(Store, "add", own)
     assert run("lookback", *SMALL, "--output", tmp_path, *GAIN).exit_code != 0  # not over it
-    again = run("lookback", *SMALL, "--output", tmp_path, *GAIN, "--resume")
-    assert again.exit_code == 0, again.output
+    worked("lookback", *SMALL, "--output", tmp_path, *GAIN, "--resume")
     results = [json.loads((x / "results.json").read_text())["arms"] for x in (tmp_path, whole[0])]
     assert results[0] == results[1]
 
@@ -263,8 +261,7 @@ def test_the_halves_have_no_question_in_common(tmp_path):
 def test_tuning_reports_the_best_on_the_other_half(tmp_path):
     arguments = ("tune", "--sweep", "gain=1.5,30", "--limit", 24, "--split", "similar",
                  "--batch-size", 12, "--max-new-tokens", 64, "--output", tmp_path)  # fmt: skip
-    done = run(*arguments)
-    assert done.exit_code == 0, done.output
+    worked(*arguments)
     found = json.loads((tmp_path / "results.json").read_text())
     tuning = {name: one["accuracy"][0] for name, one in found["tuning"].items() if name != "off"}
     assert found["best"] == max(tuning, key=tuning.get) and set(tuning) == {"gain=1.5", "gain=30"}

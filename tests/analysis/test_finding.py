@@ -6,14 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from command import run, worked
 
 import vrga
 from vrga import VRGAConfig
 from vrga.analysis import finding, study
 from vrga.analysis.asked_rows import asked_rows
 from vrga.analysis.ways import BORDER, COMPETE, LAST, LAYERS, MEAN, NAMED, OPEN, WHOLE, ways
-from vrga.cli import app
 from vrga.demo.data import SPLITS, TEST_SEEDS, make_samples, prepare
 from vrga.hf.backends import backend_of
 
@@ -117,12 +116,11 @@ def test_the_command_writes_a_table_and_refuses_what_it_does_not_answer(
 ):
     monkeypatch.setattr(study, "load", lambda *args, **kwargs: embedded)
     options = ["analyze", "finding", "--split", "crowded", "--limit", "3", "--answers"]
-    done = CliRunner().invoke(app, [*options, "--output", str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
+    worked(*options, "--output", tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["questions"] == 3 and results["settings"]["validation"] is False
     assert results["abstain"]["thresholds"]["0"]["steered"][0] == 1
     assert not math.isnan(results["ways"][WHOLE]["peak"][0])
     assert WHOLE in (tmp_path / "out" / "table.md").read_text()
-    refused = CliRunner().invoke(app, ["analyze", "finding", "--split", "fine-hard", "--answers"])
+    refused = run("analyze", "finding", "--split", "fine-hard", "--answers")
     assert refused.exit_code and "closer" in str(refused.exception or refused.output)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import answers, growth, instructions, speed
+from benchmarks import accounting, answers, growth, instructions, speed
 from vrga.evaluation.wording import percent
 
 ROOT = Path(__file__).parents[2]
@@ -20,19 +20,14 @@ ENVIRONMENT = {"device": "A device", "cores": 4, "torch": "2", "triton": "3", "t
 def test_the_kernel_suite_runs_in_the_interpreter(tmp_path):
     """Every contender of the CPU and our kernel, checked against float64."""
     file = tmp_path / "kernel.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_kernel.py", "-o", "addopts="]
-    command += ["-k", "contenders or bandwidth", f"--benchmark-json={file}"]
-    # Seeing that tests run in parallel, pytest-benchmark would measure nothing.
-    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    env |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.run", "--json", str(file)]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
     run = json.loads(file.read_text())
     assert run["environment"]["torch"]
-    measured = [b["extra_info"] for b in run["benchmarks"] if "error" in b["extra_info"]]
-    assert measured and all(found["interpreted"] for found in measured)
-    for found in measured:
-        assert 0 < found["error"] < 1e-5
-        assert {"ours", "ours in torch", "sdpa", "per-head loop"} <= set(found["contenders"])
+    (found,) = (one["extra_info"] for one in run["benchmarks"])
+    assert found["interpreted"] and 0 < found["error"] < 1e-5
+    assert {"ours", "ours in torch", "sdpa", "per-head loop"} <= set(found["contenders"])
 
 
 def spread(value):
@@ -140,6 +135,13 @@ def test_every_benchmark_can_be_imported(path):
     """Those that no test runs would go on naming what has moved."""
     if path.stem not in ("__main__", "conftest"):
         importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+def test_what_accounting_times_is_called_as_it_says():
+    assert all(
+        callable(getattr(where, name))
+        for where, names in accounting.ACCOUNTING.items() for name in names
+    )  # fmt: skip
 
 
 def test_instructions_of_all_layers_follow_from_two_depths(tmp_path, monkeypatch):

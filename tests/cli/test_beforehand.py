@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from command import ended
 from PIL import Image
 
 from vrga import beforehand
 from vrga.analysis.ablate import SELECTIONS
 from vrga.analysis.lookback import STEERINGS
 from vrga.analysis.study import APART, FIRST
-from vrga.cli import main
 from vrga.demo.data import SPLITS, TEST_SEEDS
 from vrga.demo.fine.data import FINE_SPLITS
 from vrga.evaluation.items import PROMPTS
@@ -81,18 +81,16 @@ def test_what_is_wrong_is_told_before_the_work(tmp_path, monkeypatch, capsys, ar
     (tmp_path / "OTHERS" / "base").mkdir(parents=True)
     (tmp_path / "OTHERS" / "base" / "thesis.tex").write_text("important")
     arguments = ["PICTURE.png" if x == "PICTURE" else x for x in arguments]
-    monkeypatch.setattr(sys, "argv", ["vrga", *arguments])
 
     def late(*args, **options):
         raise AssertionError("a model was loaded first")
 
-    for module in ("answers.generation", "demo.show", "evaluation.run", "analysis.study"):
+    for module in ("answers.generation", "demo.show", "evaluation.lmms", "analysis.study"):
         monkeypatch.setattr(f"vrga.{module}.load", late)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as stop:
-        main()
+    assert ended(*arguments) == 2
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and len(error.splitlines()) == 1
+    assert len(error.splitlines()) == 1
     assert re.search(told, error), error
     assert sorted(tmp_path.rglob("*")) == before  # nothing is left behind
 

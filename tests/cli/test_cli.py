@@ -5,12 +5,11 @@ import sys
 
 import pytest
 import torch
-from command import run
+from command import ended, run, worked
 from PIL import Image, ImageFile
 
 import vrga
 from vrga.answers import generation
-from vrga.cli import main
 from vrga.demo.data import TEST_SEEDS, make_samples, parse_answer
 from vrga.images import read_image
 from vrga.recording.token_texts import Streamed
@@ -27,8 +26,7 @@ def picture(tmp_path):
 def test_generate_answers_and_draws_the_region(picture, tmp_path):
     path, sample = picture
     drawn = tmp_path / "deep" / "map.png"
-    done = run("generate", "--image", path, "--question", sample.question, "--map", drawn)
-    assert done.exit_code == 0, done.output
+    done = worked("generate", "--image", path, "--question", sample.question, "--map", drawn)
     assert parse_answer(done.stdout.splitlines()[0]) == sample.color
     with Image.open(drawn) as image:
         assert min(image.size) > 300 and len(image.convert("RGB").getcolors(10**7)) > 50
@@ -75,8 +73,7 @@ def test_a_streamed_answer_is_the_answer(picture, tmp_path, monkeypatch, more):
     more = [str(tmp_path / "trace") if word == "TRACE" else word for word in more]
     ask = ("generate", "--image", path, "--question", f"{sample.question} think step by step.")
     answer = run(*ask, *[word for word in more if word == "--no-vrga"]).stdout.strip()
-    done = run(*ask, *more, "--stream")
-    assert done.exit_code == 0, done.output
+    done = worked(*ask, *more, "--stream")
     assert "".join(pieces) == answer and len(pieces) > 10
     assert answer not in done.stdout  # it was printed piece by piece
 
@@ -117,8 +114,7 @@ def test_loading_and_prompt_options_reach_the_model(picture, monkeypatch):
     monkeypatch.setattr(generation, "inputs_of", inputs_of)
     more = ["--dtype", "bfloat16", "--device-map", "cpu", "--max-pixels", 28 * 28 * 16]
     more += ["--system", "see the K."]
-    done = run("generate", "--image", path, "--question", sample.question, *more)
-    assert done.exit_code == 0, done.output
+    worked("generate", "--image", path, "--question", sample.question, *more)
     assert (seen["dtype"], seen["device_map"], seen["tokens"]) == ("bfloat16", "cpu", 64)
     assert seen["text"].startswith("<|im_start|>system\nsee the K.")
 
@@ -168,24 +164,19 @@ def test_two_images(picture):
         (["--image", "PICTURE", "--max-pixels", "10"], "pixels: at least"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(picture, arguments, told, monkeypatch, capsys):
-    arguments = [str(picture[0]) if a == "PICTURE" else a for a in arguments]
+def test_bad_input_is_one_line_and_status_2(picture, arguments, told, capsys):
+    arguments = [picture[0] if a == "PICTURE" else a for a in arguments]
     asked = [] if "--question" in arguments else ["--question", "who?"]
-    monkeypatch.setattr(sys, "argv", ["vrga", "generate", *asked, *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
+    assert ended("generate", *asked, *arguments) == 2
     error = capsys.readouterr().err
     lines = [x for x in error.splitlines() if not x.startswith(("config: ", "Loading")) and x]
-    assert stop.value.code == 2 and told in error and len(lines) == 1
+    assert told in error and len(lines) == 1
 
 
-def test_a_truncated_image_is_named(picture, monkeypatch, capsys):
+def test_a_truncated_image_is_named(picture, capsys):
     path, _ = picture
     path.write_bytes(path.read_bytes()[:200])
-    arguments = ["vrga", "generate", "--image", str(path), "--question", "who?"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit):
-        main()
+    assert ended("generate", "--image", path, "--question", "who?") == 2
     assert f"image {path} cannot be read" in capsys.readouterr().err
 
 

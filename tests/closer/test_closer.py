@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from command import run, worked
 from PIL import Image
-from typer.testing import CliRunner
 from untrained import NARROW, untrained
 
 import vrga
 from vrga import VRGAConfig, Zoom, look_closer
-from vrga.cli import app
 from vrga.closer.plots import closer_figure
 from vrga.closer.two_looks import TwoLooks, steered_cells
 from vrga.demo import build
@@ -356,8 +355,7 @@ def test_the_command_prints_answer_decision_and_cost(tmp_path):
     command += ["--image", str(tmp_path / "picture.png"), "--zoom", "--max-new-tokens", "3"]
     command += ["--zoom-option", "threshold=1", "--zoom-option", "within=map"]
     more = ["--map", str(tmp_path / "map.png"), "--trace", str(tmp_path / "trace")]
-    done = CliRunner().invoke(app, command + more)
-    assert done.exit_code == 0, done.output
+    done = worked(*command, *more)
     own = "config: published, gain 2.5 (vrga_config.json of the checkpoint)"
     assert own in done.stderr.splitlines()  # as without --zoom
     for words in ("looked closer: 1 crop", "shown 168 x 168", "reused", "closer.json"):
@@ -367,7 +365,7 @@ def test_the_command_prints_answer_decision_and_cost(tmp_path):
     assert vrga.Trace.load(tmp_path / "trace" / "closer").config["gain"] == 2.5
     told = json.loads((tmp_path / "trace" / "closer.json").read_text())
     assert told["decision"]["zooms"]
-    done = CliRunner().invoke(app, [*command, "--preset", "paper"])
+    done = run(*command, "--preset", "paper")
     assert "config: paper (preset paper)" in done.stderr.splitlines()
 
 
@@ -382,5 +380,5 @@ def test_the_command_prints_answer_decision_and_cost(tmp_path):
 def test_options_that_do_not_fit_are_refused(tmp_path, more, told):
     picture().save(tmp_path / "picture.png")
     command = ["generate", "--question", QUESTION, "--image", str(tmp_path / "picture.png")]
-    done = CliRunner().invoke(app, command + more)
+    done = run(*command, *more)
     assert done.exit_code != 0 and told in str(done.exception)

@@ -5,12 +5,11 @@ import json
 import re
 
 import pytest
+from command import worked
 from test_closer import NARROW, QUESTION, look, picture, untrained
-from typer.testing import CliRunner
 
 import vrga
 from vrga import Zoom
-from vrga.cli import app
 from vrga.demo import build
 from vrga.report import render
 
@@ -80,9 +79,7 @@ def test_the_folder_of_generate_becomes_a_page(tmp_path):
     command = ["generate", "--model", tmp_path / "model", "--question", QUESTION, "--zoom"]
     command += ["--image", tmp_path / "picture.png", "--max-new-tokens", 3]
     command += ["--zoom-option", "within=map", "--trace", tmp_path / "out"]
-    done = CliRunner().invoke(app, list(map(str, command)))
-    assert done.exit_code == 0 and f"next: vrga report {tmp_path / 'out'}" in done.output
+    assert f"next: vrga report {tmp_path / 'out'}" in worked(*command).output
     page = tmp_path / "page.html"
-    done = CliRunner().invoke(app, ["report", str(tmp_path / "out"), "-o", str(page)])
-    assert done.exit_code == 0, done.output
+    worked("report", tmp_path / "out", "-o", page)
     assert "ooked closer</h2>" in page.read_text()

@@ -8,13 +8,12 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from command import worked
 
 import vrga
 from vrga import VRGAConfig
 from vrga.beforehand import SPLITS as KNOWN_SPLITS
 from vrga.beforehand import drawn_split
-from vrga.cli import app
 from vrga.demo.data import (
     CELL,
     COLORS,
@@ -176,8 +175,7 @@ def test_the_query_is_the_questions_end_not_the_instructions(embedded):
 def test_the_demo_prints_its_table_and_writes_its_picture(tmp_path):
     saved = tmp_path / "x" / "demo.json"
     command = ["demo", "--output", str(tmp_path), "--questions", "6", "--save", str(saved)]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
+    done = worked(*command)
     for name in ("demo.png", "closer.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     for words in ("without VRGA", "with VRGA", "right answers", "RRAR", "direct", "true cell",
@@ -193,6 +191,5 @@ def test_the_demo_prints_its_table_and_writes_its_picture(tmp_path):
         for line in done.output.split("What next\n")[1].splitlines()
     ]
     for _, *arguments in typed[:2]:  # the third one serves until it is stopped
-        again = CliRunner().invoke(app, arguments)
-        assert again.exit_code == 0, again.output
+        worked(*arguments)
     assert typed[2][1] == "app" and (tmp_path / "report.html").stat().st_size > 10_000

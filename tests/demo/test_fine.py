@@ -6,16 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from command import worked
 from PIL import Image
 from rich.console import Console
-from typer.testing import CliRunner
 from untrained import NARROW, untrained
 
 import vrga
 from vrga import Zoom, look_closer
 from vrga.analysis.closer import _known, analyze, pooled
 from vrga.analysis.study import Study
-from vrga.cli import app
 from vrga.demo.data import CELL, LETTERS, TEST_SEEDS
 from vrga.demo.fine import arms, photos, stamps
 from vrga.demo.fine.arms import FOUND, LARGER, ONCE, RANDOM, TOLD, TRUE, TWICE, run_fine_arms
@@ -259,8 +258,7 @@ def test_the_command_writes_its_figures_and_keeps_models_that_were_asked(tmp_pat
     build.save(*untrained(), tmp_path / "model")
     command = ["analyze", "closer", "--model", str(tmp_path / "model"), "--limit", "2"]
     command += ["--split", "fine-easy", "--output", str(tmp_path / "out"), "--arm", TRUE]
-    done = CliRunner().invoke(app, [*command, "--timed", "1"])
-    assert done.exit_code == 0, done.output
+    worked(*command, "--timed", 1)
     told = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(told["pooled"]["accuracy"]) == {ONCE, FOUND, TRUE}
     assert told["settings"]["zoom"]["crops"] == 2 and told["settings"]["finding"]["gain"] == 3.0
@@ -271,8 +269,7 @@ def test_the_command_writes_its_figures_and_keeps_models_that_were_asked(tmp_pat
     kept = json.loads(path.read_text())
     kept["found"]["right"][FOUND] = "11"
     path.write_text(json.dumps(kept))
-    done = CliRunner().invoke(app, [*command, "--resume"])
-    assert done.exit_code == 0, done.output
+    worked(*command, "--resume")
     told = json.loads((tmp_path / "out" / "results.json").read_text())
     assert told["pooled"]["accuracy"][FOUND][0] == 1.0
     with pytest.raises(ValueError, match="is of a run with"):

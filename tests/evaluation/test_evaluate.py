@@ -12,12 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from command import status
+from command import ended, status
 
 pytest.importorskip("lmms_eval")
 
 import vrga
-from vrga.cli import main
 from vrga.cli.status import FAILED, STOPPED
 from vrga.demo.data import PROMPTS, SPLITS, TEST_SEEDS, make_samples, parse_answer
 from vrga.evaluation import store as stores
@@ -119,10 +118,9 @@ def test_results_say_what_they_depend_on(whole):
     ids=["none", "two"],
 )
 def test_an_arm_must_be_named(tmp_path, arms, given, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["eval", *GRID, "--output", str(tmp_path), *arms])
+    assert ended("eval", *GRID, "--output", tmp_path, *arms) == 2
     told = f"give one of --vrga, --no-vrga, --compare, which says what is evaluated; given: {given}"
-    assert stopped.value.code == 2 and " ".join(capsys.readouterr().err.split()) == f"vrga: {told}"
+    assert " ".join(capsys.readouterr().err.split()) == f"vrga: {told}"
 
 
 def test_the_base_arm_takes_no_steering_options(tmp_path):

@@ -5,10 +5,10 @@ import json
 from http.server import BaseHTTPRequestHandler
 
 import pytest
+from command import ended
 from PIL import Image
 from talking import serve
 
-from vrga.cli import main
 from vrga.config import VRGAConfig
 from vrga.engine.client import ServerError, model_of
 from vrga.evaluation.request import request
@@ -124,7 +124,5 @@ def test_a_request_that_ended_with_a_fault_is_an_error():
 )
 def test_what_the_server_decides_itself_is_refused(given, told, tmp_path, capsys):
     arm = [] if {"--compare", "--no-vrga"} & set(given) else ["--compare"]
-    with pytest.raises(SystemExit) as ended:
-        main(["eval", "--tasks", "grid", "--output", str(tmp_path / "run"), *arm, *given])
-    assert ended.value.code == 2
+    assert ended("eval", "--tasks", "grid", "--output", tmp_path / "run", *arm, *given) == 2
     assert told in " ".join(capsys.readouterr().err.split())

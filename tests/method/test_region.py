@@ -11,7 +11,7 @@ from vrga import VRGAConfig
 from vrga.method.heads import HeadStatistics, background_heads, head_statistics, visual_heads
 from vrga.method.prompt import Grid
 from vrga.method.region import above_threshold, dilate, empty_region, find_region, sink_border
-from vrga.method.released import released_region
+from vrga.method.released import RELEASED
 
 
 def attention_rows(layers, heads, length, seed, sharpness=2.0):
@@ -134,16 +134,11 @@ def test_a_row_without_an_image_has_an_empty_region():
 def test_released_knows_one_image(preset):
     grids, length = layout([(4, 4), (3, 3)])
     rows = attention_rows(2, 8, length, 0)
+    seen = torch.ones(len(rows), length, dtype=torch.bool)
     with pytest.raises(ValueError, match="one image per row"):
-        released_region(
-            rows, grids, length - 1, torch.ones(len(rows), length, dtype=torch.bool), preset()
-        )
-    assert (
-        released_region(
-            rows, grids[:1], length - 1, torch.ones(len(rows), length, dtype=torch.bool), preset()
-        ).image.sum()
-        == 17
-    )
+        find_region(rows, grids, length - 1, seen, preset(), RELEASED)
+    found = find_region(rows, grids[:1], length - 1, seen, preset(), RELEASED)
+    assert found.image.sum() == 17
 
 
 def test_region_min_keeps_the_highest():

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vrga.analysis.figures import ablate_figure, recovery_figure, rrar_figure
-from vrga.evaluation.pictures import change_figure
+from vrga.analysis.figures import ablate_figure, change_figure, recovery_figure, rrar_figure
 from vrga.plots.marks import TOO_FEW
 
 CLEAR, NONE = (0.02, 0.01, 0.04), (0.0, math.nan, math.nan)

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import worked
 from rich.console import Console
-from typer.testing import CliRunner
 
 from vrga import Trace
-from vrga.cli import app
 from vrga.evaluation.compare import compare
 from vrga.evaluation.store import ANSWERED, SAMPLES, read_samples, read_settings
 from vrga.plots import compare_figure, trend_figure
@@ -89,8 +88,7 @@ def test_a_run_goes_on_and_what_was_answered_stands(tmp_path):
     shutil.copytree(OLDER / "run-lookback-1", folder)
     lines = (folder / SAMPLES).read_text("utf-8").splitlines()
     (folder / SAMPLES).write_text("\n".join(lines[:-1]) + "\n", "utf-8")
-    done = CliRunner().invoke(app, [*LOOKBACK, "--output", str(folder), "--resume"])
-    assert done.exit_code == 0, done.output
+    worked(*LOOKBACK, "--output", folder, "--resume")
     old, new = (
         {one["key"]: one for one in map(json.loads, read)}
         for read in (lines, (folder / SAMPLES).read_text("utf-8").splitlines())

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 from browser import PHONE, WIDE, chromium
+from command import ended, worked
 from PIL import Image
 from traces import filled_trace
-from typer.testing import CliRunner
 
 from vrga import Trace, VRGAConfig
-from vrga.cli import app, main
 from vrga.demo.data import TEST_SEEDS, make_samples
 from vrga.method.timeline import Relocation
 from vrga.recording.trace import MEASURES
@@ -258,11 +257,8 @@ def test_two_commands_make_a_report_of_the_embedded_model(tmp_path):
     sample.image.save(tmp_path / "x.png")
     traces, page = tmp_path / "out", tmp_path / "deep" / "report.html"
     ask = ["generate", "--image", tmp_path / "x.png", "--question", sample.question]
-    answered = CliRunner().invoke(app, [str(a) for a in [*ask, "--gain", 3, "--trace", traces]])
-    assert answered.exit_code == 0, answered.output
-    made = ["report", str(traces / "base"), str(traces / "steered"), "-o", str(page)]
-    done = CliRunner().invoke(app, made)
-    assert done.exit_code == 0, done.output
+    answered = worked(*ask, "--gain", 3, "--trace", traces)
+    worked("report", traces / "base", traces / "steered", "-o", page)
     text = page.read_text()
     base, steered = embedded(text)["runs"]
     assert (
@@ -270,7 +266,7 @@ def test_two_commands_make_a_report_of_the_embedded_model(tmp_path):
     )
     said = "".join(steered["tokens"])
     assert said.startswith(answered.stdout.splitlines()[0])
-    plain = CliRunner().invoke(app, [str(a) for a in [*ask, "--gain", 3]])
+    plain = worked(*ask, "--gain", 3)
     assert plain.stdout.splitlines()[0] == answered.stdout.splitlines()[0]
 
 
@@ -278,8 +274,7 @@ def test_without_steering_there_is_one_trace(tmp_path):
     sample = make_samples(1, seed=TEST_SEEDS.start + 500)[0]
     sample.image.save(tmp_path / "x.png")
     ask = ["generate", "--image", tmp_path / "x.png", "--question", sample.question]
-    done = CliRunner().invoke(app, [str(a) for a in [*ask, "--no-vrga", "--trace", tmp_path / "t"]])
-    assert done.exit_code == 0, done.output
+    worked(*ask, "--no-vrga", "--trace", tmp_path / "t")
     assert [path.name for path in (tmp_path / "t").iterdir()] == ["base"]
     assert Trace.load(tmp_path / "t" / "base").config["gain"] == 1
 
@@ -295,17 +290,15 @@ def test_an_answer_without_a_trace_is_told_all_the_same(tmp_path, monkeypatch, c
         return own(self, path)
 
     monkeypatch.setattr(Trace, "save", full)
-    ask = ["vrga", "generate", "--image", tmp_path / "x.png", "--question", sample.question,
+    ask = ["generate", "--image", tmp_path / "x.png", "--question", sample.question,
            "--trace", tmp_path / "t"]  # fmt: skip
     for more, saved, told in (
         (["--max-new-tokens", 1], 0, "steered: the trace is empty: its answer has one token"),
         ([], 1, "base: No space left on device"),
     ):
-        monkeypatch.setattr(sys, "argv", [str(a) for a in [*ask, *more]])
-        with pytest.raises(SystemExit) as stop:
-            main()
+        assert ended(*ask, *more) == 2
         out, error = capsys.readouterr()
-        assert stop.value.code == 2 and told in error
+        assert told in error
         first, *rest = out.splitlines()
         assert first and [line.split(":")[0] for line in rest] == ["traces", "next"] * saved
 
@@ -320,17 +313,14 @@ def test_a_model_that_cuts_images_into_tiles_shows_their_maps(tmp_path, monkeypa
     Image.new("RGB", (90, 60)).save(tmp_path / "x.png")
     ask = ["generate", "--image", tmp_path / "x.png", "--question", "who?"]
     ask += ["--map", tmp_path / "map.png"]
-    done = CliRunner().invoke(app, [str(a) for a in ask])
-    assert done.exit_code == 0, done.output
+    done = worked(*ask)
     assert "cuts images into tiles" in done.stdout and (tmp_path / "map.png").exists()
 
 
-def test_a_folder_without_a_trace_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["vrga", "report", str(tmp_path)])
-    with pytest.raises(SystemExit) as stop:
-        main()
+def test_a_folder_without_a_trace_is_one_line_and_status_2(tmp_path, capsys):
+    assert ended("report", tmp_path) == 2
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and "no trace at" in error and len(error.splitlines()) == 1
+    assert "no trace at" in error and len(error.splitlines()) == 1
 
 
 # --- in a browser ---

@@ -10,7 +10,7 @@ from families import FAMILIES, Batch
 from loops import COMPILED, passes
 from replay import Replay
 from tiny import CACHE, EOS, generate, tiny_model, token_types
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, StaticCache
 from transformers.utils import is_hqq_available
 
 import vrga
@@ -578,14 +578,6 @@ def test_our_own_sums_are_not_rounded_by_autocast(model):
 
 
 # --- refusals ---
-
-
-def test_no_cache_is_refused(model):
-    with vrga.patch(model), pytest.raises(ValueError, match="use_cache=False"):
-        run(model, QWEN.batch([1]), use_cache=False)
-    config = GenerationConfig(use_cache=False, max_new_tokens=2)
-    with vrga.patch(model), pytest.raises(ValueError, match="use_cache=False"):
-        model.generate(**QWEN.batch([1]).inputs, generation_config=config)
 
 
 def test_an_early_exit_as_assistant_is_refused(model):

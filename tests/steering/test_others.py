@@ -616,6 +616,13 @@ def llava(tower, strategy, side=4, images=2):
     return model
 
 
+def of_llava(ids, images):
+    """The inputs of one row with images of 32 x 32 pixels."""
+    ids = torch.tensor([ids])
+    return dict(input_ids=ids, attention_mask=torch.ones_like(ids),
+                pixel_values=torch.randn(images, 3, 32, 32))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("tower", "strategy", "lead"),
     [("CLIPVisionConfig", "default", 0), ("CLIPVisionConfig", "full", 1),
@@ -626,9 +633,7 @@ def test_the_grids_are_those_of_the_vision_tower(tower, strategy, lead):
 
     model = llava(getattr(transformers, tower), strategy)
     image = [IMAGE] * (16 + lead)
-    ids = torch.tensor([[3, 4, *image, 5, *image, 6, 7]])
-    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids),
-                  pixel_values=torch.randn(2, 3, 32, 32))  # fmt: skip
+    inputs = of_llava([3, 4, *image, 5, *image, 6, 7], 2)
     model.generate(**inputs, max_new_tokens=2)
     with vrga.patch(model) as patch:
         model.generate(**inputs, max_new_tokens=2)
@@ -673,9 +678,7 @@ def test_pixtrals_rows_have_breaks_between_them():
 def test_a_tower_or_a_strategy_that_is_not_known_is_unsupported():
     from transformers import SiglipVisionConfig
 
-    ids = torch.tensor([[3, 4, *[IMAGE] * 15, 6, 7]])
-    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids),
-                  pixel_values=torch.randn(1, 3, 32, 32))  # fmt: skip
+    inputs = of_llava([3, 4, *[IMAGE] * 15, 6, 7], 1)
     model = llava(SiglipVisionConfig, "default")
     with vrga.patch(model), pytest.raises(ValueError, match="leaves tokens that are no grid"):
         model.generate(**inputs, max_new_tokens=2)
@@ -686,9 +689,7 @@ def test_a_tower_or_a_strategy_that_is_not_known_is_unsupported():
 
 def test_a_grid_never_reaches_across_text():
     model = llava(__import__("transformers").CLIPVisionConfig, "default")
-    ids = torch.tensor([[3, 4, *[IMAGE] * 10, 5, *[IMAGE] * 6, 6, 7]])
-    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids),
-                  pixel_values=torch.randn(1, 3, 32, 32))  # fmt: skip
+    inputs = of_llava([3, 4, *[IMAGE] * 10, 5, *[IMAGE] * 6, 6, 7], 1)
     with vrga.patch(model), pytest.raises(ValueError, match="over 17 positions, with text among"):
         model.generate(**inputs, max_new_tokens=2)
 

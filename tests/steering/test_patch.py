@@ -567,13 +567,6 @@ def test_a_trace_measures_attention_as_it_was(model, gain):
                 )  # fmt: skip
 
 
-def test_a_trace_holds_one_generation(model):
-    with vrga.patch(model) as patch:
-        with pytest.raises(ValueError, match="one call of generate"), patch.record():
-            generate(model, batch(ONE))
-            generate(model, batch(ONE))
-
-
 def test_positions_without_token_types_are_noticed(model):
     inputs = batch(ONE)
     if inputs.pop("mm_token_type_ids", None) is None:

@@ -1,6 +1,8 @@
 """What a prefill keeps for its regions: query rows, or scores where keys are not kept."""
 
 import gc
+import itertools
+import json
 import weakref
 
 import pytest
@@ -17,7 +19,6 @@ from transformers.utils import is_hqq_available
 from windowed import windowed
 
 import vrga
-from benchmarks.peak import highest
 from vrga import VRGAConfig
 from vrga.hf.cache import KeyCache
 from vrga.hf.host import Host
@@ -27,9 +28,9 @@ from vrga.method.attention_rows import WholeRows
 from vrga.steering import probe as probe_module
 from vrga.steering import probed_rows
 from vrga.steering.patching import patch_of
+from vrga.steering.probe_scores import KeptScores, LateScores
 from vrga.steering.probed_rows import ProbedRows
 from vrga.steering.query_rows import QueryRows
-from vrga.steering.scores import KeptScores, LateScores
 
 QWEN = FAMILIES["qwen2_5_vl"]
 GAIN = VRGAConfig.published(gain=3.0)
@@ -348,8 +349,16 @@ def test_blocks_of_any_size_give_what_whole_rows_give(at_once, score, last, monk
         assert found[0].sum() > 0 and not found[1].any()
 
 
+def highest(measured, folder):
+    """The largest total of bytes allocated and not yet freed since the profile began."""
+    measured.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    events = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
+    return max(itertools.accumulate((event["args"]["Bytes"] for event in events), initial=0))
+
+
 @pytest.mark.parametrize(("batch", "length"), [(1, 4200), (8, 1070), (1, 16000)])
-def test_scoring_takes_two_megabytes_beyond_the_scores_of_one_layer(batch, length):
+def test_scoring_takes_two_megabytes_beyond_the_scores_of_one_layer(tmp_path, batch, length):
     """At the 7B shape: 28 heads, 4 KV heads."""
     layers, _ = layers_of([length - 1] * batch, [True], heads=28, kv_heads=4, length=length)
     images = [torch.arange(10, length - 50)] * batch
@@ -361,4 +370,4 @@ def test_scoring_takes_two_megabytes_beyond_the_scores_of_one_layer(batch, lengt
             ask()
         # The image's positions, 8 bytes each and 1, are of the prompt, not of a layer.
         own = batch * length * 9
-        assert highest(measured) - own <= 4 * batch * 28 * length + (2 << 20)
+        assert highest(measured, tmp_path) - own <= 4 * batch * 28 * length + (2 << 20)

@@ -15,9 +15,9 @@ from vrga.kernels.probe import probe_scores
 from vrga.kernels.reference import probe_scores_reference
 from vrga.method.region import find_regions
 from vrga.steering import asked
+from vrga.steering.probe_scores import LateScores
 from vrga.steering.probed_rows import ProbedRows
 from vrga.steering.query_rows import QueryRows
-from vrga.steering.scores import LateScores
 
 IMAGES = [[(4, 5)], [], [(3, 3), (4, 4)], [(6, 4)]]
 WHOLE = VRGAConfig.published(gain=3.0, question="whole")

@@ -14,7 +14,7 @@ from vrga.demo.fine.data import FineSample
 from vrga.hf.backends import backend_of, set_backend
 from vrga.hf.host import Host
 from vrga.hf.prompt_reader import PromptReader
-from vrga.hf.second_look import batch_inputs
+from vrga.hf.second_look import batch_inputs, turn_of
 from vrga.method.prompt import Grid
 
 
@@ -59,10 +59,7 @@ def _batch(
     model: Model, processor: Processor, reader: PromptReader, samples: Sequence, prompt: str
 ) -> list[AskedRows]:
     chats = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
-            add_generation_prompt=True,
-        )
+        processor.apply_chat_template(turn_of(1, text), add_generation_prompt=True)
         for text in (_text(sample, prompt) for sample in samples)
     ]
     inputs = batch_inputs(processor, chats, [sample.image for sample in samples], {})

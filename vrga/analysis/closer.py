@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from vrga.analysis.study import APART, FIRST, Study, verdict
+from vrga.analysis.figures import bars_figure
+from vrga.analysis.study import APART, FIRST, Study, paired_table, verdict
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import VALIDATION_SEEDS
@@ -243,14 +244,7 @@ def rows(found: Mapping) -> Iterator[tuple[str, ...]]:
 
 def table(found: Mapping, split: str) -> Table:
     """One line per arm."""
-    made = Table(
-        title=f"{split}, {found['questions']} questions; brackets: 95 % intervals, differences "
-        "paired"
-    )
-    for column in COLUMNS:
-        made.add_column(column)
-    for cells in rows(found):
-        made.add_row(*cells)
+    made = paired_table(split, found["questions"], COLUMNS, rows(found))
     told = [
         f"map's peak on an asked card: {percent(found['peak'])}",
         f"all asked letters in the crops: {percent(found['held'])}",
@@ -276,21 +270,6 @@ def table(found: Mapping, split: str) -> Table:
 
 def closer_figure(found: Mapping, split: str) -> Figure:
     """Right answers of every arm as bars with their intervals."""
-    figure = Figure(figsize=(7, 0.42 * len(found["accuracy"]) + 1.2), layout="constrained")
-    axis = figure.subplots()
-    names = list(found["accuracy"])
-    values = np.array([[np.nan if x is None else x for x in found["accuracy"][n]] for n in names])
-    values = 100 * values
-    spread = np.abs(values[:, 1:] - values[:, :1]).T
-    colors = ["#0072B2" if name == FOUND else "#999999" for name in names]
-    hatches = ["//" if name == FOUND else "" for name in names]
-    axis.barh(
-        range(len(names)), values[:, 0], xerr=spread, color=colors, hatch=hatches,
-        edgecolor="black",
-    )  # fmt: skip
-    axis.set(
-        yticks=range(len(names)), yticklabels=[TOLD[name] for name in names], xlim=(0, 100),
-        xlabel=f"right, % of {found['questions']} questions, 95 % intervals", title=split,
-    )  # fmt: skip
-    axis.invert_yaxis()
-    return figure
+    bars = {TOLD[name]: values for name, values in found["accuracy"].items()}
+    told = f"right, % of {found['questions']} questions"
+    return bars_figure(bars, [TOLD[FOUND]], split, told)

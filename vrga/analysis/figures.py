@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -61,6 +61,32 @@ def heads_figure(found: dict) -> Figure:
     for axis in (scatter, bars):
         axis.title.set_fontsize(9)
         axis.tick_params(labelsize=8)
+    return figure
+
+
+def bars_figure(
+    bars: Mapping[str, Sequence[float | None]], marked: Collection[str], title: str, told: str
+) -> Figure:
+    """Shares as bars with their intervals, some of them marked by colour and hatching.
+
+    Args:
+        bars: (value, low, high) by name, a share of 1; marked: names; told: what they are, behind
+            which "95 % intervals" stands.
+    """
+    figure = Figure(figsize=(7, 0.4 * len(bars) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    values = 100 * np.array(list(bars.values()), dtype=float)  # None, as JSON has it, is NaN
+    spread = np.abs(values[:, 1:] - values[:, :1]).T
+    axis.barh(
+        range(len(bars)), values[:, 0], xerr=spread, edgecolor="black",
+        color=[BLUE if name in marked else "#999999" for name in bars],
+        hatch=["//" if name in marked else "" for name in bars],
+    )  # fmt: skip
+    axis.set(
+        yticks=range(len(bars)), yticklabels=list(bars), xlim=(0, 100), title=title,
+        xlabel=f"{told}, 95 % intervals",
+    )  # fmt: skip
+    axis.invert_yaxis()
     return figure
 
 
@@ -159,4 +185,25 @@ def recovery_figure(configs: Mapping[str, dict]) -> Figure:
     axis.set(yticks=range(len(configs)), yticklabels=list(configs))
     axis.invert_yaxis()
     axis.legend(fontsize=8)
+    return figure
+
+
+def change_figure(tuning: Mapping[str, Interval], held_out: Mapping[str, Interval]) -> Figure:
+    """Differences of accuracy from the unpatched model, with their 95 % intervals.
+
+    Args:
+        tuning, held_out: config's name -> interval; drawn with hollow and with filled marks.
+    """
+    rows = [
+        *((n, i, False) for n, i in tuning.items()),
+        *((n, i, True) for n, i in held_out.items()),
+    ]
+    figure = Figure(figsize=(7, 0.9 + 0.3 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    for place, (_, interval, filled) in enumerate(rows):
+        mark(axis, interval, place, factor=100, across=True, fill="black" if filled else "white")
+    points(axis, "accuracy against the unpatched model")
+    axis.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows])
+    axis.tick_params(labelsize=8)
+    axis.invert_yaxis()
     return figure

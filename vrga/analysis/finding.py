@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vrga.analysis.asked_rows import AskedRows, asked_rows
-from vrga.analysis.study import APART, FIRST, Study
+from vrga.analysis.figures import bars_figure
+from vrga.analysis.study import APART, FIRST, Study, paired_table
 from vrga.analysis.ways import LAST, NAMED, NAMES, SCORES, WHOLE, heads_agree, region_at, ways
 from vrga.config import VRGAConfig
 from vrga.demo.data import VALIDATION_SEEDS, Sample, make_samples, split_options
@@ -182,15 +183,7 @@ def abstaining(measures: Sequence[Mapping], off: np.ndarray, steered: np.ndarray
 
 def table(found: Mapping, split: str) -> Table:
     """One line per way."""
-    made = Table(
-        title=f"{split}, {found['questions']} questions; brackets: 95 % intervals, differences "
-        "paired"
-    )
-    for column in COLUMNS:
-        made.add_column(column)
-    for cells in rows(found):
-        made.add_row(*cells)
-    return made
+    return paired_table(split, found["questions"], COLUMNS, rows(found))
 
 
 def rows(found: Mapping) -> list[tuple[str, ...]]:
@@ -239,20 +232,6 @@ def _shares(values: Sequence[float]) -> str:
 
 def figure(found: Mapping, split: str) -> Figure:
     """Hit rates of all ways as bars with their intervals."""
-    names = list(NAMES)
-    drawn = Figure(figsize=(7, 0.38 * len(names) + 1.2), layout="constrained")
-    axis = drawn.subplots()
-    values = 100 * np.array([found["ways"][name]["peak"] for name in names])
-    spread = np.abs(values[:, 1:] - values[:, :1]).T
-    marked = [name in (NAMED, WHOLE) for name in names]
-    axis.barh(
-        range(len(names)), values[:, 0], xerr=spread, edgecolor="black",
-        color=["#0072B2" if x else "#999999" for x in marked],
-        hatch=["//" if x else "" for x in marked],
-    )  # fmt: skip
-    axis.set(
-        yticks=range(len(names)), yticklabels=names, xlim=(0, 100), title=split,
-        xlabel=f"highest where asked, % of {found['questions']} questions, 95 % intervals",
-    )  # fmt: skip
-    axis.invert_yaxis()
-    return drawn
+    bars = {name: found["ways"][name]["peak"] for name in NAMES}
+    told = f"highest where asked, % of {found['questions']} questions"
+    return bars_figure(bars, (NAMED, WHOLE), split, told)

@@ -17,7 +17,7 @@ from vrga.config import VRGAConfig
 from vrga.demo.data import asked_letter, parse_answer, spoken_answer
 from vrga.evaluation.arms import Arm, accuracy, compared, look, right
 from vrga.evaluation.wording import Table, percent
-from vrga.hf.brought import chosen_for
+from vrga.hf.chosen_config import chosen_for
 from vrga.intervals import paired_difference, wilson
 
 DRAWN = 200

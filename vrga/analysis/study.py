@@ -7,7 +7,7 @@ what is made of their samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -228,6 +228,17 @@ def check_box(item: Item) -> None:
 def failures(samples: Mapping[str, Sequence[dict]]) -> int:
     """How many samples of all arms failed."""
     return sum(one["error"] is not None for own in samples.values() for one in own)
+
+
+def paired_table(
+    split: str, questions: int, columns: Sequence[str], rows: Iterable[Sequence[str]]
+) -> Table:
+    """Rows about one split's questions, whose differences are paired by question."""
+    told = f"{split}, {questions} questions; brackets: 95 % intervals, differences paired"
+    made = Table(*columns, title=told)
+    for cells in rows:
+        made.add_row(*cells)
+    return made
 
 
 def verdict(change: Interval) -> str:

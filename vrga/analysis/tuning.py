@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vrga.analysis.figures import change_figure
 from vrga.analysis.study import Study, failures
 from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS, VALIDATION_SEEDS
 from vrga.evaluation.arms import Arm, accuracy, compared
 from vrga.evaluation.items import Item
-from vrga.evaluation.pictures import change_figure
 from vrga.evaluation.wording import Table, percent, share
 from vrga.plots import save
 

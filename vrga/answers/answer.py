@@ -12,6 +12,7 @@ from PIL import Image
 
 from vrga.config import VRGAConfig
 from vrga.method.region import Region
+from vrga.ranges import short
 from vrga.recording.trace import Trace
 from vrga.steering.steps import Steps
 
@@ -42,8 +43,9 @@ class Answer:
     base_trace: Trace | None = None
 
     def __repr__(self) -> str:
-        base = [] if self.base is None else [f"base {_short(self.base)}"]
-        return f"Answer({', '.join([_short(self.text), *base, self._looked, str(self.steps)])})"
+        told, *base = (short(" ".join(x.split())) for x in (self.text, self.base) if x is not None)
+        parts = [told, *(f"base {x}" for x in base), self._looked, str(self.steps)]
+        return f"Answer({', '.join(parts)})"
 
     @property
     def _looked(self) -> str:
@@ -60,14 +62,10 @@ class Answer:
             ImportError: Jinja2 is missing.
             ValueError: an answer of a single token, which has no step to show.
         """
-        from vrga.report import render
+        from vrga.report.page import write_page
 
-        path = Path(path)
         traces = [self.trace] if self.base_trace is None else [self.base_trace, self.trace]
-        text = render(traces, megabytes=megabytes)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode("utf-8", "replace"))  # half a surrogate pair is no UTF-8
-        return path
+        return write_page(traces, Path(path), megabytes=megabytes)
 
     def show(self) -> None:
         """Draw it: in a notebook below the cell, elsewhere in words, and in the browser."""
@@ -100,8 +98,3 @@ def _in_notebook() -> bool:
     """Whether this process draws what a cell returns."""
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
     return type(shell).__name__ == "ZMQInteractiveShell" or "google.colab" in sys.modules
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return repr(text if len(text) <= 60 else text[:57] + "...")

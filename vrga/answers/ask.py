@@ -14,7 +14,7 @@ from vrga.annotations import Model, Processor, Tokenizer
 from vrga.answers.answer import Answer
 from vrga.answers.spoken import inputs_of, recorded
 from vrga.config import VRGAConfig, unsteered_config
-from vrga.hf.brought import checkpoint_of, choose
+from vrga.hf.chosen_config import checkpoint_of, choose
 from vrga.hf.families import unwrapped
 from vrga.hf.files import embedded
 from vrga.hf.pipelines import parts_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vrga.images import data_uri, heat_colors
+from vrga.images import data_uri, heat_colors, outline
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
 from vrga.text_diff import marked_words
@@ -62,7 +62,7 @@ def picture(image: Image.Image | None, region: Region, index: int) -> str:
     if image is not None:
         small = image if scale == 1 else image.resize((width, height))
         own = _image(small, width, height)
-    outline = "".join(
+    drawn = "".join(
         f"<path d='{edges(region, grid)}' fill='none' stroke='{color}' stroke-width='{wide}' "
         "vector-effect='non-scaling-stroke'/>"
         for color, wide in (("white", 4), ("black", 1.5))
@@ -72,18 +72,14 @@ def picture(image: Image.Image | None, region: Region, index: int) -> str:
         "style='max-width:100%;height:auto;background:white;margin:0 4px 4px 0' role='img' "
         "aria-label='the image, bright where the question looks, its region outlined'>"
         f"{own}{_image(Image.fromarray(shade), width, height, pixelated=True)}"
-        f"<g transform='scale({width / grid.w:.5f} {height / grid.h:.5f})'>{outline}</g></svg>"
+        f"<g transform='scale({width / grid.w:.5f} {height / grid.h:.5f})'>{drawn}</g></svg>"
     )
 
 
 def edges(region: Region, grid: Grid) -> str:
     """The outline of T on a grid, as the path of an SVG in cells."""
-    mask = np.pad(region.mask[grid.index].view(grid.h, grid.w).numpy(), 1)
-    rows, columns = np.nonzero(mask[1:, 1:-1] != mask[:-1, 1:-1])
-    lines = [f"M{x} {y}h1" for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
-    rows, columns = np.nonzero(mask[1:-1, 1:] != mask[1:-1, :-1])
-    lines += [f"M{x} {y}v1" for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
-    return "".join(lines)
+    lines = outline(region.mask[grid.index].view(grid.h, grid.w).numpy())
+    return "".join(f"M{x} {y}{'h' if y == y_end else 'v'}1" for (x, y), (_, y_end) in lines)
 
 
 def _image(image: Image.Image, width: int, height: int, *, pixelated: bool = False) -> str:

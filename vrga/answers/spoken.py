@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from vrga.annotations import Model, Processor
-from vrga.hf.families import FAMILIES, unwrapped
+from vrga.hf.processors import processed
 from vrga.images import bounded
 from vrga.method.region import Region
 from vrga.recording.choices import Heads
@@ -45,15 +45,7 @@ def inputs_of(
     if system is not None:
         chat.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
-    kind = unwrapped(model).config.model_type
-    flat = kind in FAMILIES and FAMILIES[kind].processor is not None  # Qwen's take one flat list
-    inputs = processor(
-        text=[text],
-        images=images if flat else [images],
-        return_tensors="pt",
-        **({"images_kwargs": pixels} if pixels else {}),
-    )
-    return inputs.to(model.device)
+    return processed(model, processor, [text], [images], pixels).to(model.device)
 
 
 def recorded(

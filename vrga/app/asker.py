@@ -22,8 +22,8 @@ from vrga.closer.look import look_closer
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig, unsteered_config
 from vrga.demo.fine.settings import CLOSER
-from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
+from vrga.hf.chosen_config import checkpoint_of, choose
 from vrga.hf.second_look import check_pictures
 from vrga.images import read_image
 from vrga.recording.trace import Trace

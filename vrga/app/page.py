@@ -17,7 +17,7 @@ from vrga.app.examples import Example
 from vrga.app.visitors import Visits
 from vrga.app.word_queue import Stopped
 from vrga.presets import PRESETS
-from vrga.report.page import render
+from vrga.report.page import write_page
 
 HERE = Path(__file__).parent
 SCRIPTS = ("viewer", "brush", "words", "hear")  # in this order
@@ -243,6 +243,5 @@ def _report(found: Answered, folder: Path) -> dict:
     traces = [trace for trace in found.traces if trace.image is not None]
     if not traces:
         return NO_REPORT
-    path = folder / "vrga-report.html"
-    path.write_bytes(render(traces).encode("utf-8", "replace"))
+    path = write_page(traces, folder / "vrga-report.html")
     return gr.update(value=str(path), interactive=True)

@@ -19,6 +19,7 @@ from vrga.checkup.plain_look import Picture
 from vrga.hf.backends import set_backend
 from vrga.hf.families import family_of
 from vrga.hf.inputs import TYPES
+from vrga.hf.processors import processed
 
 END, IMAGE, VIDEO, VISION_START, VISION_END = 1, 90, 91, 92, 93
 WORDS = (2, 80)  # ids of tokens that are text
@@ -246,10 +247,8 @@ def _inputs(model: Model, processor, questions: list[str], images: list) -> dict
         )
         for question in questions
     ]
-    if family_of(model).processor is None:
-        images = [[image] for image in images]  # Qwen's processors take one flat list
     processor.tokenizer.padding_side = "left"
-    found = processor(text=chats, images=images or None, padding=True, return_tensors="pt")
+    found = processed(model, processor, chats, [[image] for image in images], {})
     device = next(model.parameters()).device
     return {name: value.to(device) for name, value in found.items()}
 

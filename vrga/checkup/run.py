@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import time
 
@@ -14,6 +13,7 @@ from vrga.checkup.checks import STATIC, Examination
 from vrga.checkup.models import TINY, checkpoint, tiny
 from vrga.checkup.result import Checkup
 from vrga.checkup.trial import Trial, run
+from vrga.recording.versions import versions as installed
 
 FAMILY = "qwen2_5_vl"
 SECOND = "llava"  # of which the two first things are checked as well
@@ -101,14 +101,10 @@ def usable_device(name: str | None) -> torch.device:
 
 def versions(device: torch.device) -> dict[str, str]:
     """Of what vrga runs on, by name."""
-    found = {"vrga": vrga.__version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "triton"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    found["torch"] = torch.__version__
-    found["on"] = platform.platform(terse=True)
     cuda = device.type == "cuda"
-    found["device"] = torch.cuda.get_device_name(device) if cuda else str(device)
-    return found
+    return installed("triton") | {
+        "vrga": vrga.__version__,
+        "torch": torch.__version__,
+        "on": platform.platform(terse=True),
+        "device": torch.cuda.get_device_name(device) if cuda else str(device),
+    }

@@ -177,13 +177,9 @@ def closer(
     preset: Annotated[
         str | None, typer.Option(help="How the place is found, if not as chosen for this model.")
     ] = None,
-    zoom: Annotated[
-        list[str] | None, typer.Option(help="field=value of Zoom, and again for more.")
-    ] = None,
+    zoom: options.ZoomOption = None,
     timed: Annotated[int, typer.Option(min=0, help="Questions asked one by one as well.")] = 0,
-    validation: Annotated[
-        bool, typer.Option("--validation", help="On the questions that numbers are chosen on.")
-    ] = False,
+    validation: options.Validation = False,
     batch_size: options.Batch = 50,
     seed: Seed = 0,
     resume: Annotated[
@@ -222,9 +218,7 @@ def finding(
     answers: Annotated[
         bool, typer.Option("--answers", help="Ask as well; what would abstaining change?")
     ] = False,
-    validation: Annotated[
-        bool, typer.Option("--validation", help="On the questions that numbers are chosen on.")
-    ] = False,
+    validation: options.Validation = False,
     batch_size: options.Batch = 25,
     max_new_tokens: Longest = None,
     seed: Seed = 0,
@@ -238,7 +232,7 @@ def finding(
     )  # fmt: skip
     from vrga.analysis.finding import analyze
     from vrga.demo.fine.settings import FINDING
-    from vrga.hf.brought import chosen_for
+    from vrga.hf.chosen_config import chosen_for
 
     own = FINDING if split in FINE_SPLITS else chosen_for(model).config
     analyze(

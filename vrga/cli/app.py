@@ -6,28 +6,21 @@ from typing import Annotated
 
 import typer
 
-from vrga.cli.options import Dtype, console
+from vrga.cli.options import DeviceMap, Dtype, Longest, Model, Weights, console
 from vrga.hf.files import check_model
 
 
 def page(
-    model: Annotated[
-        str | None,
-        typer.Option(help="Checkpoint folder or hub id; the small model inside if absent."),
-    ] = None,
+    model: Model = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
     ] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="The first free one from 7860 if absent.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
-    ] = Dtype.auto,
-    device_map: Annotated[
-        str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
-    ] = None,
+    max_new_tokens: Longest = 256,
+    dtype: Weights = Dtype.auto,
+    device_map: DeviceMap = None,
 ) -> None:
     """Open a local page: ask about pictures with and without VRGA, and see where it looks."""
     check_model(model)

@@ -12,6 +12,7 @@ import typer
 
 from vrga.beforehand import SPLITS, STYLES, check_folder, check_readable, check_split
 from vrga.cli.options import (
+    DeviceMap,
     Dtype,
     Gain,
     Model,
@@ -20,13 +21,12 @@ from vrga.cli.options import (
     Seed,
     Weights,
     ZoomOption,
-    check_closer,
     console,
     zoom_for,
 )
 from vrga.cli.status import guarded
 from vrga.config import VRGAConfig
-from vrga.hf.brought import Chosen, chosen_for
+from vrga.hf.chosen_config import Chosen, chosen_for
 from vrga.hf.files import check_model
 
 # What each flag evaluates: arms of one run.
@@ -65,8 +65,6 @@ Engine = Annotated[
         "address of one."
     ),
 ]
-DeviceMap = Annotated[str | None, typer.Option(help="auto: a model larger than one GPU.")]
-
 Closely = Annotated[
     bool,
     typer.Option("--zoom", help="One more arm: steered, and the original cropped where it looks."),
@@ -112,9 +110,7 @@ def evaluate(
     """
     flags = dict(zip(ARMS, (vrga, no_vrga, compare), strict=True))
     arms = _arms([flag for flag, given in flags.items() if given], zoom)
-    if zoom_option and not zoom:
-        raise ValueError("--zoom-option is about a closer look: add --zoom")
-    closer = zoom_for(model, zoom_option or []) if zoom else None
+    closer = zoom_for(model, zoom, zoom_option)
     _check_steering(arms, {"--preset": preset, "--gain": gain, "--config": config})
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     if not names:
@@ -126,8 +122,6 @@ def evaluate(
     if min_pixels and max_pixels and min_pixels > max_pixels:
         raise ValueError(f"pixels: at least {min_pixels} and at most {max_pixels}")
     check_model(model)
-    if zoom:
-        check_closer(model)
     own = (model, attn_implementation, device_map, min_pixels, max_pixels, zoom or None)
     engine = _engine(engine, arms, config or preset, own, dtype)
     steering = _steering(config, preset, gain, model)

@@ -11,6 +11,7 @@ import typer
 
 from vrga.beforehand import PICTURES, check_file, check_folder, check_trace_folder
 from vrga.cli.options import (
+    DeviceMap,
     Dtype,
     Gain,
     Longest,
@@ -19,7 +20,6 @@ from vrga.cli.options import (
     Start,
     Weights,
     ZoomOption,
-    check_closer,
     console,
     errors,
     said,
@@ -51,9 +51,6 @@ System = Annotated[str | None, typer.Option(help="The system's message, before t
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, help="Most pixels of an image; larger ones are shrunk.")
 ]
-DeviceMap = Annotated[
-    str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
-]
 
 
 def generate(
@@ -78,14 +75,12 @@ def generate(
     runs = ("closer",) if zoom else _runs(vrga)
     _check(question, image, model, preset, gain, vrga, map, trace, runs)
     question = whole_characters(question)  # a terminal may give bytes that are no UTF-8
-    if zoom_option and not zoom:
-        raise ValueError("--zoom-option is about a closer look: add --zoom")
     if zoom:
         _check_zoom(
             vrga, bool(stream or system or max_pixels or device_map or dtype is not Dtype.auto)
         )
-        closer = zoom_for(model, zoom_option or [])
-        check_closer(model)
+    closer = zoom_for(model, zoom, zoom_option)
+    if closer is not None:
         config = said(preset, gain, model).config
         _closer(model, image, question, config, closer, map, max_new_tokens, trace)
         return

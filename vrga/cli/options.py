@@ -22,7 +22,7 @@ from vrga.beforehand import (
     drawn_split,
 )
 from vrga.evaluation.wording import say_config
-from vrga.hf.brought import Chosen, chosen_for
+from vrga.hf.chosen_config import Chosen, chosen_for
 from vrga.hf.files import check_model, embedded, read_config
 from vrga.presets import PRESETS
 
@@ -81,6 +81,12 @@ Seed = Annotated[int, typer.Option(help="Of sampling.")]
 ZoomOption = Annotated[
     list[str] | None, typer.Option(help="field=value of Zoom, and again for more.")
 ]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="auto: a model larger than one GPU; cpu, cuda:1, ...")
+]
+Validation = Annotated[
+    bool, typer.Option("--validation", help="On the questions that numbers are chosen on.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run there.")]
 
 
@@ -114,29 +120,25 @@ def study_of(
     return Study(output, data, model, limit, split, style, command=typed, console=console, **more)
 
 
-def zoom_for(model: str | None, given: Sequence[str]) -> Zoom:
+def zoom_for(model: str | None, zoom: bool, given: Sequence[str] | None) -> Zoom | None:
     """How a command looks closer: as chosen for the model inside this package that can, else as
-    `Zoom()` says, with fields given as "field=value" over it.
+    `Zoom()` says, with fields given as "field=value" over it; None where it does not.
 
     Raises:
-        ValueError: as of `zoom_with`.
+        OSError, ValueError: fields without `zoom`, or as of `zoom_with`; a checkpoint that cannot
+            look closer, by its config alone, as of `read_config` and `check_kind`.
     """
+    if not zoom:
+        if given:
+            raise ValueError("--zoom-option is about a closer look: add --zoom")
+        return None
     from vrga.closer.zoom import Zoom, zoom_with
     from vrga.demo.fine.settings import CLOSER
-
-    return zoom_with(CLOSER if model == "fine" else Zoom(), given)
-
-
-def check_closer(model: str | None) -> None:
-    """Refuse a checkpoint that cannot look closer, by its config alone.
-
-    Raises:
-        OSError, ValueError: as of `read_config` and `check_kind`.
-    """
     from vrga.hf.second_look import check_kind
 
-    where = embedded() if model is None else check_model(model)
-    check_kind(read_config(where)["model_type"])
+    found = zoom_with(CLOSER if model == "fine" else Zoom(), given or [])
+    check_kind(read_config(embedded() if model is None else check_model(model))["model_type"])
+    return found
 
 
 def said(preset: Preset | None, gain: float | None, model: str | None) -> Chosen:

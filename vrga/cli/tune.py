@@ -13,7 +13,7 @@ from vrga.beforehand import PROMPTS, check_known
 from vrga.cli import options
 from vrga.cli.status import guarded
 from vrga.evaluation.wording import say_config
-from vrga.hf.brought import chosen_for
+from vrga.hf.chosen_config import chosen_for
 
 
 def tune(

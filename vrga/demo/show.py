@@ -20,8 +20,8 @@ from vrga.demo.arm import Arm, run_arm
 from vrga.demo.data import PROMPTS, TEST_SEEDS, Sample, make_samples, prepare, split_options
 from vrga.demo.fine.show import show_closer
 from vrga.evaluation.wording import Table, percent, say_config, share
-from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
+from vrga.hf.chosen_config import checkpoint_of, choose
 from vrga.intervals import Interval, mean_interval, paired_difference, wilson
 from vrga.method.region import Region
 from vrga.steering.patching import patch

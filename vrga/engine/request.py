@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vrga.config import PRESETS, VRGAConfig
-from vrga.hf.brought import choose
+from vrga.hf.chosen_config import choose
 
 ARGUMENT = "vrga"  # of SamplingParams.extra_args, and of vllm_xargs over HTTP
 DEFAULT = "VRGA_ENGINE_DEFAULT"  # environment variable: what a request asks that says nothing

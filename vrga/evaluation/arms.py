@@ -29,6 +29,7 @@ from vrga.evaluation.request import Answer
 from vrga.evaluation.store import Store
 from vrga.intervals import Interval, mcnemar, mean_interval, paired_difference, wilson
 from vrga.method.region import Region
+from vrga.recording.versions import versions as installed
 
 
 @dataclass(frozen=True)
@@ -187,11 +188,5 @@ def mean_look(samples: Sequence[dict], name: str) -> Interval:
 
 def versions() -> dict[str, str]:
     """What a result depends on beside its settings."""
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-    }
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return installed() | {"device": device}

@@ -18,8 +18,8 @@ from vrga.config import VRGAConfig
 from vrga.evaluation.batch import Boxes, asked_region, each_row, summary
 from vrga.evaluation.failures import SAMPLE_ERRORS, out_of_memory, told_of
 from vrga.evaluation.looked_at import cells_in, looks_of
-from vrga.evaluation.request import Answer, Ready, Request
-from vrga.hf.families import FAMILIES
+from vrga.evaluation.request import Answer, Ready, Request, with_images
+from vrga.hf.processors import processed
 from vrga.images import bounded, read_image
 from vrga.method.region import Region
 from vrga.recording.trace import Trace
@@ -129,21 +129,14 @@ class Asker:
         return patch(self.model, config, tokenizer=self.processor.tokenizer)
 
     def _read(self, request: Request) -> Ready:
-        messages, images = [], []
+        images = []
+
+        def shown(image) -> dict:
+            images.append(read_image(image))
+            return {"type": "image"}
+
         given, question = request.chat()
-        for message in given:
-            content = message["content"]
-            if not isinstance(content, str):
-                parts = []
-                for part in content:
-                    if part["type"] not in ("image", "text"):
-                        raise ValueError(f"a {part['type']} in the chat; images and text are read")
-                    if part["type"] == "image":
-                        images.append(read_image(part["image"]))
-                        part = {"type": "image"}
-                    parts.append(part)
-                content = parts
-            messages.append({"role": message["role"], "content": content})
+        messages = with_images(given, shown)
         chat = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         question = question.strip()
         if request.box is not None and images:
@@ -216,17 +209,9 @@ class Asker:
 
     def _read_inputs(self, batch: list[Ready]) -> BatchFeature:
         """Model inputs of a batch."""
-        kind = self.model.config.model_type
-        images: list = [one.images for one in batch]
-        if kind in FAMILIES and FAMILIES[kind].processor is not None:
-            images = [image for row in images for image in row]  # Qwen's take one flat list
-        return self.processor(
-            text=[one.chat for one in batch],
-            images=images if any(images) else None,
-            padding=True,
-            return_tensors="pt",
-            **({"images_kwargs": self._images} if self._images and any(images) else {}),
-        )
+        images = [one.images for one in batch]
+        chats = [one.chat for one in batch]
+        return processed(self.model, self.processor, chats, images, self._images)
 
     def _failed(self, one: Ready, message: str) -> Answer:
         return Answer(one.request.id, prompt=one.chat, error=message)

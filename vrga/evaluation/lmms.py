@@ -25,8 +25,8 @@ from vrga.evaluation.questions import question_of
 from vrga.evaluation.request import Answer, Request
 from vrga.evaluation.served import ServerAsker
 from vrga.evaluation.store import Store
-from vrga.hf.brought import checkpoint_of, choose
 from vrga.hf.checkpoints import load
+from vrga.hf.chosen_config import checkpoint_of, choose
 from vrga.hf.files import embedded
 
 JUDGED = ("vrga_haloquest", "vrga_mmhal", "vrga_rhbench")
@@ -80,6 +80,17 @@ def _template(prompt: str, name: str) -> str | None:
     # The scorers of this package's tasks are given no prompt, and must know the rule.
     os.environ[scoring.BOX] = str(int(scoring.asks_for_box(prompt)))
     return template
+
+
+def loaded(processes: Accelerator, pretrained, device_map, dtype, attn_implementation) -> tuple:
+    """A checkpoint, on the GPU of this process, and its processor."""
+    if device_map is None and processes.num_processes > 1 and torch.cuda.is_available():
+        device_map = {"": processes.device}
+    if pretrained is None and dtype == "auto":
+        dtype = torch.float32
+    return load(
+        pretrained, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation
+    )
 
 
 class VRGAModel(lmms):
@@ -138,7 +149,9 @@ class VRGAModel(lmms):
             model = processor = None
             name, self.device = model_of(server), torch.device("cpu")  # where answers are scored
         else:
-            model, processor = self._loaded(pretrained, device_map, dtype, attn_implementation)
+            model, processor = pretrained if isinstance(pretrained, tuple) else loaded(
+                self.accelerator, pretrained, device_map, dtype, attn_implementation
+            )  # fmt: skip
             name, self.device = model.name_or_path, model.device
         self.prompt, self.template = prompt, _template(prompt, name)
         if device is not None and torch.device(device).type != self.device.type:
@@ -163,18 +176,6 @@ class VRGAModel(lmms):
         self.store: Store | None = None
         self.begin: Callable[[int], None] = lambda count: None
         self.advance: Callable[[int], None] = lambda count: None
-
-    def _loaded(self, pretrained, device_map, dtype, attn_implementation) -> tuple:
-        """The model, on the GPU of this process, and its processor."""
-        if isinstance(pretrained, tuple):
-            return pretrained
-        if device_map is None and self._world_size > 1 and torch.cuda.is_available():
-            device_map = {"": self.accelerator.device}
-        if pretrained is None and dtype == "auto":
-            dtype = torch.float32
-        return load(
-            pretrained, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation
-        )
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests; a sample that failed answers nothing."""

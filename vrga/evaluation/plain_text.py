@@ -18,12 +18,13 @@ def plain(text: str) -> str:
     return text.strip()
 
 
+def bare(text: str) -> str:
+    """`plain`, and without quotes around it and a full stop behind it."""
+    text = plain(text).strip("\"'*_“”").strip()
+    return text[:-1].rstrip() if text.endswith(".") else text
+
+
 def same(a: str, b: str) -> bool:
-    """Whether two texts are one, up to case, spaces, quotes and a full stop."""
-    return _folded(a) == _folded(b)
-
-
-def _folded(text: str) -> str:
-    text = text.strip().strip("\"'*_“”").strip()
-    text = text[:-1].rstrip() if text.endswith(".") else text
-    return " ".join(text.casefold().split())
+    """Whether two texts are one, up to what `bare` takes off, case and spaces."""
+    a, b = (" ".join(bare(text).casefold().split()) for text in (a, b))
+    return a == b

@@ -51,6 +51,24 @@ def request(
     return Request(id, lambda: (chat, text if question is None else question), **more)
 
 
+def with_images(chat: list[dict], shown: Callable[[object], dict]) -> list[dict]:
+    """A chat in whose image parts stands what `shown` makes of their images.
+
+    Raises:
+        ValueError: a part that is neither image nor text.
+    """
+    messages = []
+    for message in chat:
+        content = message["content"]
+        if not isinstance(content, str):
+            other = next((p["type"] for p in content if p["type"] not in ("image", "text")), None)
+            if other is not None:
+                raise ValueError(f"a {other} in the chat; images and text are read")
+            content = [shown(p["image"]) if p["type"] == "image" else p for p in content]
+        messages.append({"role": message["role"], "content": content})
+    return messages
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a model said to a request, or why it said nothing.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
-from vrga.annotations import Model, Processor
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import split_options
@@ -28,10 +27,9 @@ from vrga.evaluation.harness import (
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.tables import page, rich_table, summary
 from vrga.evaluation.wording import say_config
-from vrga.hf.checkpoints import load
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    pass
 
 RESULTS, TABLE = "results.json", "table.md"
 BASE, STEERED, ZOOM = "base", "vrga", "zoom"
@@ -124,6 +122,8 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
     quiet()
     from accelerate import Accelerator
 
+    from vrga.evaluation import lmms
+
     processes = Accelerator(cpu=not torch.cuda.is_available())
     first = processes.is_main_process
     settings = chosen.settings()
@@ -132,7 +132,9 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
         Store(output, settings, resume=resume, fields=FIELDS).close()
     processes.wait_for_everyone()
     names, manager = _tasks(chosen, output, first, processes.wait_for_everyone)
-    loaded = _loaded(chosen, processes) if chosen.engine == LOCAL else None
+    loaded = None if chosen.engine != LOCAL else lmms.loaded(
+        processes, chosen.model, chosen.device_map, chosen.dtype, chosen.attn_implementation
+    )  # fmt: skip
     rank, ranks = processes.process_index, processes.num_processes
     store = Store(output, settings, resume=True, rank=rank, ranks=ranks, fields=FIELDS)
     if first and store.damaged:
@@ -178,20 +180,6 @@ def _check_harness() -> None:
             'evaluation needs lmms-eval: pip install "vrga[eval]", then pip install --no-deps '
             "lmms-eval==0.7.3 (its own requirements would replace torch)"
         ) from error
-
-
-def _loaded(chosen: Evaluation, processes: Accelerator) -> tuple[Model, Processor]:
-    """The checkpoint, on the GPU of this process."""
-    device_map: str | dict | None = chosen.device_map
-    if device_map is None and processes.num_processes > 1 and torch.cuda.is_available():
-        device_map = {"": processes.device}
-    dtype = torch.float32 if chosen.model is None and chosen.dtype == "auto" else chosen.dtype
-    return load(
-        chosen.model,
-        dtype=dtype,
-        device_map=device_map,
-        attn_implementation=chosen.attn_implementation,
-    )
 
 
 def own_task(name: str) -> str | None:

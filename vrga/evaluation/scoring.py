@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 
 from vrga.evaluation.letters import picked
 from vrga.evaluation.math_check import CHECKER
+from vrga.evaluation.plain_text import bare, same
 from vrga.lookback import SPAN, last_box
 
 BOX = "VRGA_BOX"  # environment variable: 1, only a box counts; 0, plain text counts too
 _THINK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}")
 _SAID = re.compile(r"\banswer\s*(?:is|:)\s*:?", re.IGNORECASE)
 _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -130,8 +130,8 @@ def same_math(answer: str | None, target: str) -> bool:
     """
     if not answer:
         return False
-    answer, target = _bare(answer), _bare(target)
-    if _same(answer, target):
+    answer, target = bare(answer), bare(target)
+    if same(answer, target):
         return True
     if _PLAIN_WORDS.fullmatch(target) or _PLAIN_WORDS.fullmatch(answer):
         return False
@@ -145,21 +145,7 @@ def _outside(text: str) -> str:
     return text.rpartition("</think>")[2]
 
 
-def _bare(text: str) -> str:
-    """Without what dresses an answer: \\text{}, $, **, quotes, outer spaces, a full stop."""
-    text, before = re.sub(r"\\[()\[\]]|\$|\*\*|`", "", text), None
-    while text != before:
-        text, before = _WRAP.sub(r"\1", text), text
-    text = text.strip().strip("\"'*_").strip()
-    return text[:-1].rstrip() if text.endswith(".") else text
-
-
 def _said(text: str) -> str:
     """The line behind the last "the answer is", else the whole text; bare."""
     rest = _SAID.split(text)[-1].strip()
-    return _bare(rest.split("\n")[0] if rest and rest != text.strip() else text)
-
-
-def _same(a: str, b: str) -> bool:
-    a, b = (" ".join(_bare(text).casefold().split()) for text in (a, b))
-    return a == b
+    return bare(rest.split("\n")[0] if rest and rest != text.strip() else text)

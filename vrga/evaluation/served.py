@@ -9,7 +9,7 @@ from typing import Any
 
 from vrga.config import VRGAConfig
 from vrga.engine.client import ServerError, address, ask_chat
-from vrga.evaluation.request import Answer, Request
+from vrga.evaluation.request import Answer, Request, with_images
 from vrga.images import read_image
 from vrga.steering.steps import OUTSIDE, Steps
 
@@ -55,7 +55,9 @@ class ServerAsker:
     def _answer(self, request: Request) -> Answer:
         try:
             chat, question = request.chat()
-            messages, images = _messages(chat)
+            messages = with_images(chat, _picture)
+            images = any(p["type"] == "image_url" for one in messages for p in one["content"]
+                         if not isinstance(one["content"], str))  # fmt: skip
             options = _options(request.options) | {"seed": self._seed}
             vrga: dict[str, Any] | bool = False
             if self._config is not None:
@@ -102,22 +104,6 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     return found if given.get("do_sample") else found | {"temperature": 0}
 
 
-def _messages(chat: list[dict]) -> tuple[list[dict], int]:
-    """A chat as the server takes it, and how many images are in it."""
-    messages, images = [], 0
-    for message in chat:
-        content = message["content"]
-        if not isinstance(content, str):
-            parts: list[dict] = []
-            for part in content:
-                if part["type"] == "image":
-                    images += 1
-                    picture = address(read_image(part["image"]))
-                    parts.append({"type": "image_url", "image_url": {"url": picture}})
-                elif part["type"] == "text":
-                    parts.append(part)
-                else:
-                    raise ValueError(f"a {part['type']} in the chat; images and text are read")
-            content = parts
-        messages.append({"role": message["role"], "content": content})
-    return messages, images
+def _picture(image) -> dict:
+    """An image of a chat as the server takes it."""
+    return {"type": "image_url", "image_url": {"url": address(read_image(image))}}

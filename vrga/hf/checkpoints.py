@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vrga.annotations import Config, Model, Processor
-from vrga.hf.brought import fetch_file
+from vrga.hf.chosen_config import fetch_file
 from vrga.hf.files import (
     check_model,
     check_weights,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vrga.annotations import Processor
-from vrga.hf.families import FAMILIES
+from PIL import Image
+
+from vrga.annotations import BatchFeature, Model, Processor
+from vrga.hf.families import FAMILIES, unwrapped
 from vrga.hf.files import first_line, read_config
 from vrga.hf.tokenizers import old_chat_template
 
@@ -69,6 +72,29 @@ def save_processor(processor: Processor, folder: Path) -> None:
     ):
         kept = kept | {"processor_class": whole}
         path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def processed(
+    model: Model,
+    processor: Processor,
+    chats: list[str],
+    images: list[list[Image.Image]],
+    bounds: Mapping[str, object],
+) -> BatchFeature:
+    """A model's inputs of a batch of chats, padded.
+
+    Args:
+        images: of each chat; bounds: options of the image processor, see `vrga.images.bounded`.
+    """
+    shown: list = images
+    kind = unwrapped(model).config.model_type
+    if kind in FAMILIES and FAMILIES[kind].processor is not None:
+        shown = [image for row in images for image in row]  # Qwen's take one flat list
+    more = {"images_kwargs": dict(bounds)} if bounds and any(images) else {}
+    return processor(
+        text=chats, images=shown if any(images) else None, padding=len(chats) > 1,
+        return_tensors="pt", **more,
+    )  # fmt: skip
 
 
 def image_processor_class() -> type[Any]:

@@ -199,14 +199,14 @@ class PromptReader:
         image, up to the query. A question before its image leaves the query alone: it cannot see.
         Raises what `content_tokens` does.
         """
-        question, tokenizer = self.question(prompt, query, ends), self._found()
+        question, tokenizer = self.question(prompt, query, ends), self.known_tokenizer
         return content_tokens(prompt, question, query, tokenizer, self.marks)
 
     @on_cpu
     def words(self, prompt: Prompt, question: Tensor) -> list[str | None]:
         """Each row's question as text, from its mask [B, S]: the last turn's part of it, where
         the chat template tells; None without ids or a tokenizer."""
-        if prompt.ids is None or self._found() is None:
+        if prompt.ids is None or self.known_tokenizer is None:
             return [None] * len(question)
         marks, found = self.marks, list[str | None]()
         for ids, mask in zip(prompt.ids, question, strict=True):
@@ -259,7 +259,7 @@ class PromptReader:
         """The marks of the chat template; None where there is none, or no tokenizer."""
         if self._marks is not None:
             return self._marks
-        tokenizer = self._found()  # which may find a template
+        tokenizer = self.known_tokenizer  # which may find a template
         template = self._template
         if tokenizer is not None and template is not None:
             self._marks = TurnMarks.of(
@@ -271,7 +271,8 @@ class PromptReader:
                 self._template = None  # it tells nothing
         return self._marks
 
-    def _found(self) -> Tokenizer | None:
+    @property
+    def known_tokenizer(self) -> Tokenizer | None:
         """The tokenizer given, or the one beside the model's weights; None where there is none."""
         if not self._looked:
             self._looked = True
@@ -282,19 +283,9 @@ class PromptReader:
         return self._tokenizer
 
     @property
-    def knows_words(self) -> bool:
-        """Whether there is a tokenizer."""
-        return self._found() is not None
-
-    @property
-    def known_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, or None."""
-        return self._found()
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer given, or the model's own."""
-        if self._found() is None:
+        if self.known_tokenizer is None:
             self._tokenizer = load_tokenizer(self.host.model)  # which says what is missing
         return self._tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -104,11 +105,7 @@ def template_end(prompt: Prompt, decode: Callable, marks: TurnMarks, row: int) -
     if said <= start:
         return None  # the turn says nothing
     wanted = text[:said]  # compared, not counted: a part of a character decodes to something else
-    low, high = 0, len(tokens)  # the shortest beginning that has all of it
-    while low + 1 < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if decode(tokens[:middle])[:said] == wanted else (middle, high)
-    return int(place[high - 1])
+    return int(place[_shortest(len(tokens), lambda n: decode(tokens[:n])[:said] == wanted) - 1])
 
 
 def question_end(prompt: Prompt, questions: Sequence[str], decode: Callable) -> Tensor:
@@ -142,13 +139,8 @@ def question_end(prompt: Prompt, questions: Sequence[str], decode: Callable) -> 
             )
         # The count of occurrences grows with the prefix, so the last one ends at the first
         # prefix that has them all.
-        low, high = 0, len(tokens)
-        while low + 1 < high:
-            middle = (low + high) // 2
-            low, high = (
-                (low, middle) if decode(tokens[:middle]).count(said) >= total else (middle, high)
-            )
-        positions.append(int(place[high - 1]))
+        end = _shortest(len(tokens), lambda n: decode(tokens[:n]).count(said) >= total)  # noqa: B023
+        positions.append(int(place[end - 1]))
     return torch.tensor(positions)
 
 
@@ -196,8 +188,10 @@ def _behind(tokens: list[int], opening: str, tokenizer: Tokenizer) -> int:
 
     if not opening or not (total := count(len(tokens))):
         return 0
-    low, high = 0, len(tokens)
-    while low + 1 < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if count(middle) == total else (middle, high)
-    return high
+    return _shortest(len(tokens), lambda number: count(number) == total)
+
+
+def _shortest(length: int, holds: Callable[[int], bool]) -> int:
+    """How long the shortest beginning of `length` tokens is of which something holds that holds of
+    the whole, and of every beginning behind the first of which it does."""
+    return bisect_left(range(length), True, lo=1, key=holds)

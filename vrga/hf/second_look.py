@@ -12,8 +12,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
 from vrga.annotations import Cache, Model
-from vrga.hf.cache import NAMES, cache_in
+from vrga.hf.cache import cache_in
 from vrga.hf.families import FAMILIES, family_of
+from vrga.hf.host import Host
 from vrga.hf.inputs import TYPES
 from vrga.hf.layouts import by_patches
 
@@ -194,8 +195,8 @@ class Greedy:
         start: int = 0,
     ):
         self.model, self.cache = model, cache
-        outer = family_of(model).modules(model)[0]
-        self._name = next(n for n in NAMES if n in inspect.signature(outer.forward).parameters)
+        host = Host(model)
+        self._name, outer = host.cache_name, host.outer
         self._ids, self._mask = inputs["input_ids"], inputs["attention_mask"]
         self._length = self._ids.shape[1]
         accepted = inspect.signature(outer.get_rope_index).parameters

@@ -69,7 +69,8 @@ def _at(values: Tensor, row: Tensor) -> Tensor:
 
 
 def image_sums(rows: Tensor, image: Tensor, absent: Tensor | None = None) -> ImageSums:
-    """What attention rows add up to on the image.
+    """What attention rows add up to on the image I: mass = sum_I a, and H_img = -sum_I s log s,
+    of the shares s = a / mass.
 
     Args:
         rows: attention probabilities, float [..., H, S]; zero on keys the query does not see.
@@ -100,9 +101,10 @@ def head_statistics(
 
 
 def statistics_of(sums: ImageSums, keys: int | Tensor, images: int | Tensor) -> HeadStatistics:
-    """R, H_img and EFR of heads [L, H] from what their rows add up to; see `head_statistics`.
+    """Phase 1, step 1: R, H_img and EFR of heads [L, H] from what their rows add up to.
 
-    Of several rows, [L, H, Q], `keys` and `images` are [L, Q].
+    R = mean(a over I) / mean(a over visible keys) = (mass / |I|) / (1 / S); EFR = H_img / R; see
+    `head_statistics`. Of several rows, [L, H, Q], `keys` and `images` are [L, Q].
     """
     mass, entropy = sums.mass, sums.entropy
     keys, images = (torch.as_tensor(x, device=mass.device) for x in (keys, images))
@@ -115,7 +117,8 @@ def statistics_of(sums: ImageSums, keys: int | Tensor, images: int | Tensor) -> 
 
 
 def visual_heads(stats: HeadStatistics, config: VRGAConfig) -> Tensor:
-    """H_v, bool [L, H]: EFR in the lowest and R in the highest percentile; else R alone."""
+    """Step 2: H_v = {EFR <= its 5th percentile and R >= its 95th}, bool [L, H]; with no such head,
+    those of R alone."""
     low, high = percentiles(stats, config)
     focused = stats.focus.double() >= high
     chosen = focused & (stats.efr.double() <= low)
@@ -132,7 +135,8 @@ def percentiles(stats: HeadStatistics, config: VRGAConfig) -> tuple[Tensor, Tens
 
 
 def background_heads(stats: HeadStatistics, config: VRGAConfig) -> Tensor:
-    """H_b, bool [L, H]: heads of the first layers that look past the image."""
+    """Step 3: H_b = {R < 0.01} in the lowest tenth of the layers, bool [L, H]: heads that look past
+    the image, and show where attention sinks sit."""
     # "The lowest tenth of the layers" is at least one layer, also in a model of fewer than ten.
     layers = max(1, int(config.background_layers * len(stats.focus)))
     chosen = stats.focus < config.background_focus
@@ -146,7 +150,7 @@ def normalised(attention: Tensor) -> Tensor:
 
 
 def difference_map(visual: Tensor, background: Tensor, weight: float) -> Tensor:
-    """relu(norm(mean over H_v) - weight * norm(mean over H_b)), renormalised; float [n].
+    """Step 4: norm(relu(norm(mean_Hv a) - weight norm(mean_Hb a))), the map over I; float [n].
 
     Args:
         visual, background: mean attention of H_v and H_b on the image, float [n]; zeros for no
@@ -174,9 +178,9 @@ def choose_ablated(
         score = torch.rand(focus.shape, generator=random).to(focus.device)
     else:
         # H_img from the sums at hand: a = mass * share, so H_mass = mass (H_img - log mass).
-        entropy = mass_entropy / (mass + 1e-12) + (mass + 1e-12).log()
+        entropy = mass_entropy / (mass + EPS) + (mass + EPS).log()
         above = focus > focus.median(1, keepdim=True).values
-        score = torch.where(above, entropy / (focus + 1e-12), torch.inf)
+        score = torch.where(above, entropy / (focus + EPS), torch.inf)
     lowest = score.topk(count, largest=False)
     chosen = torch.zeros_like(focus, dtype=torch.bool)
     return chosen.scatter(1, lowest.indices, lowest.values < torch.inf)

@@ -21,6 +21,7 @@ from vrga.method.heads import (
     visual_heads,
 )
 from vrga.method.prompt import Grid
+from vrga.ranges import short
 
 if TYPE_CHECKING:
     from vrga.config import VRGAConfig
@@ -66,15 +67,11 @@ class Region:
     def __repr__(self) -> str:
         chosen, tokens = int(self.mask.sum()), int(self.image.sum())
         grids = ", ".join(f"{grid.h} x {grid.w}" for grid in self.grids) or "no image"
-        asked = "" if self.question is None else f", question {_shortened(self.question)!r}"
+        asked = "" if self.question is None else f", question {short(self.question)}"
         return (
             f"Region({grids}; T {chosen} of {tokens} tokens, {int(self.visual.sum())} of "
             f"{self.visual.numel()} heads, query at {self.query}{asked})"
         )
-
-
-def _shortened(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def empty_region(query: int, length: int, shape: tuple[int, int]) -> Region:
@@ -127,7 +124,8 @@ class Rules:
 def find_regions(
     rows: AttentionRows, samples: Sequence[Sample], config: VRGAConfig, rules: Rules
 ) -> list[Region]:
-    """Phase 1 of the method, for some samples at once.
+    """Phase 1 of the method, for some samples at once: steps 1 to 7, of which 1 is the same for
+    all rules.
 
     Args:
         rows: attention from the samples' query rows.
@@ -159,31 +157,40 @@ def _clear(region: Region, config: VRGAConfig) -> Region:
 
 
 def find_region(
-    rows: Tensor, grids: list[Grid], query: int, seen: Tensor, config: VRGAConfig
+    rows: Tensor,
+    grids: list[Grid],
+    query: int,
+    seen: Tensor,
+    config: VRGAConfig,
+    rules: Rules | None = None,
 ) -> Region:
-    """Phase 1 of the method for one row, whose attention is there in full.
+    """Phase 1 for one row, whose attention is there in full.
 
     Args:
         rows: attention from the query row, float32 [L, H, S], on any device; with
             ``question="whole"`` from all rows of the question, [L, H, Q, S].
         grids, query, seen: see `Sample`.
+        rules: None is `PAPER`.
     """
     sample = Sample(grids, query, seen)
-    return find_regions(WholeRows([rows]), [sample], config, PAPER)[0]
+    return find_regions(WholeRows([rows]), [sample], config, rules or PAPER)[0]
 
 
 def _image(sample: Sample, config: VRGAConfig) -> ImageKeys:
+    """I, and how much of it each layer sees."""
     index = torch.cat([grid.index for grid in sample.grids])  # I, in raster order image by image
     return ImageKeys(index, sample.seen[..., index].sum(-1))
 
 
 def _choose(stats: HeadStatistics, sums: ImageSums, config: VRGAConfig) -> tuple[Tensor, Tensor]:
+    """Steps 2 and 3."""
     return visual_heads(stats, config), background_heads(stats, config)
 
 
 def _region(
     sample: Sample, keys: ImageKeys, heads: Heads, means: Sequence[Tensor], config: VRGAConfig
 ) -> Region:
+    """Steps 4 to 7."""
     grids, index = sample.grids, keys.index
     of_visual, of_background = means
     relevance = difference_map(of_visual, of_background, config.background_weight)
@@ -220,7 +227,7 @@ PAPER = Rules(_image, _choose, _region)
 
 
 def sink_border(h: int, w: int, fraction: float) -> Tensor:
-    """The cells of an h x w grid where attention sinks sit, bool [h * w].
+    """Step 5: the cells of an h x w grid where attention sinks sit, bool [h * w].
 
     The first floor(fraction * h * w) cells of `sink_order`.
     """
@@ -236,7 +243,10 @@ def sink_order(h: int, w: int) -> list[int]:
 
 
 def above_threshold(relevance: Tensor, kept: Tensor, config: VRGAConfig) -> Tensor:
-    """T before dilation, bool [n]: kept tokens whose relevance stands out.
+    """Step 6: T before dilation, bool [n], kept tokens whose relevance stands out.
+
+    ratio = map / mean(map); T = {ratio > mean(ratio) + 0.6 std(ratio)}, means and std over kept
+    tokens; fewer than 10: the 10 highest.
 
     Args:
         relevance: float [n]; kept: bool [n], False on the sink border.
@@ -254,7 +264,7 @@ def above_threshold(relevance: Tensor, kept: Tensor, config: VRGAConfig) -> Tens
 
 
 def dilate(cells: Tensor, steps: int) -> Tensor:
-    """Grow a region by `steps` cells in both dimensions (8-neighbourhood); bool [h, w]."""
+    """Step 7: T grown by `steps` cells in both dimensions (8-neighbourhood); bool [h, w]."""
     if not steps:
         return cells
     return max_pool2d(cells[None].float(), 2 * steps + 1, stride=1, padding=steps)[0] > 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vrga.method.attention_rows import Sample, WholeRows
+from vrga.method.attention_rows import Sample
 from vrga.method.heads import (
     EPS,
     HeadStatistics,
@@ -21,8 +21,7 @@ from vrga.method.heads import (
     normalised,
     visual_heads,
 )
-from vrga.method.prompt import Grid
-from vrga.method.region import Heads, ImageKeys, Region, Rules, find_regions, sink_order
+from vrga.method.region import Heads, ImageKeys, Region, Rules, sink_order
 
 if TYPE_CHECKING:
     from vrga.config import VRGAConfig
@@ -31,24 +30,6 @@ if TYPE_CHECKING:
 BACKGROUND_HEADS = 63  # H_b is sought among this many heads, in layer-major order
 MASK_FOCUS_ENTROPY = 0.3  # released_mask, phase 1: R > 0.3 * H_mass
 MASK_STANDS_OUT = 2.0  # released_mask, phase 1: T = {map > 2 * mean(map)}
-
-
-def released_region(
-    rows: Tensor, grids: list[Grid], query: int, seen: Tensor, config: VRGAConfig
-) -> Region:
-    """The region of one row as `released()`, `released_mask()` and `ablation()` see it.
-
-    Args:
-        rows: attention from the row `query` - 1, float32 [L, H, S].
-        grids: the row's one image.
-        query: position of the last question token.
-        seen: keys of the row over which the mean attention is taken, bool [L, S].
-
-    Raises:
-        ValueError: more than one image in the row, or no token before it.
-    """
-    sample = Sample(grids, query, seen)
-    return find_regions(WholeRows([rows]), [sample], config, RELEASED)[0]
 
 
 def _image(sample: Sample, config: VRGAConfig) -> ImageKeys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from vrga.kernels.api import Need
 from vrga.kernels.gated import table
 from vrga.method.key_groups import KeyGroups
 from vrga.method.region import Region
+
+if TYPE_CHECKING:
+    from vrga.config import VRGAConfig
 
 ROOM = 256  # keys by which a kept bias, or table, grows at a time
 
@@ -144,6 +148,14 @@ class SteeredKeys:
         assert placed.gate is not None  # a bias is of a gate that is known
         opened, closed = self.groups.log_weights(placed.flags, dtype)  # [B, F]
         return torch.where(placed.gate[layer][:, :, None], opened[:, None], closed[:, None])
+
+
+def known_gate(regions: list[Region], config: VRGAConfig, ablated: Tensor | None) -> Tensor | None:
+    """Which heads are open at every step, bool [L, B, H]; None where each step decides. Of heads
+    that lose the image, bool [B, L, H], it is these."""
+    if config.boosts and not config.reproduces and config.gate == "static":
+        return torch.stack([region.visual for region in regions], 1)
+    return None if ablated is None else ablated.transpose(0, 1)
 
 
 def _grown(rows: Tensor, keys: int) -> Tensor:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 from torch import Tensor
 
-from vrga.images import heat_colors, to_rgb
+from vrga.images import heat_colors, outline, to_rgb
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
 from vrga.recording.trace import Trace
@@ -42,7 +42,7 @@ def picture(
         axis.imshow(shade, extent=(0, grid.w, grid.h, 0), interpolation="nearest")
     if mask is not None:
         for color, width in OUTLINE:
-            for (x0, y0), (x1, y1) in _edges(mask):
+            for (x0, y0), (x1, y1) in outline(mask):
                 axis.plot((x0, x1), (y0, y1), color=color, linewidth=width)
 
 
@@ -62,11 +62,7 @@ def trend(axis: Axes, trace: Trace, row: int, heads: Tensor | None) -> None:
         mean = shares.mean((1, 2)) if heads is None else shares[:, heads].mean(1)
         mark = "o" if len(tokens) <= FEW else None
         axis.plot(tokens, mean.numpy(), style, color=color, label=name, marker=mark)
-    for first, end in trace.spans(row):
-        axis.axvspan(
-            tokens[first] - 0.5, tokens[end - 1] + 0.5, color="0.85", zorder=0, label="<back>"
-        )
-    _axes_of_tokens(axis, int(tokens[-1]))
+    _axes_of_tokens(axis, trace, row, int(tokens[-1]))
 
 
 def overlay(
@@ -87,15 +83,17 @@ def overlay(
         mark = "o" if len(tokens) <= FEW else None  # one point is no line
         axis.plot(tokens, shares.mean(1).numpy(), style, color=color, label=name, marker=mark)
         last = max(last, int(tokens[-1]))
-    for first, end in trace.spans(row):  # of the steered run
-        place = tokens[first] - 0.5, tokens[end - 1] + 0.5
-        axis.axvspan(*place, color="0.85", zorder=0, label="<back>")
-    _axes_of_tokens(axis, last)
+    _axes_of_tokens(axis, trace, row, last)  # the steered run's spans
     axis.set_title(f"on the {measure}", fontsize=10)
 
 
-def _axes_of_tokens(axis: Axes, last: int) -> None:
-    """Tokens from 1 on across, shares from 0 on upwards; sane for a single token too."""
+def _axes_of_tokens(axis: Axes, trace: Trace, row: int, last: int) -> None:
+    """Tokens from 1 on across, shares from 0 on upwards; sane for a single token too. A trace's
+    <back> spans are shaded."""
+    steps = trace.steps_of(row)
+    for first, end in trace.spans(row):
+        place = steps[first] + 0.5, steps[end - 1] + 1.5
+        axis.axvspan(*place, color="0.85", zorder=0, label="<back>")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.set(xlabel="generated token", ylabel="share of attention")
@@ -137,14 +135,3 @@ def plain(text: str) -> str:
 def _square(image: Image.Image, grid: Grid) -> bool:
     """Whether the image's own proportions are those of its token grid."""
     return abs(image.width * grid.h - image.height * grid.w) < max(image.width, image.height)
-
-
-def _edges(mask: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The outline of True cells: segments ((x0, y0), (x1, y1)) on the grid lines."""
-    padded = np.pad(mask, 1)
-    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
-    edges = [((x, y), (x + 1, y)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
-    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
-    return edges + [
-        ((x, y), (x, y + 1)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)
-    ]

@@ -54,7 +54,7 @@ def _measures(trace: Trace, recorder: Recorder) -> None:
     mass = stats[..., MASS]
     seen = mass > torch.finfo(mass.dtype).tiny
     trace.spread = torch.where(seen, trace.entropy / mass + mass.log(), torch.nan)
-    trace.inside = recorder.stacked_inside()
-    trace.uncertainty = recorder.stacked_uncertainty()
+    trace.inside = recorder.stacked_notes(recorder.inside)
+    trace.uncertainty = recorder.stacked_notes(recorder.uncertainty)
     for name, share in recorder.groups.shares(stats).items():
         setattr(trace, name, share)

@@ -262,16 +262,8 @@ class Recorder:
         """All steps, float32 [steps, layers, B, H, 3 + groups], on the CPU."""
         return self._of_steps(_gathered(self._stats, self.layers).permute(3, 0, 1, 2, 4))
 
-    def stacked_inside(self) -> Tensor | None:
-        """Rows inside a <back> span at each step, bool [steps, B]; None where not followed."""
-        return self._of_rows(self.inside)
-
-    def stacked_uncertainty(self) -> Tensor | None:
-        """Entropy of what each step's token was drawn from, float32 [steps, B]; likewise."""
-        return self._of_rows(self.uncertainty)
-
-    def _of_rows(self, noted: list[Tensor]) -> Tensor | None:
-        """What was noted at all query rows taken, [B] each, of the steps; None where not at all."""
+    def stacked_notes(self, noted: list[Tensor]) -> Tensor | None:
+        """`inside` or `uncertainty` at each step, [steps, B]; None where it was not followed."""
         return self._of_steps(torch.stack(noted).cpu()) if len(noted) == self.rows else None
 
     def _of_steps(self, rows: Tensor) -> Tensor:

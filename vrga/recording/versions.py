@@ -1,4 +1,4 @@
-"""Versions of the packages that a recording was made with."""
+"""Versions of the packages that something was measured with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of each package by its name."""
+def versions(*more: str) -> dict[str, str]:
+    """Of Python, of vrga and what it stands on, and of more packages, by their names."""
     found = {"python": platform.python_version()}
-    for package in ("vrga", "torch", "transformers"):
+    for package in ("vrga", "torch", "transformers", *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,12 @@ def write_report(
         ImportError: Jinja2 is missing.
         FileNotFoundError, ValueError: as of `Trace.load` and `render`.
     """
-    output = Path(output)
-    text = render([Trace.load(path) for path in paths], row=row, megabytes=megabytes)
+    return write_page(map(Trace.load, paths), Path(output), row=row, megabytes=megabytes)
+
+
+def write_page(traces: Iterable[Trace], output: Path, **options) -> Path:
+    """The page of traces as a file; options and errors are those of `render`."""
+    text = render(list(traces), **options)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Half a surrogate pair, which a tokenizer may give, is no UTF-8.
     output.write_bytes(text.encode("utf-8", "replace"))

@@ -13,9 +13,10 @@ from vrga.kernels.columns import ENTROPY, GATE, GROUP, MASS
 from vrga.method.back_spans import BackSpans
 from vrga.method.call import AttentionCall, exactly
 from vrga.method.heads import choose_ablated
+from vrga.method.key_groups import KeyGroups
 from vrga.method.key_views import PassViews, View
 from vrga.method.region import Region
-from vrga.method.steered_keys import SteeredKeys
+from vrga.method.steered_keys import SteeredKeys, known_gate
 from vrga.method.uncertainty import Uncertainty
 from vrga.recording.meter import Meter
 from vrga.steering.chosen_rows import ChosenRows
@@ -251,7 +252,7 @@ class DecodeStep:
         gate = self._keys.gate(layer, query.device)
         if self.config.method == "ablation" and gate is None:
             gate = self._ablated(call, way, view)
-        out = self._sums(call, way, view, groups.opened, groups.closed, gate, stats)
+        out = self._sums(call, way, view, groups, gate, stats)
         if call.total is not None:  # of attention that keeps some weight from all keys
             out = out * call.total.transpose(1, 2)[..., None]
         return out.to(dtype)
@@ -261,8 +262,7 @@ class DecodeStep:
         call: AttentionCall,
         way: Way,
         view: View,
-        opened: tuple[float, ...],
-        closed: tuple[float, ...],
+        groups: KeyGroups,
         gate: Tensor | None,
         stats: Tensor | None,
     ) -> Tensor:
@@ -274,9 +274,9 @@ class DecodeStep:
             call.value,
             view.flags,
             view.images,
-            sets=lambda: view.key_sets(call.query, call.keys, opened, closed),
-            opened=opened,
-            closed=closed,
+            sets=lambda: view.key_sets(call.query, call.keys, groups.opened, groups.closed),
+            opened=groups.opened,
+            closed=groups.closed,
             gate=gate,
             stats=stats,
             scale=call.scale,
@@ -287,21 +287,13 @@ class DecodeStep:
 
     def _ablated(self, call: AttentionCall, way: Way, view: View) -> Tensor:
         """The heads of this layer and step that lose their image attention, bool [B, H]."""
-        query, closed = call.query, self._keys.groups.closed
+        query, groups = call.query, self._keys.groups.unweighted()
         if call.layer < self.config.first_layer:
             return torch.zeros(query.shape[:2], dtype=torch.bool, device=query.device)
-        shape = (*query.shape[:3], GROUP + len(closed))
+        shape = (*query.shape[:3], GROUP + groups.count)
         stats = torch.empty(shape, dtype=torch.float32, device=query.device)
-        self._sums(call, way, view, closed, closed, None, stats)
+        self._sums(call, way, view, groups, None, stats)
         mass, mass_entropy = stats[:, :, 0, MASS], stats[:, :, 0, ENTROPY]
         visible = call.keys if view.extent is None else view.extent[:, 2:]
         focus = mass * visible / view.images[:, None]
         return choose_ablated(self.config, focus, mass, mass_entropy, self._random)
-
-
-def known_gate(regions: list[Region], config: VRGAConfig, ablated: Tensor | None) -> Tensor | None:
-    """Which heads are open at every step, bool [L, B, H]; None where each step decides. Of heads
-    that lose the image, bool [B, L, H], it is these."""
-    if config.boosts and not config.reproduces and config.gate == "static":
-        return torch.stack([region.visual for region in regions], 1)
-    return None if ablated is None else ablated.transpose(0, 1)

@@ -17,14 +17,14 @@ from vrga.method.back_spans import BackSpans, tag_table
 from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import GridCells, cells_mask
 from vrga.method.region import Region, empty_region
-from vrga.method.steered_keys import SteeredKeys
+from vrga.method.steered_keys import SteeredKeys, known_gate
 from vrga.method.timeline import Timeline
 from vrga.method.uncertainty import Uncertainty
 from vrga.recording.meter import Meter
 from vrga.recording.recorder import Recorder
 from vrga.recording.waiting import CHUNK, Bank
 from vrga.steering.asked import Asked
-from vrga.steering.decode_step import DecodeStep, known_gate
+from vrga.steering.decode_step import DecodeStep
 from vrga.steering.probe import Probe
 from vrga.steering.record_block import Recording
 from vrga.steering.settings import Options
@@ -162,7 +162,8 @@ class Located:
 
     def _phase(self, recorder: Recorder | None) -> BackSpans | None:
         """What follows the rows' <back> spans, where something needs them."""
-        if not self._decided_by("back") and (recorder is None or not self.reader.knows_words):
+        told = recorder is not None and self.reader.known_tokenizer is not None
+        if not self._decided_by("back") and not told:
             return None
         table = tag_table(self.reader.tokenizer, self.host.vocabulary, self.config.tag)
         return BackSpans(table, len(self.timeline.now), self.asked.device, self.reached)

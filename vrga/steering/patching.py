@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vrga.config import VRGAConfig
 from vrga.config_file import FILE
 from vrga.hf.announcement import Announcement
-from vrga.hf.brought import checkpoint_of, choose
+from vrga.hf.chosen_config import checkpoint_of, choose
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
 from vrga.hf.pipelines import parts_of

@@ -10,9 +10,9 @@ from torch import Tensor
 from vrga.kernels.api import Kernels
 from vrga.method.call import AttentionCall, exactly
 from vrga.recording.waiting import LayerShape
+from vrga.steering.probe_scores import KeptScores, LateScores
 from vrga.steering.probed_rows import ProbedRows
 from vrga.steering.query_rows import QueryRows
-from vrga.steering.scores import KeptScores, LateScores
 
 
 class Probe:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vrga.method.attention_rows import AttentionRows
 from vrga.method.heads import ImageSums, image_sums
+from vrga.steering.probe_scores import KeptScores, LateScores
 from vrga.steering.query_rows import QueryRows
-from vrga.steering.scores import KeptScores, LateScores
 
 AT_ONCE = 1 << 17  # scores that are made at once: 512 kB in float32
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vrga.steering.scores import KeptScores, LateScores
+from vrga.steering.probe_scores import KeptScores, LateScores
 
 
 class QueryRows:

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from vrga.evaluation.store import Store, fingerprint, write_json
 from vrga.evaluation.wording import Table
 from vrga.training import filters
 from vrga.training.filters import ANSWER_GATES, TEACHER_GATES, Chain, Questions
+from vrga.training.page import rows_page
 from vrga.training.rollouts import read_rollouts
 from vrga.training.teachers import Reply, replies
 
@@ -61,15 +63,10 @@ def make(
         ValueError: no rollouts, numbers that cannot be, no question of mixed success, or too few
             chains for the rate.
     """
-    if chains < 1:
-        raise ValueError(f"--chains {chains}: at least 1")
-    filters.mixture(1000, 1000, reflection)  # refuses what is no share
+    _check(chains, reflection)
     questions, _, answers = read_rollouts(folder / "rollouts")
     kept = filters.mixed(answers, difficulty)
-    found, fell = filters.select(questions, answers, kept, chains, seed)
-    if not found:
-        told = _counted(fell)
-        raise ValueError(f"no right answer has the form <think> ... </think> and a box: {told}")
+    found, fell = _right(questions, answers, kept, chains, seed)
     items = {item.id: item for item in questions.items()}
     settings = {
         "command": "train data", "rollouts": fingerprint(_samples(folder)), "style": style,
@@ -84,12 +81,8 @@ def make(
         )
         passed = [c for c in found if store.done.get(c.key, {"fell": ""})["fell"] is None]
         if reflection and not passed:
-            raise ValueError(
-                f"nothing that the teacher {teacher} returned can be trained on: "
-                f"{_fallen(fell_there, store)}"
-            )
+            _refuse(teacher, fell_there, store)
         rows = _mixed(store, found, passed, reflection, size, seed)
-    _write_rows(folder / "data" / ROWS, rows)
     summary = {
         "questions": len(items), "answers": len(answers), "kept": kept, "chains": len(found),
         "fell": {"answers": dict(fell), "teacher": dict(fell_there)}, "passed": len(passed),
@@ -97,24 +90,39 @@ def make(
         "plain": sum(one["kind"] == "plain" for one in rows), "style": style,
         "reflection": reflection,
     }  # fmt: skip
-    write_json(folder / "data" / SUMMARY, summary)
-    console.print(_table(summary))
     shown = random.Random(seed).sample(rows, min(SHOWN, len(rows)))
-    _write_page(folder / "data" / PAGE, questions, items, shown, console)
+    _write(folder / "data", rows, summary, rows_page(questions, items, shown), console)
     return summary
 
 
-def _fallen(fell: Mapping[str, int], store: Store) -> str:
-    """What fell at which gate, and the last error."""
+def _check(chains: int, reflection: float) -> None:
+    if chains < 1:
+        raise ValueError(f"--chains {chains}: at least 1")
+    filters.mixture(1000, 1000, reflection)  # refuses what is no share
+
+
+def _right(questions: Questions, answers, kept, chains: int, seed: int) -> tuple:
+    """Chains to train on, and how many answers fell at which gate."""
+    found, fell = filters.select(questions, answers, kept, chains, seed)
+    if not found:
+        told = _counted(fell)
+        raise ValueError(f"no right answer has the form <think> ... </think> and a box: {told}")
+    return found, fell
+
+
+def _refuse(teacher: str, fell: Mapping[str, int], store: Store) -> NoReturn:
+    """Say what fell at which gate, and the last error."""
     errors = [one["error"] for one in store.done.values() if one["error"] is not None]
-    return _counted(fell) + (f"; the last error: {errors[-1]}" if errors else "")
+    told = _counted(fell) + (f"; the last error: {errors[-1]}" if errors else "")
+    raise ValueError(f"nothing that the teacher {teacher} returned can be trained on: {told}")
 
 
-def _write_page(path: Path, questions, items: dict, rows: list[dict], console: Console) -> None:
-    from vrga.training.page import rows_page
-
-    path.write_bytes(rows_page(questions, items, rows).encode("utf-8", "replace"))
-    console.print(f"random rows: {path}", style="dim", soft_wrap=True)
+def _write(folder: Path, rows: list[dict], summary: dict, page: str, console: Console) -> None:
+    _write_rows(folder / ROWS, rows)
+    write_json(folder / SUMMARY, summary)
+    console.print(_table(summary))
+    (folder / PAGE).write_bytes(page.encode("utf-8", "replace"))
+    console.print(f"random rows: {folder / PAGE}", style="dim", soft_wrap=True)
 
 
 def read_data(folder: Path) -> tuple[list[dict], dict]:

@@ -5,16 +5,15 @@ import json
 import shutil
 
 import pytest
+from command import worked
 from transformers import ImageTextToTextPipeline
-from typer.testing import CliRunner
 
 import vrga
 from vrga import VRGAConfig
 from vrga.analysis import recovery
-from vrga.cli import app
 from vrga.config import FILE, PRESETS
 from vrga.demo import build
-from vrga.hf.brought import choose, chosen_for
+from vrga.hf.chosen_config import choose, chosen_for
 from vrga.hf.files import embedded
 
 
@@ -288,9 +287,8 @@ def test_commands_take_what_the_checkpoint_brings(tmp_path):
 
 
 def test_tune_writes_what_a_checkpoint_can_bring(tmp_path):
-    run = ["tune", "--sweep", "gain=1.5,3", "--preset", "published", "--prompt", "direct"]
-    done = CliRunner().invoke(app, [*run, "--limit", "4", "--output", str(tmp_path)])
-    assert done.exit_code == 0, done.output
+    command = ["tune", "--sweep", "gain=1.5,3", "--preset", "published", "--prompt", "direct"]
+    done = worked(*command, "--limit", 4, "--output", tmp_path)
     assert "config: published (preset published)" in done.stderr
     best = VRGAConfig.from_pretrained(tmp_path)
     assert dataclasses.replace(best, gain=1.5) == VRGAConfig.published()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vrga.annotations import Model
-from vrga.config import VRGAConfig, check_fields, read_file
-from vrga.config_file import FILE
+from vrga.config import VRGAConfig, check_fields
+from vrga.config_file import FILE, read
 from vrga.presets import PRESETS
 
 
@@ -75,7 +75,7 @@ def choose(
     path = _file(where, commit, fetch)
     if path is None:
         return Chosen(VRGAConfig(**given), "the default", fields=names)
-    own = read_file(path)
+    own = read(path, VRGAConfig.from_dict)
     own = dataclasses.replace(own, **given) if given else own
     return Chosen(own, f"{FILE} of the checkpoint", path, names)
 
