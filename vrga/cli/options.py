@@ -115,7 +115,7 @@ def study_of(
 
 
 def zoom_for(model: str | None, given: Sequence[str]) -> Zoom:
-    """How a command looks closer: as chosen for the model inside this package that can, else as
+    """How a command looks closer: as chosen for the models inside this package that can, else as
     `Zoom()` says, with fields given as "field=value" over it.
 
     Raises:
@@ -124,7 +124,7 @@ def zoom_for(model: str | None, given: Sequence[str]) -> Zoom:
     from vrga.closer.zoom import Zoom, zoom_with
     from vrga.demo.fine.settings import CLOSER
 
-    return zoom_with(CLOSER if model == "fine" else Zoom(), given)
+    return zoom_with(CLOSER if model in ("fine", "chain") else Zoom(), given)
 
 
 def check_closer(model: str | None) -> None:
