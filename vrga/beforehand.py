@@ -17,8 +17,12 @@ _OF_TRACES = re.compile(r"trace\.safetensors(\.mode)?|image-\d+-\d+\.png")
 PROMPTS = ("direct", "cot", "back")
 SPLITS = ("clean", "noise", "similar", "crowded", "large", "long", "vast")
 HARD = "similar"  # drawn unless another is asked for: on "clean" the embedded model is never wrong
+CHAIN_SPLITS = ("chain", "chain-small")
 FINE_SPLITS = ("fine-easy", "fine-hard", "fine-photos", "fine-stamps")
-STEERINGS = ("off", "always", "back", "back+relocate", "uncertain", "uncertain+relocate")
+STEERINGS = (
+    "off", "always", "back", "back+relocate", "uncertain", "uncertain+relocate",
+    "zoom", "back+zoom", "back+zoom-by-question",
+)  # fmt: skip
 OF_LOOKBACK = STEERINGS[:4]  # compared unless others are asked for
 SELECTIONS = ("step", "prefill")
 SEEDS = 90  # of questions drawn for an analysis
@@ -41,6 +45,15 @@ def check_split(split: str, known: Sequence[str] = SPLITS) -> None:
     """Raise ValueError for a split of drawn questions that is not known."""
     if split not in known:
         raise ValueError(f"split {split!r}: known are {', '.join(known)}")
+
+
+def check_chain(split: str | None, model: str | None) -> None:
+    """Raise ValueError for questions of two looks without a model that knows them."""
+    if split in CHAIN_SPLITS and model is None:
+        raise ValueError(
+            f"--split {split}: the embedded model was not trained on questions of two looks: give "
+            "--model chain, or what was trained from it"
+        )
 
 
 def drawn_split(split: str | None, data: Path | None) -> str:

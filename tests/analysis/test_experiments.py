@@ -1,11 +1,15 @@
 """vrga lookback and vrga tune: arms on the same questions, from files or drawn."""
 
+import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
 from command import run, worked
+from rich.console import Console
+from saying_chain import saying
+from untrained import NARROW, untrained
 
 from vrga import VRGAConfig
 from vrga.analysis import lookback as experiment
@@ -15,7 +19,9 @@ from vrga.analysis.sweeps import swept
 from vrga.analysis.tuning import halves
 from vrga.beforehand import OF_LOOKBACK
 from vrga.demo.data import SPLITS, make_samples, parse_answer
+from vrga.demo.fine.settings import FINDING
 from vrga.evaluation import arms as arms_module
+from vrga.evaluation.drawn import drawn_of
 from vrga.evaluation.items import drawn_items, read_items
 from vrga.evaluation.store import Store
 
@@ -182,8 +188,9 @@ def test_a_file_with_a_bad_image_goes_through(tmp_path):
         (("--steering", "sometimes"), "--steering sometimes: known are off, always"),
         (("--prompts", "loud"), "--prompts loud: known are direct, cot, back"),
         (("--split", "dark"), "split 'dark': known are clean, noise"),
+        (("--split", "chain"), "--split chain: the embedded model was not trained on"),
     ],
-    ids=["steering", "prompt", "split"],
+    ids=["steering", "prompt", "split", "model"],
 )
 def test_what_is_not_known_is_told(tmp_path, options, told):
     done = run("lookback", "--output", tmp_path / "x", *options)
@@ -200,6 +207,26 @@ def test_the_arms_say_when_and_where():
     assert (named["cot/always"].when, named["cot/always"].gain) == ("always", 2.0)
     assert (named["cot/back"].when, named["cot/back"].relocate) == ("back", "question")
     assert named["cot/back+relocate"].relocate == "back"
+
+
+def test_arms_that_look_closer_say_when_and_count_their_looks(tmp_path, monkeypatch):
+    """A question without a picture is asked as well, and has no look."""
+    (first, second) = drawn_of("chain", 2, 7)
+    items = [first, dataclasses.replace(second, images=(), box=None)]
+    monkeypatch.setattr(Study, "questions", lambda *given: items)
+    monkeypatch.setattr(Study, "load", lambda own: untrained())
+    study = Study(tmp_path, split="chain", max_new_tokens=48, console=Console(quiet=True))
+    names = ["off", "zoom", "back+zoom", "back+zoom-by-question"]
+    with saying({first.question: "a <back> b </back> c <back>"} | {second.question: "a"}):
+        found = experiment.experiment(
+            study, config=FINDING, prompts=["direct"], steerings=names, zoom=NARROW, measure=False
+        )["arms"]
+    looks = {name: found[f"direct/{name}"]["closer"] for name in names}
+    assert looks["off"] is None and looks["zoom"]["looks"] == looks["zoom"]["looked"] == 0.5
+    assert looks["back+zoom"]["looked"] == looks["back+zoom-by-question"]["looks"] == 0.5
+    assert found["direct/off"]["each"] == "00" and found["direct/zoom"]["tokens"] > 0
+    told = [one for one in samples(tmp_path) if one["arm"] == "back+zoom" and one["id"] == "0"]
+    assert len(told[0]["zoom"]["looks"]) == 2
 
 
 def test_presets_without_spans_are_refused(tmp_path):
@@ -299,7 +326,8 @@ def test_the_arms_that_are_uncertain_take_their_threshold_and_others_none():
     assert told == {
         "off": None, "always": ("always", "question"), "back": ("back", "question"),
         "back+relocate": ("back", "back"), "uncertain": ("uncertain", "question"),
-        "uncertain+relocate": ("uncertain", "uncertain"),
+        "uncertain+relocate": ("uncertain", "uncertain"), "zoom": ("always", "question"),
+        "back+zoom": ("back", "back"), "back+zoom-by-question": ("back", "back"),
     }  # fmt: skip
     assert found["uncertain"].uncertainty == found["uncertain+relocate"].uncertainty == 0.3
     (other,) = arms(base, ["cot"], ["uncertain"], 0.7)

@@ -13,6 +13,7 @@ from vrga import beforehand
 from vrga.analysis.ablate import SELECTIONS
 from vrga.analysis.lookback import STEERINGS
 from vrga.analysis.study import APART, FIRST
+from vrga.demo.chain.data import CHAIN_SPLITS
 from vrga.demo.data import SPLITS, TEST_SEEDS
 from vrga.demo.fine.data import FINE_SPLITS
 from vrga.evaluation.items import PROMPTS
@@ -23,6 +24,7 @@ from vrga.plots import save
 def test_the_names_known_beforehand_are_those_of_the_modules():
     assert beforehand.PROMPTS == PROMPTS and beforehand.SPLITS == tuple(SPLITS)
     assert beforehand.FINE_SPLITS == tuple(FINE_SPLITS)
+    assert beforehand.CHAIN_SPLITS == tuple(CHAIN_SPLITS)
     assert beforehand.STEERINGS == tuple(STEERINGS) and beforehand.SELECTIONS == SELECTIONS
     assert sorted(beforehand.STYLES) == sorted(STYLES)
     assert beforehand.SEEDS == (len(TEST_SEEDS) - (FIRST - TEST_SEEDS.start)) // APART

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, StoppingCriteriaList
 
 import vrga
 from vrga import VRGAConfig
-from vrga.method.back_spans import BackSpans
+from vrga.method.back_spans import BackSpans, tag_table
 
 QWEN = FAMILIES["qwen2_5_vl"]
 CLOSE = dict(rtol=2e-3, atol=2e-3)
@@ -265,16 +265,38 @@ def test_what_cannot_work_is_refused(model):
         with vrga.patch(model, config, tokenizer=WORDS):
             with pytest.raises(Exception, match="disable_compile=True"):
                 generate(model, batch.inputs, 3, **static)
-    cell = torch.zeros(3, 4, dtype=torch.bool)
-    with vrga.patch(model, VRGAConfig.published(relocate="back"), tokenizer=WORDS) as patch:
-        patch.given = [[cell]]
-        with pytest.raises(ValueError, match="relocate='back' would replace patch.given"):
-            generate(model, batch.inputs, 2)
     for wrong in (dict(when="sometimes"), dict(relocate="never"), dict(when=3)):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             VRGAConfig.published(**wrong)
     with pytest.raises(ValueError, match="when='back' is not read by method='released'"):
         VRGAConfig.released(when="back")
+
+
+def test_what_is_given_is_steered_to_until_a_back_finds_anew(model):
+    batch = QWEN.batch([1])
+    cell = torch.zeros(3, 4, dtype=torch.bool)
+    cell[1, 2] = True
+    with vrga.patch(model, VRGAConfig.published(relocate="back"), tokenizer=WORDS) as patch:
+        say(model, batch, SAID)
+        found = patch.episodes
+        patch.given = [[cell]]
+        say(model, batch, SAID)
+        given = patch.episodes
+    assert len(given) == len(found) > 0
+    grid = given[0].before.grids[0]
+    assert torch.equal(given[0].before.mask[grid.index].view(3, 4), cell)
+    assert not torch.equal(given[0].region.mask, given[0].before.mask)
+
+
+def test_an_answer_that_a_prompt_ends_amid_goes_on_in_its_span(model):
+    """Each row as far as its own answer has come; a turn that is closed, or that opens, is none."""
+    told = [[WORD, *OPENS, WORD], [WORD, *OPENS, WORD, *SHUTS]]
+    spans = BackSpans(tag_table(WORDS, len(WORDS)), 2, torch.device("cpu"), 9, begun=told)
+    assert (spans.state >= spans._first).tolist() == [True, False]
+    spans.advance(torch.tensor([SHUTS, [WORD] * 3]), 9)
+    assert spans.inside[:, -1].tolist() == [False, False]
+    spans.advance(torch.tensor([[WORD], [WORD]]), 9)  # the drafts before were rejected
+    assert spans.inside[:, -1].tolist() == [True, False]
 
 
 def test_a_trace_shows_what_was_steered(model):

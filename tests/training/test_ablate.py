@@ -1,5 +1,6 @@
 """Ablations: which arms there are, that they share what they can, and how they are compared."""
 
+import functools
 import importlib
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from vrga.training.rollouts import keys_of
 
 pytest.importorskip("trl", reason="TRL needs Python 3.11")
 ablation = importlib.import_module("vrga.training.ablate")
+zoomed = importlib.import_module("vrga.training.zoomed")
 
 PLAIN = "<think> a </think> \\boxed{red}"
 LOOKING = "<think> a </think> <back> b </back> <think> c </think> \\boxed{red}"
@@ -87,11 +89,13 @@ def test_arms_are_trained_once_and_compared_over_all_seeds(tmp_path, done):
 
 def test_every_ablation_differs_in_one_thing():
     for name, arms in ablation.ABLATIONS.items():
-        first, *others = arms.values()
-        assert first == ablation.FULL
+        others = [arm for arm in arms.values() if arm != ablation.FULL]
+        assert len(others) == len(arms) - 1
+        assert name == "zoom" or next(iter(arms.values())) == ablation.FULL
         for other in others:
-            changed = [f for f in vars(first) if getattr(first, f) != getattr(other, f)]
-            assert len(changed) == 1, name
+            changed = {f for f in vars(other) if getattr(other, f) != getattr(ablation.FULL, f)}
+            # zoom has every pair of two things.
+            assert len(changed) == 1 or (name == "zoom" and changed == {"rl", "reflection"})
         places = [(arm.rows, arm.model) for arm in arms.values()]
         assert len(set(places)) == len(places)
 
@@ -101,3 +105,49 @@ def test_an_ablation_that_there_is_not_is_refused(tmp_path):
     assert "known are sft, rl, reflection, style, lambda" in str(done.exception)
     done = run("train", "ablate", "sft", "--seeds", 0, "--output", tmp_path)
     assert "at least 1" in str(done.exception)
+
+
+def test_the_ablation_zoom_asks_every_model_in_its_ways_and_pairs_their_questions(
+    tmp_path, done, monkeypatch
+):
+    """Each seed's models once, what is there already not again."""
+    asked = []
+
+    def told(folder, samples, model):
+        asked.append(model)
+        right = {zoomed.BACK: "1111", zoomed.OFF: "0000"}
+        own = {name: "1111" for name in ("back", "looks", "first", "second")}
+        return {way: {**own, "right": right.get(way, "0100")} for way in zoomed.WAYS[model]}
+
+    monkeypatch.setattr(zoomed, "_asked", told)
+    monkeypatch.setattr(zoomed, "make_chain_samples", lambda n, **more: [None] * n)
+    quick = functools.partial(zoomed.paired_difference, resamples=50)
+    monkeypatch.setattr(zoomed, "paired_difference", quick)
+
+    def ablate_zoom(model="base"):
+        return ablation.ablate(
+            "zoom", tmp_path, seeds=2, questions=2, samples=1, limit=4, split="chain-small",
+            model=model, console=Console(quiet=True),
+        )  # fmt: skip
+
+    found = ablate_zoom()
+    assert sorted(asked) == sorted([*zoomed.WAYS] * 2)
+    assert ablate_zoom()["models"] == found["models"] and len(asked) == 2 * len(zoomed.WAYS)
+    told = {(model, name): cells for model, name, *cells in zoomed.differences(found)}
+    assert len(told) == len(zoomed.TRAINED) * len(zoomed.ALONE)
+    alone = told["SFT", "trained alone"]
+    assert alone[0].startswith("+100.0 %") and alone[1:] == ["0.0078", "+100.0 +100.0", "0.12"]
+    before = told["SFT and RL", "closer look alone, before the answer"]
+    assert before[2:] == ["+75.0 +75.0", "0.25"]
+    asked_for = told["SFT", "asked to look back, not trained, closer look"]
+    assert asked_for[0].startswith("+0.0 %")
+    cells = list(zoomed.rows(found))
+    assert len(cells) == sum(map(len, zoomed.WAYS.values())) and {one[3] for one in cells} == {"2"}
+    # Of a model that was not trained with every seed, those seeds are compared.
+    found["models"]["SFT and RL"].pop()
+    told = {(model, name): cells for model, name, *cells in zoomed.differences(found)}
+    assert told["SFT and RL", "trained alone"][2] == "+100.0"
+    assert told["SFT", "trained alone"][2] == "+100.0 +100.0"
+    assert json.loads((tmp_path / "results-zoom.json").read_text())["questions"] == 4
+    with pytest.raises(ValueError, match="--split chain: the embedded model was not"):
+        ablate_zoom(None)

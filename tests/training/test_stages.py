@@ -267,7 +267,7 @@ def test_settings_that_there_are_not_are_refused(tmp_path, text, given, told):
     with pytest.raises(ValueError) as refused:
         read(RL, str(path), None, given)
     assert told in str(refused.value)
-    with pytest.raises(FileNotFoundError, match="embedded, paper-7b"):
+    with pytest.raises(FileNotFoundError, match="embedded, chain, paper-7b"):
         read(RL, "no-such.yaml", None)
 
 

@@ -3,7 +3,7 @@
 The first experiment of the Look-Back paper (arXiv 2507.03019): the prompts direct, cot and back,
 each without VRGA, with VRGA at every step, inside <back> spans alone, and with the region found
 anew at each <back>. And, asked for: with VRGA where the model is uncertain alone, and with the
-region found anew there.
+region found anew there; with a closer look before the answer, and with one at each <back>.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from vrga import lookback
-from vrga.analysis.study import Study, failures
+from vrga.analysis.study import APART, Study, failures
 from vrga.beforehand import check_known
+from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS
 from vrga.evaluation.arms import Arm, accuracy, compared, mean_look, right
@@ -32,6 +33,15 @@ STEERINGS: dict[str, dict[str, Any] | None] = {
     "back+relocate": {"when": "back", "relocate": "back"},
     "uncertain": {"when": "uncertain"},
     "uncertain+relocate": {"when": "uncertain", "relocate": "uncertain"},
+    "zoom": {"when": "always"},
+    "back+zoom": {"when": "back", "relocate": "back"},
+    "back+zoom-by-question": {"when": "back", "relocate": "back"},
+}
+# What the arms that look closer change of `Zoom`.
+CLOSER: dict[str, dict[str, Any]] = {
+    "zoom": {"when": "question"},
+    "back+zoom": {"when": "back", "seek": "back"},
+    "back+zoom-by-question": {"when": "back", "seek": "question"},
 }
 
 
@@ -40,11 +50,13 @@ def arms(
     prompts: Sequence[str],
     steerings: Sequence[str],
     uncertainty: float | None = None,
+    zoom: Zoom | None = None,
 ) -> list[Arm]:
     """The arms of the experiment; `config` gives gain, gate and thresholds.
 
     Args:
         uncertainty: nats from which a distribution is uncertain; None is the config's own.
+        zoom: how the arms that look closer do; None is `Zoom()`.
 
     Raises:
         ValueError: a prompt or steering that is not known, or none.
@@ -68,7 +80,15 @@ def arms(
         if "uncertain" in own.values():
             own["uncertainty"] = nats
         configs[name] = None if fields is None else dataclasses.replace(config, **own)
-    return [Arm(name, configs[name], prompt) for prompt in prompts for name in steerings]
+    given = zoom or Zoom()
+    if given.steer == "off":  # at a <back> the place is found in steps that are steered
+        given = dataclasses.replace(given, steer="place")
+    zooms = {name: dataclasses.replace(given, **fields) for name, fields in CLOSER.items()}
+    return [
+        Arm(name, configs[name], prompt, zoom=zooms.get(name))
+        for prompt in prompts
+        for name in steerings
+    ]
 
 
 def experiment(
@@ -78,24 +98,30 @@ def experiment(
     prompts: Sequence[str],
     steerings: Sequence[str],
     uncertainty: float | None = None,
+    zoom: Zoom | None = None,
+    measure: bool = True,
 ) -> dict:
     """Ask in every arm; print two tables, write samples.jsonl, results.json and table.md.
 
     Args:
-        config, prompts, steerings, uncertainty: as of `arms`.
+        config, prompts, steerings, uncertainty, zoom: as of `arms`.
+        measure: record where the heads look, which takes as long as answering.
 
     Returns:
         What results.json holds.
     """
-    chosen = arms(config, prompts, steerings, uncertainty)
-    items = study.questions(DRAWN, FIRST)
+    chosen = arms(config, prompts, steerings, uncertainty, zoom)
+    items = study.questions(DRAWN, FIRST + APART * study.seed)
     settings = {
         "command": "lookback",
+        "seed": study.seed,
+        "measure": measure,
         **study.common(len(items)),
         "arms": {arm.name: arm.config and dataclasses.asdict(arm.config) for arm in chosen},
+        "zooms": {arm.name: arm.zoom.settings() for arm in chosen if arm.zoom is not None},
     }
     store = study.store(settings)
-    samples = study.ask(study.load(), items, chosen, store)
+    samples = study.ask(study.load(), items, chosen, store, measure=measure)
     told = {name: _summary(samples, name) for name in samples}
     found = {"failed": failures(samples), "arms": told}
     return study.finish(settings, found, _tables(told, len(items)))
@@ -115,9 +141,26 @@ def _summary(found: dict[str, list[dict]], name: str) -> dict:
         "tokens": float(np.mean([one["tokens"] for one in samples])),
         "failed": failures({name: samples}),
         "right": int(np.nansum(right(samples))),
+        "each": "".join("-" if np.isnan(x) else str(int(x)) for x in right(samples)),
+        "closer": _closer(samples),
         "against_off": None if base is None or base is samples else compared(samples, base),
         "against_always": None if always in (None, samples, base) else compared(samples, always),
         "steered": _steered(samples),
+    }
+
+
+def _closer(samples: Sequence[dict]) -> dict | None:
+    """Closer looks of an answer in the mean, and visual tokens; None where none could be taken."""
+    told = [one["zoom"] for one in samples if one.get("zoom")]
+    if not told:
+        return None
+    asked = [one for one in told if "cost" in one]  # of a question without a picture there is none
+    taken = [sum(look["decision"]["zooms"] for look in one["looks"] or [one]) for one in asked]
+    tokens = [one["cost"]["seen"] + one["cost"]["crops"] for one in asked]
+    return {
+        "looks": sum(taken) / len(told),
+        "looked": sum(count > 0 for count in taken) / len(told),
+        "visual_tokens": sum(tokens) / len(told),
     }
 
 

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from vrga.annotations import Model, Processor
-from vrga.demo.data import TEST_SEEDS, make_samples, split_options
+from vrga.demo.data import TEST_SEEDS
 from vrga.evaluation.arms import Arm, run_arms, versions
-from vrga.evaluation.items import Item, drawn_items, read_items
+from vrga.evaluation.drawn import drawn_of
+from vrga.evaluation.items import Item, read_items
 from vrga.evaluation.looked_at import cells_in
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.wording import Table, say_config
@@ -42,7 +43,7 @@ class Study:
         data: questions, see `read_items`; None draws them for the embedded model.
         model: checkpoint folder or hub id; None is the embedded model.
         limit: questions; None is all of the file's, or the experiment's own number of drawn ones.
-        split: of the drawn questions, a key of `SPLITS`.
+        split: of the drawn questions, see `drawn_of`.
         style: of the back prompt, for a file's questions.
         batch: rows per call of generate.
         max_new_tokens: longest answer; None is 128 for the embedded model, else 2048.
@@ -99,8 +100,7 @@ class Study:
         """
         if self.data is not None:
             return read_items(self.data, self.style)[: self.limit]
-        samples = make_samples(self.limit or drawn, seed=first, **split_options(self.split))
-        return drawn_items(samples)
+        return drawn_of(self.split, self.limit or drawn, first)
 
     def items(self, drawn: int, *, boxes: bool = False) -> list[Item]:
         """The questions of an analysis, their boxes checked.

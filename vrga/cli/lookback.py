@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from vrga.beforehand import OF_LOOKBACK, PROMPTS, STEERINGS, check_known
+from vrga.beforehand import (
+    CHAIN_SPLITS,
+    OF_LOOKBACK,
+    PROMPTS,
+    SEEDS,
+    SPLITS,
+    STEERINGS,
+    check_chain,
+    check_known,
+)
 from vrga.cli import options
 from vrga.cli.status import guarded
 from vrga.config import VRGAConfig
@@ -33,24 +42,35 @@ def lookback(
     split: options.Split = None,
     batch_size: options.Batch = 8,
     max_new_tokens: options.Longest = 2048,
+    zoom_option: options.ZoomOption = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Record where the heads look.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of drawn questions.")] = 0,
     resume: options.Resume = False,
 ) -> None:
     """Compare direct, cot and back prompts without VRGA, with it, and with it inside <back>."""
     check_known("--prompts", prompts.split(","), PROMPTS)
     check_known("--steering", steering.split(","), STEERINGS)
+    check_chain(split, model)
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"--seed {seed}: 0 to {SEEDS - 1}")
     if gain is not None:
         VRGAConfig(gain=gain)  # refuses what is none
     if uncertainty is not None:
         VRGAConfig(when="uncertain", uncertainty=uncertainty)
     study = options.study_of(
-        output, data, model, limit, split, style=style, batch=batch_size,
-        max_new_tokens=max_new_tokens, resume=resume,
+        output, data, model, limit, split, (*SPLITS, *CHAIN_SPLITS), style=style, batch=batch_size,
+        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
+    closer = options.zoom_for(
+        "chain" if split in CHAIN_SPLITS else model, "zoom" in steering, zoom_option
+    )
     own = options.said(preset, gain, model)
     from vrga.analysis.lookback import experiment
 
     run = partial(
         experiment, study, config=own.config, prompts=prompts.split(","),
-        steerings=steering.split(","), uncertainty=uncertainty,
+        steerings=steering.split(","), uncertainty=uncertainty, zoom=closer, measure=measure,
     )  # fmt: skip
     raise typer.Exit(guarded(run, output, options.console))

@@ -121,7 +121,7 @@ def study_of(
 
 
 def zoom_for(model: str | None, zoom: bool, given: Sequence[str] | None) -> Zoom | None:
-    """How a command looks closer: as chosen for the model inside this package that can, else as
+    """How a command looks closer: as chosen for the models inside this package that can, else as
     `Zoom()` says, with fields given as "field=value" over it; None where it does not.
 
     Raises:
@@ -130,13 +130,14 @@ def zoom_for(model: str | None, zoom: bool, given: Sequence[str] | None) -> Zoom
     """
     if not zoom:
         if given:
-            raise ValueError("--zoom-option is about a closer look: add --zoom")
+            raise ValueError("--zoom-option is about a closer look, and none is asked for")
         return None
     from vrga.closer.zoom import Zoom, zoom_with
-    from vrga.demo.fine.settings import CLOSER
+    from vrga.demo.fine.settings import AT_BACK, CLOSER
     from vrga.hf.second_look import check_kind
 
-    found = zoom_with(CLOSER if model == "fine" else Zoom(), given or [])
+    own = {"fine": CLOSER, "chain": AT_BACK}
+    found = zoom_with(own[model] if model in own else Zoom(), given or [])
     check_kind(read_config(embedded() if model is None else check_model(model))["model_type"])
     return found
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vrga.beforehand import check_file, check_folder, check_readable
+from vrga.beforehand import check_chain, check_file, check_folder, check_readable
 from vrga.cli.options import Model, Resume, console
 from vrga.cli.status import guarded
 from vrga.cli.train_options import (
@@ -61,6 +61,7 @@ def rollouts(
     """Answer every question several times, and score the answers."""
     check_readable(data, "questions")
     check_folder(output, "--output")
+    check_chain(split, model)
     if server is None:
         check_model(model)
     elif model is None:
@@ -196,7 +197,9 @@ def rl(
 
 @train.command()
 def config(
-    name: Annotated[str, typer.Argument(help="embedded, paper-7b; zero3 for accelerate launch.")],
+    name: Annotated[
+        str, typer.Argument(help="embedded, chain, paper-7b; zero3 for accelerate launch.")
+    ],
 ) -> None:
     """Print a settings file of this package, to change a copy of it."""
     from vrga.training.settings import shipped
@@ -253,7 +256,7 @@ def report(
 
 @train.command()
 def ablate(
-    ablation: Annotated[str, typer.Argument(help="sft, rl, reflection, style or lambda.")],
+    ablation: Annotated[str, typer.Argument(help="sft, rl, reflection, style, lambda or zoom.")],
     output: Annotated[Path, typer.Option(help="Folder that ablations share.")] = Path("out/ablate"),
     seeds: Annotated[int, typer.Option(help="Trainings of each arm.")] = 4,
     questions: Annotated[int, typer.Option(min=1, help="Of rollouts.")] = 300,
@@ -262,10 +265,13 @@ def ablate(
     limit: Annotated[int, typer.Option(min=1, help="Held-out questions.")] = 500,
     answers: Annotated[int, typer.Option(help="Answers to each of them.")] = 4,
     split: Annotated[str, typer.Option(help="Of drawn questions.")] = "similar",
+    model: Model = None,
     config: Config = None,
 ) -> None:
     """One of the paper's ablations, on the embedded model; goes on with what is in the folder."""
     check_folder(output, "--output")
+    check_chain("chain" if ablation == "zoom" else split, model)
+    check_model(model)
     from vrga.training.stage import check_trl
 
     check_trl()
@@ -273,5 +279,5 @@ def ablate(
 
     ablate(
         ablation, output, seeds=seeds, questions=questions, samples=samples, rows=rows,
-        limit=limit, answers=answers, split=split, config=config, console=console,
+        limit=limit, answers=answers, split=split, config=config, model=model, console=console,
     )  # fmt: skip

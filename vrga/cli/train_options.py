@@ -22,7 +22,7 @@ Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
 Parallel = Annotated[int, typer.Option(min=1, help="Questions under way on a server.")]
 Config = Annotated[
     str | None,
-    typer.Option(help="YAML with sft: and rl:, a path or embedded, paper-7b; by the model."),
+    typer.Option(help="YAML with sft: and rl:, a path or embedded, chain, paper-7b; by the model."),
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="field=value over the file's, again for more.")

@@ -86,6 +86,22 @@ def as_shown(image: Image.Image, size: tuple[int, int], resample: int) -> Image.
 
 
 @dataclass(frozen=True)
+class Look:
+    """One <back> of an answer, with ``Zoom(when="back")``.
+
+    Args:
+        at: tokens of the answer up to the <back>, that included; text: these.
+        region: what is looked at closer, or would have been.
+        decision: whether, why, and the crops.
+    """
+
+    at: int
+    text: str
+    region: Region
+    decision: Decision
+
+
+@dataclass(frozen=True)
 class Closer:
     """An answer, and the closer look that it took, or why it took none.
 
@@ -98,7 +114,9 @@ class Closer:
         pictures: what it was asked about.
         cost: in tokens and seconds.
         zoom: how it was decided.
-        trace: with ``record=True``, of the answer; its images are `images`.
+        trace: with ``record=True``, of the answer, or of what follows its last look; its images
+            are `images`.
+        looks: with ``Zoom(when="back")``, each <back>; `decision` is of all of them together.
     """
 
     text: str
@@ -109,6 +127,7 @@ class Closer:
     cost: Cost
     zoom: Zoom
     trace: Trace | None = None
+    looks: tuple[Look, ...] = ()
 
     @property
     def zoomed(self) -> bool:
@@ -134,12 +153,17 @@ class Closer:
     def numbers(self) -> dict[str, object]:
         """Decision, crops, cost and zoom as plain numbers and words, for a file."""
         pairs = zip(self.pictures.sizes, self.pictures.seen, strict=True)
+        looks = [
+            {"at": look.at, "text": look.text, "decision": asdict(look.decision)}
+            for look in self.looks
+        ]
         return {
             "text": self.text,
             "decision": asdict(self.decision),
             "pictures": [{"size": list(size), "seen": list(seen)} for size, seen in pairs],
             "cost": asdict(self.cost),
             "zoom": self.zoom.settings(),
+            "looks": looks,
         }
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vrga.annotations import Model
+from vrga.closer.back_looks import BackLooks
 from vrga.closer.closer import Closer
 from vrga.closer.two_looks import TwoLooks
 from vrga.closer.zoom import Zoom
@@ -42,6 +43,10 @@ def look_closer(
     was seen, the same question is asked about the pictures and crops of the originals; else the
     first answer goes on, as if nothing had been asked.
 
+    With ``Zoom(when="back")`` it is the model that says when: at each <back> that it writes the
+    place is found from there, cropped, and the answer goes on with the crops behind the pictures.
+    An answer without a <back> is the plain one.
+
     Args:
         model, processor: of a Qwen-VL family, not patched.
         images: PIL images or image files, one or several.
@@ -63,21 +68,10 @@ def look_closer(
         UserWarning: pictures that the model sees as they are, so that there is nothing to gain.
     """
     zoom = Zoom() if zoom is None else zoom
-    if not isinstance(zoom, Zoom):
-        raise ValueError(f"zoom={zoom!r} is not a vrga.Zoom")
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"question={question!r}: give what to ask, as text")
-    if (
-        isinstance(max_new_tokens, bool)
-        or not isinstance(max_new_tokens, int)
-        or max_new_tokens < 1
-    ):
-        raise ValueError(f"max_new_tokens={max_new_tokens!r} is out of range: an integer from 1")
-    if streamer is not None and not record:
-        raise ValueError("a streamer follows generate(), which record=True asks with: set it")
+    _check(zoom, question, max_new_tokens, streamer, record)
     model = unwrapped(model)
     check_pictures(model, processor)
-    looks = TwoLooks(model, processor, zoom, max_new_tokens, record, streamer)
+    looks = looks_of(zoom)(model, processor, zoom, max_new_tokens, record, streamer)
     originals = _pictures(images)
     started = time.perf_counter()
     messages = turn_of(len(originals), question)
@@ -92,6 +86,29 @@ def look_closer(
             stacklevel=2,
         )
     return found
+
+
+def _check(
+    zoom: object, question: object, max_new_tokens: object, streamer: object, record: bool
+) -> None:
+    """Refuse arguments that are none."""
+    if not isinstance(zoom, Zoom):
+        raise ValueError(f"zoom={zoom!r} is not a vrga.Zoom")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"question={question!r}: give what to ask, as text")
+    if (
+        isinstance(max_new_tokens, bool)
+        or not isinstance(max_new_tokens, int)
+        or max_new_tokens < 1
+    ):
+        raise ValueError(f"max_new_tokens={max_new_tokens!r} is out of range: an integer from 1")
+    if streamer is not None and not record:
+        raise ValueError("a streamer follows generate(), which record=True asks with: set it")
+
+
+def looks_of(zoom: Zoom) -> type[TwoLooks]:
+    """How questions are asked: a look before the answer, or at each <back> of it."""
+    return BackLooks if zoom.when == "back" else TwoLooks
 
 
 def _pictures(images) -> list[Image.Image]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vrga.annotations import Cache, Model, Processor
+from vrga.annotations import Cache, Model, ModelOutput, Processor
 from vrga.closer.closer import Closer, Cost, Pictures
 from vrga.closer.crops import Decision, crops_around, decide, find_spots
 from vrga.closer.zoom import Zoom
@@ -45,6 +45,13 @@ def steered_cells(grids: Sequence[Grid], region: Region, crops: int, zoom: Zoom)
     for place, grid in enumerate(region.grids):
         whole[first + place] = region.mask[grid.index].view(grid.h, grid.w)
     return whole
+
+
+def nothing_to_gain(pictures: Pictures) -> Decision:
+    """No closer look, as the model sees every pixel."""
+    told = ", ".join(f"{w} x {h}" for w, h in pictures.sizes)
+    why = f"nothing to gain: the model sees {told} pixels as they are"
+    return Decision(False, why, (), 0.0, 1.0)
 
 
 class Judge:
@@ -83,9 +90,7 @@ class Judge:
     def _decided(self) -> Decision:
         pictures = self.pictures
         if pictures.shows_all:
-            told = ", ".join(f"{w} x {h}" for w, h in pictures.sizes)
-            why = f"nothing to gain: the model sees {told} pixels as they are"
-            return Decision(False, why, (), 0.0, 1.0)
+            return nothing_to_gain(pictures)
         spots = find_spots(self.steered.region[0], self.zoom)
         crops = crops_around(spots, pictures.sizes, pictures.seen, self.zoom, self.side)
         return decide(crops, pictures.sizes, self.zoom, side=self.side, room=self.room)
@@ -185,7 +190,7 @@ class TwoLooks:
     ) -> tuple[Tensor, Cache, Trace | None]:
         """The first answer's tokens [1, T], one alone before a closer look, its cache and trace."""
         if self.record:
-            output, trace = self._generate(steered, inputs, [judge])
+            output, trace = self._generate(steered, inputs, [judge], self.max_new_tokens)
             new = output.sequences[:, inputs["input_ids"].shape[1] :]
             return new, cache_in(output), trace
         answer = Greedy(self.model, inputs, self.max_new_tokens)
@@ -228,7 +233,7 @@ class TwoLooks:
             steered.given = lambda grids: [steered_cells(grids[0], region, len(crops), self.zoom)]
         length = inputs["input_ids"].shape[1]
         if self.record:
-            output, trace = self._generate(steered, inputs, [])
+            output, trace = self._generate(steered, inputs, [], self.max_new_tokens)
             return output.sequences[:, length:], 0, length, trace
         held = cache if self.zoom.reuse and plain_cache(cache) else None
         start = 0 if held is None else start
@@ -239,9 +244,11 @@ class TwoLooks:
             pass
         return answer.new, start, length, None
 
-    def _generate(self, steered: Patch, inputs: dict[str, Tensor], criteria: list):
-        """Greedy generate(), and its trace."""
-        options: dict[str, object] = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
+    def _generate(
+        self, steered: Patch, inputs: dict[str, Tensor], criteria: list, longest: int
+    ) -> tuple[ModelOutput, Trace]:
+        """Greedy generate() of so many tokens at most, and its trace."""
+        options: dict[str, object] = {"max_new_tokens": longest, "do_sample": False}
         options |= {"return_dict_in_generate": True, "stopping_criteria": criteria}
         if self.streamer is not None:
             options["streamer"] = self.streamer

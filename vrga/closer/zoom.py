@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 Within = Literal["region", "map"]
 Steer = Literal["place", "anew", "off"]
 Order = Literal["overview", "crops"]
+When = Literal["question", "back"]
 
 # Inclusive bounds of each numeric field; None is unbounded.
 RANGES: dict[str, tuple[float, float | None]] = {
@@ -23,9 +24,16 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "share": (0.0, 1.0),
     "gain": (1.0, None),
     "overview_pixels": (1, None),
+    "looks": (1, None),
 }
-INTEGERS = {"crops", "least", "pixels", "overview_pixels"}
-CHOICES = {"within": get_args(Within), "steer": get_args(Steer), "order": get_args(Order)}
+INTEGERS = {"crops", "least", "pixels", "overview_pixels", "looks"}
+CHOICES = {
+    "within": get_args(Within),
+    "steer": get_args(Steer),
+    "order": get_args(Order),
+    "when": get_args(When),
+    "seek": get_args(When),
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Zoom:
     """When to look closer, at how much, and what to steer to then.
 
     Args:
-        crops: most crops that are looked at.
+        crops: most crops of a look.
         threshold: a spot holds cells whose relevance is at least this share of the map's highest.
             Unlike a threshold in standard deviations it means the same on a grid of 36 cells and
             on one of 1,000.
@@ -43,7 +51,7 @@ class Zoom:
         least: smallest side of a crop, in pixels of the original.
         aspect: longest side of a crop over its shortest, at most: the shortest grows. A crop is
             never distorted.
-        pixels: of all crops together, as the model sees them; beyond it they are shrunk.
+        pixels: of a look's crops together, as the model sees them; beyond it they are shrunk.
         enlarge: largest factor by which crops are enlarged, where `pixels` allows it.
         share: crops that would cover more of their pictures than this are not looked at.
         gain: nor those that would show the place less than this many times larger, in length.
@@ -54,6 +62,11 @@ class Zoom:
         order: ``"overview"`` puts the pictures before the crops, so that the first look's cache is
             a beginning of the second's; ``"crops"`` puts the crops first.
         reuse: go on from the first look's cache; needs ``order="overview"``.
+        when: ``"question"`` looks closer before the answer, where the question looks; ``"back"``
+            amid it, at each <back> that the model writes (`VRGAConfig.tag`).
+        seek: with ``when="back"``, whose place that is: of the ``"back"`` itself, found anew each
+            time, or of the ``"question"``.
+        looks: with ``when="back"``, most looks of an answer.
 
     Raises:
         ValueError: a value out of range; the message names field, value and range.
@@ -73,6 +86,9 @@ class Zoom:
     steer: Steer = "place"
     order: Order = "overview"
     reuse: bool = True
+    when: When = "question"
+    seek: When = "back"
+    looks: int = 4
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
@@ -97,6 +113,21 @@ class Zoom:
             raise ValueError(
                 "reuse=True needs order='overview', whose prompt begins as the first look's does: "
                 "with order='crops' set reuse=False"
+            )
+
+        if self.when == "question" and (self.seek, self.looks) != ("back", 4):
+            raise ValueError(
+                f"seek={self.seek!r} and looks={self.looks} are read with when='back' alone: set "
+                "it, or leave them out"
+            )
+        if self.when == "back" and self.order == "crops":
+            raise ValueError(
+                "when='back' needs order='overview': each look's crops stand behind those before"
+            )
+        if self.when == "back" and self.steer == "off":
+            raise ValueError(
+                "when='back' needs steer='place' or 'anew': the next <back> finds its place in the "
+                "steps that are steered"
             )
 
     def settings(self) -> dict[str, object]:

@@ -21,8 +21,10 @@ from rich.progress import (
 )
 
 from vrga.annotations import Model
+from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.evaluation.asking import Asker
+from vrga.evaluation.closer_asking import CloserAsker
 from vrga.evaluation.items import Item
 from vrga.evaluation.looked_at import looks_of
 from vrga.evaluation.request import Answer
@@ -41,6 +43,7 @@ class Arm:
         prompt: one of `items.PROMPTS`, or another that the items have a text for.
         ablated: with `VRGAConfig.ablation("given")`, see `Asker`.
         given: steer to the items' boxes in place of the regions found.
+        zoom: look closer as this says, one question at a time; it needs a config.
     """
 
     steering: str
@@ -48,6 +51,7 @@ class Arm:
     prompt: str
     ablated: Callable[[str, Region], torch.Tensor] | None = None
     given: bool = False
+    zoom: Zoom | None = None
 
     @property
     def name(self) -> str:
@@ -71,7 +75,8 @@ def run_arms(
     """Ask every item in every arm; what the store holds already is not asked again.
 
     Args:
-        measure: record where the heads look; looks: what of it is kept, see `Asker`.
+        measure: record where the heads look, but where an arm looks closer; looks: what of it is
+            kept, see `Asker`.
 
     Returns:
         The samples of each arm by its name, in the items' order.
@@ -87,17 +92,7 @@ def run_arms(
                 for key, (one, item) in by_key.items()
                 if one is arm and key not in store.done
             }
-            asker = Asker(
-                model,
-                processor,
-                arm.config,
-                batch=batch,
-                measure=measure,
-                given=arm.given,
-                pixels=pixels,
-                looks=looks,
-                ablated=arm.ablated,
-            )
+            asker = _asker(arm, model, processor, batch, pixels, measure=measure, looks=looks)
             requests = (
                 item.request(arm.prompt, key, max_new_tokens=max_new_tokens)
                 for key, item in left.items()
@@ -114,6 +109,18 @@ def run_arms(
     for one in samples:
         found[by_key[one["key"]][0].name].append(one)
     return found
+
+
+def _asker(arm: Arm, model: Model, processor, batch: int, pixels, **measuring) -> Asker:
+    """Who asks in an arm; `measuring` as of `Asker`."""
+    if arm.zoom is not None:
+        if arm.config is None:
+            raise ValueError(f"{arm.name}: a closer look finds its place as a config says")
+        return CloserAsker(model, processor, arm.config, arm.zoom, pixels=pixels)
+    return Asker(
+        model, processor, arm.config, batch=batch, given=arm.given, pixels=pixels,
+        ablated=arm.ablated, **measuring,
+    )  # fmt: skip
 
 
 def _warnings(items: Sequence[Item], store: Store) -> Iterator[str]:

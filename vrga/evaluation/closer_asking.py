@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import torch
 
 from vrga.annotations import BatchFeature, Model
+from vrga.closer.look import looks_of
 from vrga.closer.two_looks import TwoLooks
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
@@ -64,7 +65,9 @@ class CloserAsker(Asker):
 
     def _looks(self, one: Ready) -> TwoLooks:
         longest = int(one.request.options["max_new_tokens"])
-        return TwoLooks(self.model, self.processor, self.zoom, longest, bounds=self._images)
+        return looks_of(self.zoom)(
+            self.model, self.processor, self.zoom, longest, bounds=self._images
+        )
 
     def _read_inputs(self, batch: list[Ready]) -> BatchFeature:
         one = batch[0]
@@ -101,6 +104,6 @@ class CloserAsker(Asker):
                 steps.steered > 0,
                 summary(found.region),
                 steps=asdict(steps),
-                zoom={name: numbers[name] for name in ("decision", "cost")},
+                zoom={name: numbers[name] for name in ("decision", "cost", "looks")},
             )
         ]

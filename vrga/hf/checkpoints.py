@@ -31,7 +31,7 @@ def load(
     Args:
         name: a hub id, a local folder, a Look-Back checkpoint by its short name
             ("semantic-back-7b", "solution-back-7b"), or one of the small models inside this
-            package: None, or "fine", which looks closer.
+            package: None, "fine", which looks closer, or "chain", which can look back as well.
         dtype: of the weights; "auto" is the checkpoint's own.
         device_map: as in transformers; None loads to the CPU, or to the GPU of this process.
         attn_implementation: the attention backend of prefills, e.g. "flash_attention_2".

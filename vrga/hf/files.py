@@ -23,7 +23,11 @@ _ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
 # The small trained models inside this package, by name: where their weights are.
-EMBEDDED = {None: ("demo", "weights"), "fine": ("demo", "fine", "weights")}
+EMBEDDED = {
+    None: ("demo", "weights"),
+    "fine": ("demo", "fine", "weights"),
+    "chain": ("demo", "chain", "weights"),
+}
 
 
 def embedded(name: str | None = None) -> Path:

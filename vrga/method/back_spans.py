@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -36,6 +37,13 @@ class TagTable:
         self.follow, self.opened = torch.from_numpy(follow), torch.from_numpy(opened)
         self.first = first
         self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def after(self, tokens: Sequence[int]) -> int:
+        """The state behind tokens of an answer, on the host."""
+        state = 0
+        for token in tokens:
+            state = int(self.follow[state, token])
+        return state
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(follow, opened) on a device."""
@@ -140,6 +148,7 @@ class BackSpans:
         table: of the model's vocabulary.
         rows: of the batch.
         start: keys before the first token that is followed.
+        begun: tokens of each row's answer before that one, where a prompt ends amid it.
 
     Attributes:
         state: of the automaton after the newest token, int64 [B].
@@ -147,10 +156,19 @@ class BackSpans:
         opened: whether it opened one, bool [B, Q].
     """
 
-    def __init__(self, table: TagTable, rows: int, device: torch.device, start: int = 0):
+    def __init__(
+        self,
+        table: TagTable,
+        rows: int,
+        device: torch.device,
+        start: int = 0,
+        begun: Sequence[Sequence[int]] | None = None,
+    ):
         self._follow, self._opened = table.on(device)
         self._first = table.first
-        self.state = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.state = torch.tensor(
+            [table.after(tokens) for tokens in begun or [()] * rows], device=device
+        )
         # A compiled step changes it in place, where CUDA graphs must find it again.
         torch._dynamo.mark_static_address(self.state)
         self.inside = self.opened = torch.zeros(rows, 1, dtype=torch.bool, device=device)
@@ -158,7 +176,7 @@ class BackSpans:
         self._copied: torch.cuda.Event | None = None
         self._ahead: int | None = None  # keys before the tokens they are of
         # By the position of the newest token.
-        self._states: dict[int, Tensor] = {start - 1: torch.zeros_like(self.state)}
+        self._states: dict[int, Tensor] = {start - 1: self.state.clone()}
 
     def advance(self, ids: Tensor, past: int | None) -> None:
         """Follow new tokens.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vrga.config import VRGAConfig
+from vrga.hf.begun import begun_answers
 from vrga.hf.cache import KeyCache
 from vrga.hf.host import Host
 from vrga.hf.prompt_reader import PromptReader
@@ -109,10 +110,6 @@ class Located:
         ablated, config, regions = self._ablated_heads(), self.config, self.timeline.now
         if not config.steers and recording is None:
             return None
-        if self.options.given is not None and config.relocate != "question":
-            raise ValueError(
-                f"relocate={config.relocate!r} would replace patch.given: set one of them back"
-            )
         groups = KeyGroups.of(config) if recording is None else self._measured(recording)
         keys = SteeredKeys(
             regions, groups, known_gate(regions, config, ablated), capacity=probe.capacity,
@@ -166,7 +163,10 @@ class Located:
         if not self._decided_by("back") and not told:
             return None
         table = tag_table(self.reader.tokenizer, self.host.vocabulary, self.config.tag)
-        return BackSpans(table, len(self.timeline.now), self.asked.device, self.reached)
+        begun = begun_answers(
+            self.asked.prompt, self.options.ends, self.reader.marks, self.reader.tokenizer
+        )
+        return BackSpans(table, len(self.timeline.now), self.asked.device, self.reached, begun)
 
     def _uncertainty(self) -> Uncertainty | None:
         """What hears how sure the model is of its tokens, where that decides."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from vrga.training.rl import rl
 from vrga.training.rollouts import ask, read_rollouts
 from vrga.training.settings import RL, SFT, read
 from vrga.training.sft import sft
+from vrga.training.zoomed import ZOOM, zoomed
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ ABLATIONS: Mapping[str, Mapping[str, Arm]] = {
     "reflection": {f"{100 * r:g} %": Arm(reflection=r) for r in (0.5, 0.0, 0.1, 0.3, 0.7, 0.9)},
     "style": {"semantic": FULL, "solution": Arm(style="solution")},
     "lambda": {f"lambda {w:g}": Arm(weight=w) for w in (0.1, 0.0, 0.5, 2.0)},
+    ZOOM: {
+        "SFT, every row": Arm(reflection=1.0, rl=False),
+        "SFT": Arm(rl=False),
+        "SFT and RL": FULL,
+        "SFT, every row, and RL": Arm(reflection=1.0),
+    },
 }
 
 
@@ -77,6 +84,7 @@ def ablate(
     answers: int = 4,
     split: str = "similar",
     config: str | None = None,
+    model: str | None = None,
     console: Console,
 ) -> dict:
     """Train every arm of an ablation with every seed, and ask all the same held-out questions.
@@ -89,6 +97,7 @@ def ablate(
         questions, samples: of rollouts; rows: of SFT in each arm.
         limit, answers: held-out questions, and answers to each.
         config: settings, see `settings.read`.
+        model: that training begins with; None is the embedded one.
 
     Returns:
         What results-NAME.json holds.
@@ -100,30 +109,63 @@ def ablate(
         raise ValueError(f"ablation {name!r}: known are {', '.join(ABLATIONS)}")
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least 1")
+    trained = _trainings(
+        name, output, seeds, Questions(split=split, limit=questions), samples, rows, config, model,
+        console,
+    )  # fmt: skip
+    if name == ZOOM:
+        return zoomed(output, trained, model, limit=limit, console=console)
     found: dict[str, list[list[dict]]] = {arm: [] for arm in ["base", *ABLATIONS[name]]}
-    for seed in range(seeds):
-        base = output / f"seed-{seed}"
-        asked = Questions(split=split, seed=seed, limit=questions)
-        held_out = dataclasses.replace(asked, part="test", limit=limit)
-        _answers(asked, None, base / "rollouts", samples)
-        for arm_name, arm in ABLATIONS[name].items():
-            console.print(f"seed {seed}, {arm_name}", style="bold")
-            folder = base / arm.rows
-            _train(base, folder, arm, seed, rows, config, console)
-            model = folder / arm.model / MODEL
-            there = base / "answers" / f"{arm.rows}-{arm.model}"
-            found[arm_name].append(_answers(held_out, str(model), there, answers))
-        found["base"].append(_answers(held_out, None, base / "answers" / "base", answers))
+    for seed, arm_name, folder in trained:
+        held_out = Questions(split=split, seed=seed, part="test", limit=limit)
+        there = output / f"seed-{seed}" / "answers"
+        if folder is None:
+            found["base"].append(_answers(held_out, model, there / "base", answers))
+            continue
+        arm = ABLATIONS[name][arm_name]
+        own = there / f"{arm.rows}-{arm.model}"
+        found[arm_name].append(_answers(held_out, str(folder), own, answers))
     first = next(iter(ABLATIONS[name]))
-    figures = {arm: _figures(runs, found[first]) for arm, runs in found.items()}
     results = {
         "ablation": name, "seeds": seeds, "questions": limit, "answers": answers, "split": split,
-        "rollouts": {"questions": questions, "samples": samples}, "rows": rows,
-        "against": first, "versions": versions(), "arms": figures,
+        "rollouts": {"questions": questions, "samples": samples}, "rows": rows, "against": first,
+        "versions": versions(),
+        "arms": {arm: _figures(runs, found[first]) for arm, runs in found.items()},
     }  # fmt: skip
     write_json(output / f"results-{name}.json", results)
     console.print(table(results))
     return results
+
+
+def _trainings(
+    name: str,
+    output: Path,
+    seeds: int,
+    asked: Questions,
+    samples: int,
+    rows: int,
+    config: str | None,
+    model: str | None,
+    console: Console,
+) -> Iterator[tuple[int, str, Path | None]]:
+    """Seed, arm and folder of every model of an ablation as it is trained; of the base without.
+
+    Seed by seed; of `ZOOM`, whose results are written as they come, arm by arm.
+    """
+    arms: dict[str, Arm | None] = {"base": None, **ABLATIONS[name]}
+    order = [(seed, arm) for seed in range(seeds) for arm in arms]
+    if name == ZOOM:
+        order.sort(key=lambda one: list(arms).index(one[1]))
+    for seed, arm_name in order:
+        base, arm = output / f"seed-{seed}", arms[arm_name]
+        if arm is None:
+            yield seed, arm_name, None
+            continue
+        _answers(dataclasses.replace(asked, seed=seed), model, base / "rollouts", samples)
+        console.print(f"seed {seed}, {arm_name}", style="bold")
+        folder = base / arm.rows
+        _train(base, folder, arm, seed, rows, config, console)
+        yield seed, arm_name, folder / arm.model / MODEL
 
 
 def table(results: Mapping) -> Table:

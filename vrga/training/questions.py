@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vrga.demo.data import TEST_SEEDS, TRAIN_SEEDS, make_samples, split_options
-from vrga.evaluation.items import Item, drawn_items, read_items
+from vrga.demo.data import TEST_SEEDS, TRAIN_SEEDS
+from vrga.evaluation.drawn import check_drawn, drawn_of
+from vrga.evaluation.items import Item, read_items
 from vrga.evaluation.store import fingerprint
 from vrga.lookback import TAG, check_tag, reward, spans_of
 
@@ -49,7 +50,7 @@ class Questions:
                 "answer in \\boxed{}"
             )
         if self.data is None:
-            split_options(self.split)  # refuses an unknown one
+            check_drawn(self.split)
             if self.prompt != "cot":
                 raise ValueError("--prompt is for a question file: drawn questions have their own")
             if not 0 <= self.seed < SEEDS:
@@ -71,8 +72,7 @@ class Questions:
         """
         if self.data is None:
             seed = FIRST[self.part] + APART * self.seed
-            options = split_options(self.split)
-            return drawn_items(make_samples(self.limit or DRAWN, seed=seed, **options))
+            return drawn_of(self.split, self.limit or DRAWN, seed)
         path = Path(self.data)
         if self.hash is not None and fingerprint(path) != self.hash:
             raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 FOLDER = Path(__file__).parent
 # Files inside this package, by name: for the embedded model, and for one of the paper's size.
-SHIPPED = {name: FOLDER / f"{name}.yaml" for name in ("embedded", "paper-7b")}
+SHIPPED = {name: FOLDER / f"{name}.yaml" for name in ("embedded", "chain", "paper-7b")}
 LAUNCH = "zero3"  # for accelerate launch
 SCALES = ("group", "batch", "none")
 FORMS = ("strict", "any")

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
+from vrga.demo.chain.data import checked_again, first_color, looked_back
 from vrga.demo.data import asked_letter
 from vrga.evaluation.items import Item
 from vrga.training.server import Server
@@ -43,11 +44,14 @@ def grid(item: Item, chain: str, style: str, tag: str) -> str:
     """The teacher of the embedded model's questions, who knows what stands where.
 
     semantic: "<think> see A blue. </think> <back> see K red. </back> <think> answer K red. </think>
-    \\boxed{red}"; solution: the whole chain, then span, conclusion and box.
+    \\boxed{red}"; solution: the whole chain, then span, conclusion and box. A chain that finds two
+    cards gets a look at each.
 
     Raises:
         ValueError: a question that was not drawn.
     """
+    if first_color(item.question) is not None:
+        return (checked_again if style == "solution" else looked_back)(chain, tag)
     letter = asked_letter(item.question)
     if letter is None or not isinstance(item.answer, str):
         raise ValueError(

@@ -1,5 +1,7 @@
 """How the model for `fine` finds and looks closer; chosen on validation questions."""
 
+from dataclasses import replace
+
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 
@@ -25,3 +27,5 @@ FINDING = VRGAConfig(
 CLOSER = Zoom(
     crops=2, threshold=0.35, within="map", margin=0.0, least=112, pixels=72 * 28 * 28, steer="off"
 )
+# At each <back>, whose place is found in steps that are steered.
+AT_BACK = replace(CLOSER, steer="place")

@@ -1,0 +1,49 @@
+"""Questions drawn for the models inside this package, by their split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vrga.demo.chain.data import (
+    CHAIN_SPLITS,
+    PROMPTS,
+    ChainSample,
+    chain_split_options,
+    make_chain_samples,
+)
+from vrga.demo.data import SPLITS, make_samples, split_options
+from vrga.evaluation.items import Item, drawn_items
+
+
+def check_drawn(split: str) -> None:
+    """Raise ValueError for a split of which no questions can be drawn here."""
+    if split not in (*SPLITS, *CHAIN_SPLITS):
+        raise ValueError(f"split {split!r}: known are {', '.join((*SPLITS, *CHAIN_SPLITS))}")
+
+
+def drawn_of(split: str, n: int, seed: int) -> list[Item]:
+    """So many questions of a split of `SPLITS` or `CHAIN_SPLITS`, the first drawn from `seed`.
+
+    Raises:
+        ValueError: no such split.
+    """
+    check_drawn(split)
+    if split in CHAIN_SPLITS:
+        return chain_items(make_chain_samples(n, seed=seed, **chain_split_options(split)))
+    return drawn_items(make_samples(n, seed=seed, **split_options(split)))
+
+
+def chain_items(samples: Sequence[ChainSample]) -> list[Item]:
+    """Questions of two looks, in the words that their model was trained with; the box is that of
+    the card with the answer."""
+    return [
+        Item(
+            id=str(number),
+            question=sample.question,
+            answer=sample.answer,
+            images=(sample.image,),
+            texts={p: text.format(question=sample.question) for p, text in PROMPTS.items()},
+            box=None if sample.small else sample.second.box,
+        )
+        for number, sample in enumerate(samples)
+    ]
