@@ -17,6 +17,7 @@ from vrga.analysis.recovery import CONFIGS, FORMER
 from vrga.demo.data import PROMPTS
 from vrga.evaluation.wording import markdown, percent, share
 from vrga.intervals import Interval, paired_difference
+from vrga.training import zoomed
 
 SPLITS = ("clean", "noise", "similar", "crowded")
 HARDER = ("noise", "similar", "crowded", "large", "long", "vast")  # of the recovery table
@@ -256,6 +257,15 @@ def closer() -> str:
         questions = f"{path.stem}: {seeds} x {asked // seeds:,}"
         rows += [[questions, *cells] for cells in closer_look.rows(run["pooled"])]
     return markdown(("questions", *closer_look.COLUMNS), rows)
+
+
+def again() -> str:
+    """What a trained <back> is worth with a closer look at its place, and over either alone."""
+    run = read("again")
+    asked = f"right of {run['questions']:,} a seed"
+    names = [asked if name == "right" else name for name in zoomed.COLUMNS]
+    told = markdown(names, zoomed.rows(run))
+    return f"{told}\n\n{markdown(zoomed.DIFFERENCE, zoomed.differences(run))}"
 
 
 def summary() -> str:

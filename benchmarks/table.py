@@ -69,6 +69,7 @@ TABLES = {
     "attention": speed.attention,
     "accounting": speed.accounting,
     "closer": answers.closer,
+    "again": answers.again,
     "finding": finding.finding,
     "versions": versions,
 }

@@ -16,6 +16,8 @@ import vrga
 from vrga import VRGAConfig
 from vrga.analysis.figures import dispersion_figure, recovery_figure
 from vrga.closer.plots import closer_figure
+from vrga.demo.chain.data import CHAIN_SPLITS, make_chain_samples
+from vrga.demo.chain.data import PROMPTS as CHAIN_PROMPTS
 from vrga.demo.data import SPLITS, TEST_SEEDS, Sample, make_samples, prepare
 from vrga.demo.fine.data import FINE_SPLITS, make_fine_samples
 from vrga.demo.fine.settings import CLOSER, FINDING
@@ -105,6 +107,7 @@ def main(folder: Path = HERE) -> None:
     figures = {
         "first": first_figure(sample, traces),
         "closer": closer_picture(),
+        "looks": looks_picture(),
         "region": region_figure([sample.image], region, title=sample.question),
         "compare": compare_figure(traces["base"], traces["steered"]),
         "dispersion": dispersion_figure(dispersion["courses"]),
@@ -124,6 +127,21 @@ def closer_picture() -> Figure:
         found = vrga.look_closer(
             model, processor, sample.image, sample.question, FINDING, zoom, max_new_tokens=28
         )
+        told[name] = found.text
+    return closer_figure([sample.image], found, title=sample.question, answers=told)
+
+
+def looks_picture() -> Figure:
+    """A question of `chain`, whose second look hangs on what the first one reads."""
+    model, processor = vrga.load("chain", dtype=torch.float32)
+    (sample,) = make_chain_samples(1, seed=TEST_SEEDS.start, **CHAIN_SPLITS["chain"])
+    question = CHAIN_PROMPTS["back"].format(question=sample.question)
+    told = {}
+    for name, looks in (("asked without looks", {"gain": 1e6}), ("a look at each <back>", {})):
+        found = vrga.look_closer(
+            model, processor, sample.image, question, replace(FINDING, when="back"),
+            replace(CLOSER, when="back", **looks), max_new_tokens=96,
+        )  # fmt: skip
         told[name] = found.text
     return closer_figure([sample.image], found, title=sample.question, answers=told)
 
