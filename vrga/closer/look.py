@@ -43,9 +43,8 @@ def look_closer(
     was seen, the same question is asked about the pictures and crops of the originals; else the
     first answer goes on, as if nothing had been asked.
 
-    With ``Zoom(when="back")`` it is the model that says when: at each <back> that it writes the
-    place is found from there, cropped, and the answer goes on with the crops behind the pictures.
-    An answer without a <back> is the plain one.
+    With ``Zoom(when="back")`` the model says when: at each <back> that it writes the place is found
+    from there and cropped, and the answer goes on. An answer without a <back> is the plain one.
 
     Args:
         model, processor: of a Qwen-VL family, not patched.

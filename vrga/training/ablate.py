@@ -119,12 +119,10 @@ def ablate(
     for seed, arm_name, folder in trained:
         held_out = Questions(split=split, seed=seed, part="test", limit=limit)
         there = output / f"seed-{seed}" / "answers"
-        if folder is None:
-            found["base"].append(_answers(held_out, model, there / "base", answers))
-            continue
-        arm = ABLATIONS[name][arm_name]
-        own = there / f"{arm.rows}-{arm.model}"
-        found[arm_name].append(_answers(held_out, str(folder), own, answers))
+        arm = ABLATIONS[name].get(arm_name)  # None of the base
+        own = there / ("base" if arm is None else f"{arm.rows}-{arm.model}")
+        asked = model if folder is None else str(folder)
+        found[arm_name].append(_answers(held_out, asked, own, answers))
     first = next(iter(ABLATIONS[name]))
     results = {
         "ablation": name, "seeds": seeds, "questions": limit, "answers": answers, "split": split,
