@@ -616,7 +616,7 @@ def _in_blocks(
         block = slice(first, min(first + MAX_ROWS, rows))
         written = None if stats is None else torch.empty_like(stats[:, :, block])
         parts.append(attend(q[:, :, block], rows - block.stop, written))
-        if stats is not None:
+        if stats is not None and written is not None:
             stats[:, :, block] = written
     return torch.cat(parts, 1)
 
