@@ -90,7 +90,8 @@ def test_what_comes_later_holds_what_the_scheduler_gets():
     kept = SimpleNamespace(sampled_token_ids=None)
     vars(later).update(
         _model_runner_output=kept, _invalid_req_indices=[], _sampled_token_ids=None,
-        _logprobs_tensors=None, _logprobs_tensors_cpu=None, _num_nans_cpu=None, _has_fault=None,
+        _logprobs_tensors=None, _logprobs_tensors_cpu=None, _num_nans=None, _num_nans_cpu=None,
+        _has_fault=None,
         sampled_token_ids_cpu=torch.zeros(1, 1), vocab_size=2,
         async_copy_ready_event=SimpleNamespace(synchronize=lambda: None),
     )  # fmt: skip
