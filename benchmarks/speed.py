@@ -8,7 +8,11 @@ from pathlib import Path
 
 from benchmarks.timing import RESULTS
 
-VARIANTS = ("Q1 groups 2", "Q1 groups 2 single", "Q8 groups 2", "Q1 groups 3")
+VARIANTS = (
+    "Q1 groups 2", "Q1 groups 2 single", "Q8 groups 2", "Q1 groups 3",
+    "Q1 groups 2 stats pages of 16", "Q1 groups 2 single stats pages of 16",
+    "Q8 groups 2 stats pages of 16", "Q1 groups 3 stats pages of 16",
+)  # fmt: skip
 
 
 def results(suite: str) -> Iterator[tuple[dict, dict]]:

@@ -124,31 +124,24 @@ def decode(
     flags, count = marks(batch, flagged or keys, groups, seed, pads)
     opened, closed = WEIGHTS[groups]
     state = [x.to(q.device) for x in (flags, count)]
-    limits = torch.tensor([[pads, keys, keys - pads]] + [[0, keys, keys]] * (batch - 1))
-    if page:
-        limits[:, 1:] -= torch.arange(batch)[:, None] * min(page + 3, (keys - rows) // batch)
+    limits = _limits(batch, rows, keys, pads, page)
     given = torch.arange(batch * heads).view(batch, heads) % 3 > 0
     options = dict(
         scale=size**-0.5, opened=opened, closed=closed, focus=FOCUS, entropy=ENTROPY,
         gate=given.to(q.device) if gate else None,
-        extent=limits.to(q.device, torch.int32) if extent or page else None,
+        extent=limits.to(q.device) if extent or page else None,
     )  # fmt: skip
     columns = (batch, heads, rows, 3 + groups)
-    figures, wanted_figures = (torch.full(columns, float("nan"), device=q.device) for _ in range(2))
-    exact_figures = wanted_figures.double()
+    figures = torch.full(columns, float("nan"), device=q.device)
+    exact_figures = figures.double()
     exact = decode_attention_reference(
         q.double(), k.double(), v.double(), *state, stats=exact_figures, **options
     )
     low = decode_attention_reference(q, k, v, *state, **options)
-    telling = options | {"stats": figures if stats else None}
+    tensors, telling = (q, k, v, *state), options | {"stats": figures if stats else None}
     if page:
-        lengths = telling.pop("extent")[:, 1].contiguous()
-        own_k, own_v, table = in_pages(k, v, page, lengths, seed)
-        found = _called(
-            way, (q, own_k, own_v, table, lengths, *state), telling, 1 if single else splits
-        )
-    else:
-        found = _called(way, (q, k, v, *state), telling, 1 if single else splits)
+        tensors, telling = _over_pages(tensors, telling, page, seed)
+    found = _called(way, tensors, telling, 1 if single else splits)
 
     sure = torch.ones(columns[:3], dtype=torch.bool, device=q.device)
     if not gate:
@@ -163,6 +156,24 @@ def decode(
     if not error <= allowed or found.dtype != q.dtype:
         raise Mismatch(f"off by {error:.2e}; allowed {allowed:.2e}, plain torch's own {own:.2e}")
     return {"error": error, "allowed": allowed, "torch": own, "compared": int(sure.sum())}
+
+
+def _limits(batch: int, rows: int, keys: int, pads: int, page: int) -> Tensor:
+    """An extent: row 0 is padded; over pages each sample is shorter than the one before."""
+    found = torch.tensor([[pads, keys, keys - pads]] + [[0, keys, keys]] * (batch - 1))
+    if page:
+        found[:, 1:] -= torch.arange(batch)[:, None] * min(page + 3, (keys - rows) // batch)
+    return found.to(torch.int32)
+
+
+def _over_pages(
+    tensors: tuple[Tensor, ...], options: dict, page: int, seed: int
+) -> tuple[tuple[Tensor, ...], dict]:
+    """The same call over pages, whose lengths say what the extent says."""
+    q, k, v, *state = tensors
+    lengths = options["extent"][:, 1].contiguous()
+    rest = {name: x for name, x in options.items() if name != "extent"}
+    return (q, *in_pages(k, v, page, lengths, seed), lengths, *state), rest
 
 
 def _called(way: str, tensors: tuple[Tensor, ...], options: dict, splits: int | None) -> Tensor:
