@@ -104,8 +104,7 @@ def decode(
     """One variant of the decode kernel.
 
     Args:
-        heads, kv_heads, ..., page: as of `benchmarks.variants.Variant`; in pages, samples are of
-            different lengths.
+        heads, kv_heads, ..., page: as of `benchmarks.variants.Variant`.
         flagged: length of the flags; later keys are of group 0. None: all keys.
         way: "call", "graph" (captured in a CUDA graph, replayed) or "compiled" (the operator,
             under torch.compile).
