@@ -26,12 +26,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from benchmarks import sass
-from benchmarks.variants import TYPES, Variant, variants
+from benchmarks.variants import TYPES, Variant, paged_variants, variants
 from vrga.kernels import decode, launch, probe
 
 ARCHITECTURES = (80, 90)
 POINTERS = {
     "p_flags": "*i32",
+    "p_table": "*i32",
     "p_images": "*i32",
     "p_extent": "*i32",
     "p_gate": "*u8",
@@ -59,8 +60,8 @@ class Report:
         shared: bytes of shared memory per block.
         blocks: blocks that fit on a multiprocessor at once.
         loads: bytes of each load -> how many of them the code holds. Of the decode kernel, its
-            asynchronous copies to shared memory: K and V come by these; the flags' are 4 bytes
-            wide. Of the others, all loads from global memory.
+            asynchronous copies to shared memory: K and V come by these; those of flags and page
+            numbers are 4 bytes wide. Of the others, all loads from global memory.
         loop: of the decode kernel, its loop over keys in machine code; None if not looked at.
     """
 
@@ -80,7 +81,7 @@ def compile_decode(variant: Variant, arch: int) -> CompiledKernel:
     constants = _constants(variant) | dict(
         DTYPE=launch.DTYPES[variant.dtype], PRECISION="ieee", SINGLE=variant.single
     )
-    options = decode.launch_options(constants["BD"], variant.dtype)
+    options = decode.launch_options(constants["BD"], variant.dtype, paged=variant.page > 0)
     constants["BN"] = options.pop("BN")
     return _compile(decode.decode_kernel, variant, constants, arch, options)
 
@@ -102,7 +103,7 @@ def compile_probe(variant: Variant, arch: int) -> CompiledKernel:
 def _constants(variant: Variant) -> dict:
     return decode.kernel_constants(
         variant.heads, variant.kv_heads, variant.rows, variant.size, variant.groups,
-        extent=variant.extent, gate=variant.gate, stats=variant.stats,
+        extent=variant.extent, gate=variant.gate, stats=variant.stats, page=variant.page,
     )  # fmt: skip
 
 
@@ -193,11 +194,12 @@ def main() -> None:
         table.add_column("per key" if column == "loop" else column)
     reports = []
     for arch in [arguments.arch] if arguments.arch else ARCHITECTURES:
-        for variant in variants():
+        for variant in (*variants(), *paged_variants()):
             built = [("decode", compile_decode(variant, arch))]
             if not variant.single:
                 built.append(("merge", compile_merge(variant, arch)))
-            plain = not (variant.extent or variant.gate or variant.stats or variant.single)
+            flags = variant.extent, variant.gate, variant.stats, variant.single, variant.page
+            plain = not any(flags)
             if plain and variant.rows == 1 and variant.groups == 2:  # the rest it does not know
                 built.append(("probe", compile_probe(variant, arch)))
             reports += [

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 
 from benchmarks.timing import RESULTS, both, spread, table
 
-VARIANTS = ("Q1 groups 2", "Q1 groups 2 single", "Q8 groups 2", "Q1 groups 3")
+VARIANTS = (
+    "Q1 groups 2", "Q1 groups 2 single", "Q8 groups 2", "Q1 groups 3",
+    "Q1 groups 2 stats pages of 16", "Q1 groups 2 single stats pages of 16",
+    "Q8 groups 2 stats pages of 16", "Q1 groups 3 stats pages of 16",
+)  # fmt: skip
 
 
 def read(name: str) -> dict:

@@ -21,6 +21,7 @@ class Variant:
         groups: 2 for boost and ablation, 3 for the hard mask, 4 with watched cells.
         single: one split, which finishes the output in the same launch.
         extent: padding or a static cache; gate: static; stats: telemetry.
+        page: keys on a page of a cache in pages, which has no extent; 0: one piece.
     """
 
     heads: int = 28
@@ -33,9 +34,11 @@ class Variant:
     extent: bool = False
     gate: bool = False
     stats: bool = False
+    page: int = 0
 
     def __str__(self) -> str:
         flags = [n for n in ("single", "extent", "gate", "stats") if getattr(self, n)]
+        flags += [f"pages of {self.page}"] if self.page else []
         return " ".join(
             [
                 f"{self.heads}/{self.kv_heads}",
@@ -49,7 +52,8 @@ class Variant:
 
 
 def variants() -> Iterator[Variant]:
-    """Every shipped variant: head sizes, dtypes, GQA ratios, query blocks, modes and flags."""
+    """Every shipped variant of a cache in one piece: head sizes, dtypes, GQA ratios, query blocks,
+    modes and flags."""
     for single in (False, True):
         for size in arguments.HEAD_SIZES:
             for dtype in arguments.DTYPES:
@@ -65,3 +69,15 @@ def variants() -> Iterator[Variant]:
                 for stats in (False, True):
                     if extent or gate or stats:
                         yield Variant(extent=extent, gate=gate, stats=stats, single=single)
+
+
+def paged_variants() -> Iterator[Variant]:
+    """Those over pages, as an engine takes them: 16 keys each, with the telemetry."""
+    for single in (False, True):
+        for gate in (False, True):
+            yield Variant(gate=gate, stats=True, single=single, page=16)
+    for size, dtype in ((80, torch.bfloat16), (256, torch.bfloat16), (128, torch.float32)):
+        yield Variant(size=size, dtype=dtype, stats=True, page=16)
+    yield Variant(rows=decode.MAX_ROWS, stats=True, page=16)
+    yield Variant(groups=3, stats=True, page=16)
+    yield Variant(stats=True, page=64)

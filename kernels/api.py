@@ -6,6 +6,8 @@
 "torch":  kernels/reference.py.
 "triton": kernels/decode.py and probe.py, or an error.
 
+Over a cache in pages the reference is kernels/pages.py, and the kernel the same.
+
 Launchers and their references do not know of each other, and triton is imported where it computes.
 """
 
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from .biased import biased_attention
 from .gated import GatedKeys, gated_attention
+from .pages import paged_decode_attention_reference
 from .reference import (
     KeySets,
     attention_statistics,
@@ -123,6 +126,44 @@ class Kernels:
         if torch.compiler.is_compiling():
             return decode_attention_op(q, k, v, flags, images, **numbers)
         return decode_attention(q, k, v, flags, images, workspace=self._kept(), **numbers)
+
+    def paged_decode_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor,
+        lengths: Tensor,
+        flags: Tensor,
+        images: Tensor,
+        **numbers: Any,
+    ) -> Tensor:
+        """`paged_decode_attention_reference`, as `impl` says; no gradient passes through it.
+
+        Args:
+            q: queries [B, H, Q, d]: the last Q keys of each request.
+            k, v: pages [pages, H_kv, page, d], a multiple of 16 keys each.
+            table: pages of each request, int32 [B, n], the columns that are in use.
+            lengths: keys of each request, int32 [B].
+            flags, images: as of `decode_attention`, int32 [B, F] and [B].
+            numbers: its other arguments, but for `extent`.
+
+        Returns:
+            [B, Q, H, d] in q's dtype.
+
+        Raises:
+            ValueError: what the kernel does not take.
+        """
+        if self.impl == "torch" or (self.impl == "auto" and not q.is_cuda):
+            return paged_decode_attention_reference(
+                q, k, v, table, lengths, flags, images, **numbers
+            )
+        from .decode import paged_decode_attention
+
+        workspace = self._kept()
+        return paged_decode_attention(
+            q, k, v, table, lengths, flags, images, workspace=workspace, **numbers
+        )
 
     def biased_attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, scale: float

@@ -10,6 +10,9 @@ from torch import Tensor
 
 Refuse = Callable[[str, object, str], NoReturn]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Of each tensor by its name: it, its shape, and the dtypes it may have.
+Wanted = dict[str, tuple[Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]]
+PAGE_UNIT = 16  # keys; what the kernel takes from one page at a time
 HEAD_SIZES = (16, 32, 64, 80, 96, 128, 256)
 
 
@@ -27,11 +30,65 @@ def check_arguments(
 ) -> None:
     """Raise ValueError for arguments the kernel cannot take; reads no tensor's content."""
     refuse = _refusal("decode_attention")
-    batch, heads, rows, size = _check_heads(refuse, q, k)
-    if rows < 1:
-        refuse("query rows", rows, "1 or more")
+    batch, _, rows, size = _check_heads(refuse, q, k)
     if k.shape[0] != batch or k.shape[3] != size or k.shape[2] < rows:
         refuse("k.shape", tuple(k.shape), f"[{batch}, H_kv, S >= {rows}, {size}]")
+    more: Wanted = {"extent": (extent, (batch, 3), (torch.int32,))}
+    _check_rest(refuse, q, k, v, flags, images, gate, stats, opened, closed, k.shape[2], more)
+
+
+def check_paged_arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    flags: Tensor,
+    images: Tensor,
+    gate: Tensor | None,
+    stats: Tensor | None,
+    opened: tuple[float, ...],
+    closed: tuple[float, ...],
+) -> None:
+    """The same for keys and values in pages; neither lengths nor page numbers are read."""
+    refuse = _refusal("paged_decode_attention")
+    batch, _, rows, size = _check_heads(refuse, q, k)
+    if k.shape[3] != size or k.shape[2] % PAGE_UNIT or not k.shape[2]:
+        refuse("k.shape", tuple(k.shape), f"[pages, H_kv, a multiple of {PAGE_UNIT}, {size}]")
+    if table.ndim != 2 or table.shape[0] != batch or table.shape[1] * k.shape[2] < rows:
+        refuse("table.shape", tuple(table.shape), f"[{batch}, pages for {rows} keys or more]")
+    if table.dtype != torch.int32:
+        refuse("table.dtype", table.dtype, str(torch.int32))
+    if table.stride(1) != 1:
+        refuse("table.stride(1)", table.stride(1), "1")
+    keys = table.shape[1] * k.shape[2]
+    more: Wanted = {"lengths": (lengths, (batch,), (torch.int32,))}
+    _check_rest(refuse, q, k, v, flags, images, gate, stats, opened, closed, keys, more)
+    _check_devices(refuse, q, {"table": table})
+
+
+def _check_rest(
+    refuse: Refuse,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    flags: Tensor,
+    images: Tensor,
+    gate: Tensor | None,
+    stats: Tensor | None,
+    opened: tuple[float, ...],
+    closed: tuple[float, ...],
+    keys: int,
+    more: Wanted,
+) -> None:
+    """What holds however the cache lies.
+
+    Args:
+        keys: of a sample at most; more: tensors that go with this way of lying.
+    """
+    batch, heads, rows, _ = q.shape
+    if rows < 1:
+        refuse("query rows", rows, "1 or more")
     if v.shape != k.shape:
         refuse("v.shape", tuple(v.shape), f"that of k, {tuple(k.shape)}")
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -43,12 +100,12 @@ def check_arguments(
         refuse("opened, closed", (opened, closed), "one weight for each of 1 to 4 groups, in both")
     if not all(0 <= w < float("inf") for w in (*opened, *closed)):
         refuse("opened, closed", (opened, closed), "weights that are finite and not negative")
-    wanted: dict[str, tuple[Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]] = {
+    wanted: Wanted = {
         "flags": (flags, (batch, flags.shape[-1]), (torch.int32,)),
         "images": (images, (batch,), (torch.int32,)),
         "gate": (gate, (batch, heads), (torch.bool, torch.uint8)),
-        "extent": (extent, (batch, 3), (torch.int32,)),
         "stats": (stats, (batch, heads, rows, 3 + len(opened)), (torch.float32,)),
+        **more,
     }
     for name, (found, shape, dtypes) in wanted.items():
         if found is None:
@@ -61,8 +118,8 @@ def check_arguments(
             refuse(f"{name}.stride()", found.stride(), "contiguous")
     if flags.stride(1) != 1:
         refuse("flags.stride(1)", flags.stride(1), "1")
-    if flags.shape[1] > k.shape[2]:
-        refuse("flags.shape[1]", flags.shape[1], f"at most the {k.shape[2]} keys")
+    if flags.shape[1] > keys:
+        refuse("flags.shape[1]", flags.shape[1], f"at most the {keys} keys")
     given = {name: found for name, (found, _, _) in wanted.items()}
     _check_devices(refuse, q, {"k": k, "v": v, **given})
 

@@ -1,6 +1,7 @@
 """Decode attention with a gated set of keys: one pass over the cache, gate decided after it.
 
-The meaning of every argument is that of `kernels.reference.decode_attention_reference`.
+The meaning of every argument is that of `kernels.reference.decode_attention_reference`; where the
+cache lies in pages, that of `kernels.pages.paged_decode_attention_reference`.
 
 Steering is linear in sums over the groups of keys. For a head, a query row and a group g, over
 the keys of that group, with s the scaled scores and m_g their maximum:
@@ -18,19 +19,24 @@ own maximum. After the pass the sums of all groups and key splits are brought to
 With one split the program writes the output itself; with more it leaves (m, l, l_I, u, o) per
 group and split, and a second kernel merges them.
 
+In a cache of pages, key n of a sample lies on page `table[n // PAGE]`, at `n % PAGE`; how the cache
+lies in memory is a matter of its strides. PAGE is 0 where the cache is one piece.
+
 Names: p_ pointer, b_ tile, o_ offsets, m_ mask, i_ index; sizes in capitals.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import check_arguments
+from .arguments import check_arguments, check_paged_arguments
 from .launch import Launch, Workspace, call_key, interpreted, multiprocessors, tile_dtype
 
 MAX_ROWS = 8  # query rows per sample of one launch
@@ -113,12 +119,13 @@ def _store_statistics(p_stats, o_stats, o_g, b_mass, b_entropy, b_open, b_share,
     tl.store(p_stats + o_stats[None, :] + 3 + o_g[:, None], b_share, mask=m_g)
 
 
-@triton.jit(do_not_specialize=["S", "F", "SPLITS", "s_fb"])
+@triton.jit(do_not_specialize=["S", "F", "SPLITS", "s_fb", "s_tb"])
 def decode_kernel(
     p_q,
     p_k,
     p_v,
     p_flags,
+    p_table,
     p_part,
     p_acc,
     p_images,
@@ -136,6 +143,7 @@ def decode_kernel(
     s_vh,
     s_vn,
     s_fb,
+    s_tb,
     s_gb,
     s_gh,
     S,
@@ -167,6 +175,7 @@ def decode_kernel(
     HAS_EXTENT: tl.constexpr,
     HAS_GATE: tl.constexpr,
     HAS_STATS: tl.constexpr,
+    PAGE: tl.constexpr,
     SINGLE: tl.constexpr,
 ):
     """One split of the keys for HALF query rows of one KV head; grid (splits, HKV * BLOCKS, B)."""
@@ -176,7 +185,11 @@ def decode_kernel(
     i_block = tl.program_id(1) % BLOCKS
     i_b = tl.program_id(2).to(tl.int64)
 
-    if HAS_EXTENT:
+    if PAGE:  # each sample's length is all that there is of an extent
+        start = 0
+        end = tl.load(p_extent + i_b)
+        visible = end
+    elif HAS_EXTENT:
         start = tl.load(p_extent + i_b * 3)
         end = tl.load(p_extent + i_b * 3 + 1)
         visible = tl.load(p_extent + i_b * 3 + 2)
@@ -205,8 +218,9 @@ def decode_kernel(
 
     scale2 = scale * 1.4426950408889634  # log2 e: scores, and all sums of them, are in base 2
     o_n = tl.arange(0, BN)
-    p_kt = p_k + i_b * s_kb + i_kv.to(tl.int64) * s_kh + o_d[:, None]
-    p_vt = p_v + i_b * s_vb + i_kv.to(tl.int64) * s_vh + o_d[None, :]
+    i_store = 0 if PAGE else i_b  # pages belong to nobody, and the strides s_kb, s_vb lead to them
+    p_kt = p_k + i_store * s_kb + i_kv.to(tl.int64) * s_kh + o_d[:, None]
+    p_vt = p_v + i_store * s_vb + i_kv.to(tl.int64) * s_vh + o_d[None, :]
 
     b_m = tl.full([M], float("-inf"), tl.float32)
     b_l = tl.zeros([M, BN], tl.float32)
@@ -217,8 +231,14 @@ def decode_kernel(
         o_k = i_n + o_n
         m_k = o_k < stop
         b_f = tl.load(p_flags + i_b * s_fb + o_k, mask=m_k & (o_k < F), other=0)  # [BN]
-        o_k64 = o_k.to(tl.int64)
-        b_k = tl.load(p_kt + o_k64[None, :] * s_kn, mask=m_d[:, None] & m_k[None, :], other=0.0).to(
+        p_kn, p_vn, o_k64 = p_kt, p_vt, o_k.to(tl.int64)
+        if PAGE:  # 16 keys in a row, from a multiple of 16 on, are on one page
+            page0 = tl.load(p_table + i_b * s_tb + i_n // PAGE)
+            page1 = tl.load(p_table + i_b * s_tb + tl.minimum(i_n + 16, stop - 1) // PAGE)
+            b_page = tl.where(o_n < 16, page0, page1).to(tl.int64)  # [BN]
+            p_kn, p_vn = p_kt + b_page[None, :] * s_kb, p_vt + b_page[:, None] * s_vb
+            o_k64 = (o_k % PAGE).to(tl.int64)
+        b_k = tl.load(p_kn + o_k64[None, :] * s_kn, mask=m_d[:, None] & m_k[None, :], other=0.0).to(
             DTYPE
         )  # [BD, BN]
         b_s = tl.dot(b_q, b_k, input_precision=PRECISION) * scale2  # [M, BN]
@@ -237,7 +257,7 @@ def decode_kernel(
         b_u = (b_u + b_down[:, None] * b_li) * b_scale[:, None] + b_es
         b_li = b_li * b_scale[:, None] + b_ei
         b_l = b_l * b_scale[:, None] + b_e
-        b_v = tl.load(p_vt + o_k64[:, None] * s_vn, mask=m_k[:, None] & m_d[None, :], other=0.0).to(
+        b_v = tl.load(p_vn + o_k64[:, None] * s_vn, mask=m_k[:, None] & m_d[None, :], other=0.0).to(
             DTYPE
         )  # [BN, BD]
         b_o = b_o * b_scale[:, None]
@@ -325,6 +345,7 @@ def merge_kernel(
     HAS_EXTENT: tl.constexpr,
     HAS_GATE: tl.constexpr,
     HAS_STATS: tl.constexpr,
+    PAGE: tl.constexpr,
 ):
     """Merge the splits of one query row, decide its gate, write it; grid (HKV * G * Q, B)."""
     M: tl.constexpr = GROUPS * HALF
@@ -362,7 +383,9 @@ def merge_kernel(
         b_m = b_top
     b_m, b_l, b_li, b_u = _merge(_keep_nan(b_m, b_l), b_l, b_li, b_u)
 
-    if HAS_EXTENT:
+    if PAGE:
+        visible = tl.load(p_extent + i_b)
+    elif HAS_EXTENT:
         visible = tl.load(p_extent + i_b * 3 + 2)
     else:
         visible = S
@@ -412,6 +435,7 @@ def kernel_constants(
     extent: bool,
     gate: bool,
     stats: bool,
+    page: int = 0,
 ) -> dict[str, int | bool]:
     """The compile-time constants that both kernels share.
 
@@ -433,24 +457,42 @@ def kernel_constants(
         HAS_EXTENT=extent,
         HAS_GATE=gate,
         HAS_STATS=stats,
+        PAGE=page,
     )
 
 
-def launch_options(size: int, dtype: torch.dtype) -> dict[str, int]:
+def launch_options(size: int, dtype: torch.dtype, paged: bool = False) -> dict[str, int]:
     """Key tile, warps and pipeline stages for a head size padded to a power of two.
 
-    A tile of keys should give every thread loads of 16 bytes, and stay in registers.
+    A tile of keys should give every thread loads of 16 bytes, and stay in registers. The number of
+    its page is loaded before it, for which the compiler takes half of the stages.
     """
     key = size * dtype.itemsize  # bytes
-    if key < 64:
-        return {"BN": 32, "num_warps": 2, "num_stages": 4}
-    if key > 512:
-        return {"BN": 16, "num_warps": 4, "num_stages": 2}
-    return {"BN": 32, "num_warps": 4, "num_stages": 4 if key <= 256 else 2}
+    stages = 4 if key <= 256 else 2
+    return {
+        "BN": 32 if key <= 512 else 16,  # at most 32: two runs of 16 keys, see the kernel
+        "num_warps": 2 if key < 64 else 4,
+        "num_stages": 2 * stages - 1 if paged else stages,
+    }
 
 
-# q, k, v, flags, images; gate, extent, stats
-Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+class Tensors(NamedTuple):
+    """The tensors of a call; of `table` and `lengths` there are both or none."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    flags: Tensor
+    images: Tensor
+    gate: Tensor | None
+    stats: Tensor | None
+    extent: Tensor | None = None
+    table: Tensor | None = None
+    lengths: Tensor | None = None
+
+
+# scale; weights under an open gate, and under a shut one; focus, entropy; splits
+Numbers = tuple[float, tuple[float, ...], tuple[float, ...], float, float, int | None]
 
 
 @dataclass(frozen=True)
@@ -499,13 +541,89 @@ def decode_attention(
         ValueError: an argument that does not fit, before anything is launched.
     """
     if q.ndim == 4 and q.shape[2] > MAX_ROWS:
-        return _in_blocks(
-            q, k, v, flags, images, scale=scale, opened=opened, closed=closed, focus=focus,
-            entropy=entropy, gate=gate, extent=extent, stats=stats, workspace=workspace,
-            splits=splits,
-        )  # fmt: skip
-    tensors = (q, k, v, flags, images, gate, extent, stats)
-    numbers = (scale, opened, closed, focus, entropy, splits)
+
+        def attend(block: Tensor, later: int, written: Tensor | None) -> Tensor:
+            end, cut = k.shape[2], extent
+            if extent is None:
+                end -= later
+            else:
+                cut = extent.clone()
+                cut[:, 1:] -= later
+            return decode_attention(
+                block, k[:, :, :end], v[:, :, :end], flags[:, :end], images, scale=scale,
+                opened=opened, closed=closed, focus=focus, entropy=entropy, gate=gate, extent=cut,
+                stats=written, workspace=workspace, splits=splits,
+            )  # fmt: skip
+
+        return _in_blocks(q, stats, attend)
+    tensors = Tensors(q, k, v, flags, images, gate, stats, extent)
+    return _attention(tensors, (scale, opened, closed, focus, entropy, splits), workspace)
+
+
+def paged_decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    flags: Tensor,
+    images: Tensor,
+    *,
+    scale: float,
+    opened: tuple[float, ...],
+    closed: tuple[float, ...],
+    focus: float,
+    entropy: float,
+    gate: Tensor | None = None,
+    stats: Tensor | None = None,
+    workspace: Workspace | None = None,
+    splits: int | None = None,
+) -> Tensor:
+    """`paged_decode_attention_reference` on the GPU (or in Triton's interpreter): one pass over
+    the pages.
+
+    Beyond the reference's arguments: `workspace` and `splits`, as of `decode_attention`. Splits
+    are chosen for a request as long as the table is wide: give the columns that are in use.
+
+    Raises:
+        ValueError: an argument that does not fit, before anything is launched.
+    """
+    if q.ndim == 4 and q.shape[2] > MAX_ROWS:
+
+        def attend(block: Tensor, later: int, written: Tensor | None) -> Tensor:
+            return paged_decode_attention(
+                block, k, v, table, lengths - later, flags, images, scale=scale, opened=opened,
+                closed=closed, focus=focus, entropy=entropy, gate=gate, stats=written,
+                workspace=workspace, splits=splits,
+            )  # fmt: skip
+
+        return _in_blocks(q, stats, attend)
+    tensors = Tensors(q, k, v, flags, images, gate, stats, table=table, lengths=lengths)
+    return _attention(tensors, (scale, opened, closed, focus, entropy, splits), workspace)
+
+
+def _in_blocks(
+    q: Tensor, stats: Tensor | None, attend: Callable[[Tensor, int, Tensor | None], Tensor]
+) -> Tensor:
+    """Attention of many query rows: MAX_ROWS at a time, each block with its own end.
+
+    Args:
+        attend: takes a block of the queries, how many keys lie behind the last that it sees, and
+            where its statistics go.
+    """
+    rows, parts = q.shape[2], []
+    for first in range(0, rows, MAX_ROWS):
+        block = slice(first, min(first + MAX_ROWS, rows))
+        written = None if stats is None else torch.empty_like(stats[:, :, block])
+        parts.append(attend(q[:, :, block], rows - block.stop, written))
+        if stats is not None and written is not None:
+            stats[:, :, block] = written
+    return torch.cat(parts, 1)
+
+
+def _attention(tensors: Tensors, numbers: Numbers, workspace: Workspace | None) -> Tensor:
+    """Launch what a call takes."""
+    q, k, v, flags, images, gate, stats, extent, table, lengths = tensors
     workspace = workspace or Workspace()
     key = call_key(tensors, numbers)
     plan = workspace.plans.get(key)
@@ -519,17 +637,18 @@ def decode_attention(
         acc = workspace.floats(plan.scratch, q.device)
         part = acc[plan.sums :]
     # Arguments that are absent still need a pointer of some type.
+    ends = extent if table is None else lengths
     shared = (
         part,
         acc,
         images,
-        images if extent is None else extent,
+        images if ends is None else ends,
         images if gate is None else gate.view(torch.uint8),
         out,
         out if stats is None else stats,
     )
     with torch.cuda.device_of(q):
-        plan.decode(q, k, v, flags, *shared)
+        plan.decode(q, k, v, flags, images if table is None else table, *shared)
         if plan.merge is not None:
             plan.merge(*shared)
     return out
@@ -545,27 +664,21 @@ def _plan(
     splits: int | None,
 ) -> Plan:
     """Check the arguments of a call and decide what it launches."""
-    check_arguments(*tensors, opened, closed)
-    q, k, v, flags, _, gate, extent, stats = tensors
+    q, k, v, flags, images, gate, stats, extent, table, lengths = tensors
+    page, keys, row = 0, k.shape[2], 0
+    if table is None or lengths is None:
+        check_arguments(q, k, v, flags, images, gate, extent, stats, opened, closed)
+    else:
+        check_paged_arguments(q, k, v, table, lengths, flags, images, gate, stats, opened, closed)
+        page, keys, row = keys, keys * table.shape[1], table.stride(0)
     batch, heads, rows, size = q.shape
-    kv_heads, keys = k.shape[1:3]
+    kv_heads = k.shape[1]
     constants = kernel_constants(
-        heads, kv_heads, rows, size, len(opened),
-        extent=extent is not None, gate=gate is not None, stats=stats is not None,
+        heads, kv_heads, rows, size, len(opened), extent=extent is not None,
+        gate=gate is not None, stats=stats is not None, page=page,
     )  # fmt: skip
-    padded, blocks = constants["BD"], constants["BLOCKS"]
-    if splits is None:
-        wanted = (
-            4
-            if interpreted(decode_kernel)
-            else multiprocessors(q.device.index or 0) * BLOCKS_PER_SM
-        )
-        splits = min(
-            triton.cdiv(keys, KEYS_PER_SPLIT), triton.cdiv(wanted, batch * kv_heads * blocks)
-        )
-        splits = min(max(splits, 1), MAX_SPLITS)
-    elif not 1 <= splits <= MAX_SPLITS:
-        raise ValueError(f"splits={splits} is out of range: 1 to {MAX_SPLITS}")
+    blocks = constants["BLOCKS"]
+    splits = _splits(splits, q, keys, batch * kv_heads * blocks)
 
     unused = (1.0,) * (4 - len(opened))
     weights = (focus, entropy, *opened, *unused, *closed, *unused)
@@ -574,8 +687,8 @@ def _plan(
         decode_kernel,
         (splits, kv_heads * blocks, batch),
         (
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], flags.stride(0), *gate_strides,
-            keys, flags.shape[1], splits, scale, *weights,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], flags.stride(0), row,
+            *gate_strides, keys, flags.shape[1], splits, scale, *weights,
         ),
         dict(
             DTYPE=tile_dtype(decode_kernel, q.dtype),
@@ -583,7 +696,7 @@ def _plan(
             SINGLE=splits == 1,
             **constants,
         ),
-        launch_options(padded, q.dtype),
+        launch_options(constants["BD"], q.dtype, paged=page > 0),
     )  # fmt: skip
     merge = None
     if splits > 1:
@@ -595,33 +708,26 @@ def _plan(
             {"num_warps": 4},
         )
     tiles = batch * kv_heads * blocks * constants["GROUPS"] * constants["HALF"] * splits
-    return Plan(decode, merge, tiles * (4 + padded), tiles * padded)
+    return Plan(decode, merge, tiles * (4 + constants["BD"]), tiles * constants["BD"])
 
 
-def _in_blocks(q: Tensor, k: Tensor, v: Tensor, flags: Tensor, images: Tensor, **options) -> Tensor:
-    """`decode_attention` of many query rows: MAX_ROWS at a time, each block with its own end."""
-    rows, keys = q.shape[2], k.shape[2]
-    extent, stats = options.pop("extent"), options.pop("stats")
-    parts = []
-    for first in range(0, rows, MAX_ROWS):
-        block = slice(first, min(first + MAX_ROWS, rows))
-        later = rows - block.stop  # rows, and so keys, behind this block
-        end, cut = keys, extent
-        if extent is None:
-            end = keys - later
-        else:
-            cut = extent.clone()
-            cut[:, 1:] -= later
-        written = None if stats is None else torch.empty_like(stats[:, :, block])
-        parts.append(
-            decode_attention(
-                q[:, :, block], k[:, :, :end], v[:, :, :end], flags[:, :end], images,
-                extent=cut, stats=written, **options,
-            )
-        )  # fmt: skip
-        if stats is not None:
-            stats[:, :, block] = written
-    return torch.cat(parts, 1)
+def _splits(given: int | None, q: Tensor, keys: int, programs: int) -> int:
+    """Key splits of a call: as given, or by the device's size.
+
+    Args:
+        programs: of one split.
+    """
+    if given is None:
+        wanted = (
+            4
+            if interpreted(decode_kernel)
+            else multiprocessors(q.device.index or 0) * BLOCKS_PER_SM
+        )
+        found = min(triton.cdiv(keys, KEYS_PER_SPLIT), triton.cdiv(wanted, programs))
+        return min(max(found, 1), MAX_SPLITS)
+    if not 1 <= given <= MAX_SPLITS:
+        raise ValueError(f"splits={given} is out of range: 1 to {MAX_SPLITS}")
+    return given
 
 
 _OPERATORS_PLANS = Workspace(keep_memory=False)

@@ -72,16 +72,39 @@ def marks(batch: int, keys: int, groups: int, seed: int, pads: int) -> tuple[Ten
     return flags, count
 
 
+def in_pages(
+    k: Tensor, v: Tensor, page: int, lengths: Tensor, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values [B, H_kv, S, d] in pages as an engine keeps them, and the block table.
+
+    Pages are drawn in any order, each key beside its value. NaN stands behind each length, and on
+    pages that belong to nobody, which fill the table up.
+    """
+    batch, kv_heads, keys, size = k.shape
+    each = -(-keys // page)
+    order = torch.randperm(batch * each + 2, generator=torch.Generator().manual_seed(seed))
+    table = order[: batch * each].view(batch, each).to(k.device)
+    seen = torch.arange(each * page, device=k.device) < lengths[:, None]
+    both = torch.nn.functional.pad(torch.cat([k, v], 3), (0, 0, 0, each * page - keys))
+    both = both.masked_fill(~seen[:, None, :, None], float("nan"))
+    store = both.new_full((batch * each + 2, page, kv_heads, 2 * size), float("nan"))
+    store[table] = both.unflatten(2, (each, page)).permute(0, 2, 3, 1, 4)
+    unused = torch.arange(each, device=k.device) * page >= lengths[:, None]
+    table = table.masked_fill(unused, int(order[-1])).to(torch.int32)
+    own_k, own_v = store.transpose(1, 2).split(size, 3)  # [pages, H_kv, page, d]
+    return own_k, own_v, table
+
+
 def decode(
     *, heads: int, kv_heads: int, size: int, dtype: str, rows: int = 1, groups: int = 2,
     single: bool = False, extent: bool = False, gate: bool = False, stats: bool = False,
     keys: int = 1037, batch: int = 2, layout: str = "plain", splits: int | None = None,
-    flagged: int | None = None, way: str = "call", seed: int = 0,
+    flagged: int | None = None, way: str = "call", page: int = 0, seed: int = 0,
 ) -> dict:  # fmt: skip
     """One variant of the decode kernel.
 
     Args:
-        heads, kv_heads, ..., stats: as of `benchmarks.variants.Variant`.
+        heads, kv_heads, ..., page: as of `benchmarks.variants.Variant`.
         flagged: length of the flags; later keys are of group 0. None: all keys.
         way: "call", "graph" (captured in a CUDA graph, replayed) or "compiled" (the operator,
             under torch.compile).
@@ -100,22 +123,24 @@ def decode(
     flags, count = marks(batch, flagged or keys, groups, seed, pads)
     opened, closed = WEIGHTS[groups]
     state = [x.to(q.device) for x in (flags, count)]
-    limits = torch.tensor([[pads, keys, keys - pads]] + [[0, keys, keys]] * (batch - 1))
+    limits = _limits(batch, rows, keys, pads, page)
     given = torch.arange(batch * heads).view(batch, heads) % 3 > 0
     options = dict(
         scale=size**-0.5, opened=opened, closed=closed, focus=FOCUS, entropy=ENTROPY,
         gate=given.to(q.device) if gate else None,
-        extent=limits.to(q.device, torch.int32) if extent else None,
+        extent=limits.to(q.device) if extent or page else None,
     )  # fmt: skip
     columns = (batch, heads, rows, 3 + groups)
-    figures, wanted_figures = (torch.full(columns, float("nan"), device=q.device) for _ in range(2))
-    exact_figures = wanted_figures.double()
+    figures = torch.full(columns, float("nan"), device=q.device)
+    exact_figures = figures.double()
     exact = decode_attention_reference(
         q.double(), k.double(), v.double(), *state, stats=exact_figures, **options
     )
     low = decode_attention_reference(q, k, v, *state, **options)
-    telling = options | {"stats": figures if stats else None}
-    found = _called(way, (q, k, v, *state), telling, 1 if single else splits)
+    tensors, telling = (q, k, v, *state), options | {"stats": figures if stats else None}
+    if page:
+        tensors, telling = _over_pages(tensors, telling, page, seed)
+    found = _called(way, tensors, telling, 1 if single else splits)
 
     sure = torch.ones(columns[:3], dtype=torch.bool, device=q.device)
     if not gate:
@@ -132,16 +157,35 @@ def decode(
     return {"error": error, "allowed": allowed, "torch": own, "compared": int(sure.sum())}
 
 
+def _limits(batch: int, rows: int, keys: int, pads: int, page: int) -> Tensor:
+    """An extent: row 0 is padded; over pages each sample is shorter than the one before."""
+    found = torch.tensor([[pads, keys, keys - pads]] + [[0, keys, keys]] * (batch - 1))
+    if page:
+        found[:, 1:] -= torch.arange(batch)[:, None] * min(page + 3, (keys - rows) // batch)
+    return found.to(torch.int32)
+
+
+def _over_pages(
+    tensors: tuple[Tensor, ...], options: dict, page: int, seed: int
+) -> tuple[tuple[Tensor, ...], dict]:
+    """The same call over pages, whose lengths say what the extent says."""
+    q, k, v, *state = tensors
+    lengths = options["extent"][:, 1].contiguous()
+    rest = {name: x for name, x in options.items() if name != "extent"}
+    return (q, *in_pages(k, v, page, lengths, seed), lengths, *state), rest
+
+
 def _called(way: str, tensors: tuple[Tensor, ...], options: dict, splits: int | None) -> Tensor:
-    from vrga.kernels.decode import decode_attention, decode_attention_op
+    from vrga.kernels import decode as kernels
     from vrga.kernels.launch import Workspace
 
     if way == "compiled":
-        return torch.compile(decode_attention_op, fullgraph=True)(*tensors, **options)
+        return torch.compile(kernels.decode_attention_op, fullgraph=True)(*tensors, **options)
     workspace = Workspace()
+    own = kernels.decode_attention if len(tensors) == 5 else kernels.paged_decode_attention
 
     def call() -> Tensor:
-        return decode_attention(*tensors, **options, splits=splits, workspace=workspace)
+        return own(*tensors, **options, splits=splits, workspace=workspace)
 
     if way == "call":
         call()  # the launch that is kept is the one that counts

@@ -54,8 +54,8 @@ def doctor(device: str) -> Case:
 
 
 def exactness() -> list[Case]:
-    """A hundred cases: every variant that is shipped once, then layouts, lengths and ways."""
-    from benchmarks.variants import TYPES, variants
+    """Every variant that is shipped once, then layouts, lengths and ways."""
+    from benchmarks.variants import TYPES, paged_variants, variants
 
     cases = []
 
@@ -65,12 +65,13 @@ def exactness() -> list[Case]:
             2.5, 60, "exact", KERNELS,
         ))  # fmt: skip
 
-    for number, one in enumerate(variants()):
+    for number, one in enumerate((*variants(), *paged_variants())):
         keys = max(KEYS[number % len(KEYS)], one.rows + 6 * one.extent)
         decode(
             f"{one} S{keys}", heads=one.heads, kv_heads=one.kv_heads, size=one.size,
             dtype=TYPES[one.dtype], rows=one.rows, groups=one.groups, single=one.single,
-            extent=one.extent, gate=one.gate, stats=one.stats, keys=keys, seed=number,
+            extent=one.extent, gate=one.gate, stats=one.stats, page=one.page, keys=keys,
+            seed=number,
         )  # fmt: skip
     seven = dict(heads=28, kv_heads=4, size=128, dtype="bf16", stats=True)
     decode("strided cache", **seven, layout="strided")
@@ -84,6 +85,8 @@ def exactness() -> list[Case]:
     decode("one key", **seven, keys=1)
     decode("CUDA graph", **seven, way="graph")
     decode("CUDA graph, static gate", **seven, way="graph", gate=True, extent=True)
+    decode("CUDA graph, pages", **seven, way="graph", page=16, batch=8)
+    decode("131072 keys in pages", **seven, page=16, keys=131072)
     decode("torch.compile, 2 query rows", **seven, way="compiled", rows=2, extent=True)
     decode("torch.compile", **seven, way="compiled")
     sizes = (("7b", 128, "bf16"), ("3b", 128, "fp16"), ("7b", 80, "fp32"), ("3b", 64, "bf16"),
@@ -209,7 +212,7 @@ def counters() -> tuple[Case, ...]:
 
 def tests() -> Case:
     """The repository's own tests of the kernels, which draw their cases."""
-    names = ["test_kernel.py", "test_probe.py"]
+    names = ["test_kernel.py", "test_pages.py", "test_probe.py"]
     return Case("tests/kernels", "tests", "benchmarks.gpu.checks:tests", {"names": names}, 150, 400,
                 "tests", KERNELS)  # fmt: skip
 

@@ -7,6 +7,7 @@ from benchmarks.gpu import exactness
 from benchmarks.gpu.exactness import Mismatch
 from vrga.kernels import decode, probe
 from vrga.kernels.columns import GATE
+from vrga.kernels.pages import paged_decode_attention_reference
 from vrga.kernels.reference import decode_attention_reference, probe_scores_reference
 
 SHAPE = dict(heads=4, kv_heads=2, size=32, batch=2)
@@ -66,6 +67,31 @@ def test_statistics_and_gates_are_compared(kernel):
     kernel(off(GATE, 1))
     with pytest.raises(Mismatch, match="falls the other way"):
         exactness.decode(**case)
+
+
+def test_pages_are_compared(monkeypatch):
+    """Samples of different lengths, and NaN where no key of theirs is."""
+    lengths = []
+
+    def put(wrong=0, **other):
+        def called(q, k, v, table, ends, *rest, workspace, splits, **options):
+            lengths.append(ends.tolist())
+            out = paged_decode_attention_reference(
+                q, k, v, table, ends - wrong, *rest, **options | other
+            )
+            assert v[:, :, :1].isnan().any() and v.shape[2] == 16
+            return out
+
+        monkeypatch.setattr(decode, "paged_decode_attention", called)
+
+    case = SHAPE | dict(keys=200, dtype="fp32", stats=True, page=16, gate=True)
+    put()
+    found = exactness.decode(**case)
+    assert found["error"] <= found["allowed"] and lengths[0] == [200, 181]
+    for wrong in (dict(wrong=1), dict(opened=(1.0, 1.0))):
+        put(**wrong)
+        with pytest.raises(Mismatch, match="off by"):
+            exactness.decode(**case)
 
 
 def test_the_probe_is_compared(monkeypatch):

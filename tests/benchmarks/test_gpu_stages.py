@@ -14,7 +14,7 @@ from benchmarks.gpu.runner import Run
 from benchmarks.gpu.stages import gpu_stages, proof_stages
 from benchmarks.gpu.store import Store
 from benchmarks.gpu.targets import PINNED
-from benchmarks.variants import variants
+from benchmarks.variants import paged_variants, variants
 
 STAGES = gpu_stages()
 CASES = [case for stage in (*STAGES, *proof_stages()) for case in stage.cases]
@@ -37,10 +37,10 @@ def test_no_case_is_given_up_before_it_should_be_done():
         assert case.limit + 60 <= 540, case.id
 
 
-def test_a_hundred_cases_hold_every_variant():
+def test_a_hundred_cases_and_more_hold_every_variant():
     exact = [case for case in CASES if case.id.startswith("exact/")]
-    assert len(exact) == 100
-    for variant in variants():
+    assert len(exact) == 112
+    for variant in (*variants(), *paged_variants()):
         assert any(case.id.startswith(f"exact/decode {variant} S") for case in exact), variant
 
 

@@ -171,7 +171,7 @@ REFUSED = {
     "kv_transfer_config": (object(), "transfer of keys"),
     "cache_config__cache_dtype": ("fp8", "keys in 8 bits"),
     "use_v2_model_runner": (True, "V2 model runner"),
-    "device_config__device_type": ("cuda", "CPUs alone"),
+    "device_config__device_type": ("xpu", "CPUs alone"),
     "model_config__hf_text_config__use_sliding_window": (True, "sliding windows"),
 }
 

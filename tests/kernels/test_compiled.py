@@ -27,6 +27,7 @@ def test_every_variant_is_compiled(kernels, request):
     assert {row["arch"] for row in kernels} == {request.node.callspec.params["kernels"]}
     assert len({row["variant"] for row in kernels}) > 50
     assert {row["kernel"] for row in kernels} == {"decode", "merge", "probe"}
+    assert len([row for row in kernels if "pages of" in row["variant"]]) > 10
 
 
 def test_nothing_spills(kernels):

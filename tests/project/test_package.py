@@ -23,7 +23,8 @@ def test_kernels_is_a_link_and_no_top_level_package():
 
 def test_kernels_import_nothing_from_above():
     """Neither vrga nor transformers; and no kernel another one, nor the reference any. They meet
-    in api.py alone, which nothing beside it imports; the columns' numbers are known to all."""
+    in api.py alone, which nothing beside it imports; the columns' numbers are known to all, and
+    the reference over pages knows the one over one piece."""
     shared = {"arguments", "launch"}
     for path in (ROOT / "kernels").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -32,7 +33,8 @@ def test_kernels_import_nothing_from_above():
                 assert (ROOT / "kernels" / f"{node.module}.py").exists()
             elif isinstance(node, ast.ImportFrom) and node.level:
                 own = {*shared, "reference"}
-                assert node.module == "columns" or node.module in shared, path
+                known = {"columns", *shared, *(["reference"] if path.stem == "pages" else [])}
+                assert node.module in known, path
                 assert node.module == "columns" or path.stem not in own, path
             elif isinstance(node, ast.ImportFrom):
                 names.append(node.module)
@@ -86,13 +88,13 @@ def test_vllm_is_known_to_few_files_and_imported_where_it_runs():
                   if isinstance(node, ast.Import) for alias in node.names}  # fmt: skip
         if any(name.split(".")[0] == "vllm" for name in names):
             told.append(path.relative_to(ROOT / "vrga").as_posix())
-    rooms = ("cpu_attention", "hooks", "plugin", "worker")
+    rooms = ("cpu_attention", "cuda_attention", "device", "hooks", "plugin", "worker")
     assert sorted(told) == [f"engine/{name}.py" for name in rooms]
     for path in (ROOT / "vrga" / "engine").glob("*.py"):
         own = [node.module or "" for node in ast.parse(path.read_text("utf-8")).body
                if isinstance(node, ast.ImportFrom)]  # fmt: skip
         at_once = [name for name in own if name.split(".")[0] == "vllm"]
-        assert not at_once or path.stem == "cpu_attention", path
+        assert not at_once or path.stem in ("cpu_attention", "cuda_attention"), path
 
 
 def test_no_stub_stands_in_the_sources():
@@ -132,6 +134,7 @@ def test_sdist_and_wheel_carry_kernels_and_weights(tmp_path):
     for name in (
         "vrga/kernels/decode.py",
         "vrga/kernels/launch.py",
+        "vrga/kernels/pages.py",
         "vrga/kernels/probe.py",
         "vrga/kernels/reference.py",
         "vrga/demo/weights/model.safetensors",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vrga.engine.known_rows import KnownRows, Pairs
-from vrga.engine.pages import gathered
 from vrga.engine.steered import Steered
 from vrga.kernels.columns import GROUP
+from vrga.kernels.pages import gathered
 from vrga.kernels.reference import KeySets, decode_attention_reference, key_sets
 
 AT_ONCE = 1 << 22  # scores of one request's rows that are made at once: 16 MB in float32

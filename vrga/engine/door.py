@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vrga.engine.admission import Picture, Reader, end_ids
+from vrga.engine.device import refused_device
 from vrga.engine.plan import PLAN
 from vrga.engine.request import read_request
 
@@ -78,11 +79,10 @@ def refused_engine(config: Any) -> str | None:
         "the V2 model runner is not supported (set VLLM_USE_V2_MODEL_RUNNER=0)": bool(
             config.use_v2_model_runner
         ),
-        "attention on this device is not ours: CPUs alone are": config.device_config.device_type
-        != "cpu",
         "models with sliding windows are not supported": bool(window),
     }
-    return next((told for told, holds in reasons.items() if holds), None)
+    told = next((told for told, holds in reasons.items() if holds), None)
+    return told or refused_device(config)
 
 
 def refused_request(request: Any) -> str | None:

@@ -104,7 +104,7 @@ def hook_reports() -> None:
 def hook_runner() -> None:
     """Passes of the model are steered, and reported with their tokens."""
     from vllm.forward_context import get_forward_context
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import AsyncGPUModelRunnerOutput, GPUModelRunner
 
     from vrga.engine.runner import run
     from vrga.engine.worker import worker_of
@@ -130,7 +130,9 @@ def hook_runner() -> None:
         output = own(runner, *args, **kwargs)
         reports = vars(runner).pop("vrga_reports", None)
         if reports:
-            output.vrga_reports = reports
+            # Where scheduling is asynchronous, the scheduler gets what stands inside.
+            inside = isinstance(output, AsyncGPUModelRunnerOutput)
+            (output._model_runner_output if inside else output).vrga_reports = reports
         return output
 
     wrap(GPUModelRunner, "_model_forward", model_forward)
@@ -138,7 +140,13 @@ def hook_runner() -> None:
 
 
 def hook_attention() -> None:
-    """The layers' attention on a CPU is ours, around the engine's own."""
+    """The layers' attention on a CPU is ours, around the engine's own; on a GPU where it may be."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    from vrga.engine.device import gpu_allowed
+
     register_backend(AttentionBackendEnum.CPU_ATTN, "vrga.engine.cpu_attention.SteeredCPUBackend")
+    if gpu_allowed():  # it costs unsteered requests the full CUDA graphs
+        register_backend(
+            AttentionBackendEnum.FLASH_ATTN, "vrga.engine.cuda_attention.SteeredFlashBackend"
+        )

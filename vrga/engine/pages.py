@@ -1,23 +1,9 @@
-"""Keys and values that lie in pages, as vLLM keeps them."""
+"""Attention of a row that is looked at."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def gathered(cache: Tensor, table: Tensor) -> Tensor:
-    """The keys, or the values, of some requests, one after another as attention counts them.
-
-    Args:
-        cache: [pages, H_kv, page, d], any strides.
-        table: pages of each request, int [B, n]; filled up with any page there is.
-
-    Returns:
-        [B, H_kv, n * page, d].
-    """
-    found = cache.transpose(0, 1)[:, table]  # [H_kv, B, n, page, d], a copy
-    return found.flatten(2, 3).transpose(0, 1)
 
 
 def row_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from vrga.engine.answer_rows import Piece, Rows, Together, rows_of
+from vrga.engine.cuda_rows import PagedRows
 from vrga.engine.known_rows import KnownRows
-from vrga.engine.pages import gathered, row_attention
+from vrga.engine.pages import row_attention
+from vrga.kernels.pages import gathered
 
 
 class Passing:
@@ -26,9 +28,9 @@ class Passing:
     """
 
     def __init__(self, pieces: Sequence[Piece], heads: slice, together: Together):
-        self.pieces, self._heads, self._together = list(pieces), heads, together
+        self.pieces, self.heads, self._together = list(pieces), heads, together
         self.done: set[int] = set()
-        self.rows: list[Rows | KnownRows] | None = None
+        self.rows: Sequence[Rows | KnownRows | PagedRows] | None = None
         self.shares: dict[str, list[tuple[int, float]]] = {}
         self._probed: dict[str, list[Tensor]] = {}
 
@@ -63,7 +65,7 @@ class Passing:
                     row_attention(query[at], whole, scale)
                 )
         if self.rows is None:
-            self.rows = rows_of(self.pieces, table, page, query.dtype, self._heads, self._together)
+            self.rows = rows_of(self.pieces, table, page, query.dtype, self.heads, self._together)
         for rows in self.rows:
             rows.steer(layer, query, output, keys, values, scale)
 
@@ -77,7 +79,7 @@ class Passing:
         for piece in self.pieces:
             found = self._probed.pop(piece.name, None)
             if found is not None:
-                piece.state.locate(gather(torch.stack(found)))
+                piece.state.locate(gather(torch.stack(found)).cpu())
         for rows in self.rows or ():
             for name, told in rows.shares(total).items():
                 self.shares.setdefault(name, []).extend(told)

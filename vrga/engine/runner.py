@@ -88,12 +88,16 @@ def run(
     return output, _end(worker, now)
 
 
-def attend(*args: Any) -> None:
-    """What a layer's attention does behind the engine's own; arguments of `Passing.attend`."""
+def attend(*args: Any, by: Callable[..., None] = Passing.attend) -> None:
+    """What a layer's attention does behind the engine's own.
+
+    Args:
+        args: of `Passing.attend`, or of what does it in its place, `by`.
+    """
     now = _NOW.get()
     if now is not None:
         try:
-            now.attend(*args)
+            by(now, *args)
         except Exception as error:
             _give_up(now, error)
 
