@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vrga.engine.answer_rows import Piece, Rows, Together, rows_of
-from vrga.engine.known_rows import KnownRows
+from vrga.engine.answer_rows import Piece, Rows, rows_of
+from vrga.engine.compiled_rows import CompiledRows, Kept, probe
 from vrga.engine.pages import gathered, row_attention
-
 
 class Passing:
     """A pass with steered requests in it: what its attention layers do.
@@ -18,17 +17,19 @@ class Passing:
     Args:
         pieces: of the pass.
         heads: of this worker, among all.
-        together: keeps what holds as long as the same requests answer together.
+        kept: from pass to pass.
 
     Attributes:
         done: layers that were seen.
         shares: once it is through, (step, share) of each request's rows, as of `Rows.shares`.
     """
 
-    def __init__(self, pieces: Sequence[Piece], heads: slice, together: Together):
-        self.pieces, self._heads, self._together = list(pieces), heads, together
+    def __init__(self, pieces: Sequence[Piece], heads: slice, kept: Kept):
+        self.pieces, self._heads, self._kept = list(pieces), heads, kept
+        looking = [(piece, piece.probed) for piece in self.pieces]
+        self._looking = [(piece, at) for piece, at in looking if at is not None]
         self.done: set[int] = set()
-        self.rows: list[Rows | KnownRows] | None = None
+        self.rows: Sequence[Rows | CompiledRows] | None = None
         self.shares: dict[str, list[tuple[int, float]]] = {}
         self._probed: dict[str, list[Tensor]] = {}
 
@@ -53,9 +54,8 @@ class Passing:
         """
         self.done.add(layer)
         page = keys.shape[2]
-        for piece in self.pieces:
-            at = piece.probed
-            if at is not None and piece.state.fault is None:
+        for piece, at in self._looking:
+            if piece.state.fault is None:
                 seen = piece.state.plan.probed + 1
                 own = table[piece.place, : -(-seen // page)].long()
                 whole = gathered(keys, own[None])[0, :, :seen]
@@ -63,9 +63,35 @@ class Passing:
                     row_attention(query[at], whole, scale)
                 )
         if self.rows is None:
-            self.rows = rows_of(self.pieces, table, page, query.dtype, self._heads, self._together)
+            self.rows = rows_of(self.pieces, table, page, query.dtype, self._heads)
         for rows in self.rows:
             rows.steer(layer, query, output, keys, values, scale)
+
+    def attend_compiled(
+        self,
+        layer: int,
+        query: Tensor,
+        output: Tensor,
+        cache: Tensor,
+        table: Tensor,
+        scale: float,
+    ) -> None:
+        """As `attend`, by what `page_rows` compiled.
+
+        Args:
+            cache: pages in float32, [pages, H_kv, 2 * page * d], as `page_rows.steer_rows` has it.
+        """
+        self.done.add(layer)
+        if self.rows is None:
+            self.rows = [CompiledRows(self.pieces, self._kept, table, self._heads)]
+        asked, pages = query.numpy(), cache.numpy()
+        for piece, at in self._looking:
+            if piece.state.fault is None:
+                seen = piece.state.plan.probed + 1
+                row = probe(asked[at], pages, table[piece.place].numpy(), seen, scale, self._kept)
+                self._probed.setdefault(piece.name, []).append(row)
+        for rows in self.rows:
+            rows.steer(layer, asked, output.numpy(), pages, scale)
 
     def close(self, gather: Callable[[Tensor], Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """The pass is through: find regions, and count where the answers' rows looked.
