@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 _MARK = "vrga_hook"
+_SERVER = "vllm.entrypoints.launchers.api_server"
 
 
 def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
@@ -54,7 +56,22 @@ def hook_admission(refusal: str | None) -> None:
             raise RefusedRequest(str(error)) from error
         return request
 
+    def init(own: Callable, processor: Any, *args: Any, **kwargs: Any) -> None:
+        own(processor, *args, **kwargs)
+        if _SERVER in sys.modules:  # one is made before what serves is
+            hook_streams()
+
     wrap(InputProcessor, "process_inputs", process_inputs)
+    wrap(InputProcessor, "__init__", init)
+
+
+def hook_streams() -> None:
+    """Streamed chats tell where they looked; in a server alone, whose modules take long to load."""
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+
+    from vrga.engine.streams import telling
+
+    wrap(OpenAIServingChat, "chat_completion_stream_generator", telling)
 
 
 def hook_prefix_cache() -> None:
