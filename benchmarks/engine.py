@@ -2,7 +2,8 @@
 
     make test-engine    # once, for the environment
     PYTHONPATH=tests/helpers .venv-engine/bin/python -m benchmarks.engine small
-    PYTHONPATH=tests/helpers .venv-engine/bin/python -m benchmarks.engine 0.5b --tokens 16 --rounds 4
+    PYTHONPATH=tests/helpers .venv-engine/bin/python -m benchmarks.engine 0.5b \
+      --tokens 16 --rounds 2 --arms base,paper,dynamic
     python -m benchmarks.table
 
 Eight requests at once, on one thread of a CPU, in float32: of the small model, or of random weights
@@ -21,7 +22,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import engine_cases
@@ -34,7 +35,7 @@ from benchmarks.timing import RESULTS
 OUTPUT = RESULTS / "engine.json"
 REQUESTS = 8
 ENGINE = ("base", "static", "paper", "dynamic")
-TRANSFORMERS = ("transformers base", "transformers paper")
+ARMS = (*ENGINE, "transformers base", "transformers paper")
 MODELS = ("small", "0.5b")
 
 
@@ -66,8 +67,8 @@ def write_random(folder: Path, name: str) -> None:
     (folder / "generation_config.json").write_text(generation)
 
 
-def arms(folder: Path, name: str) -> dict[str, Callable[[int, int], None]]:
-    """What takes turns, by name; each takes how many requests there are, and tokens of an answer."""
+def arms(folder: Path, name: str, names: Sequence[str]) -> dict[str, Callable[[int, int], None]]:
+    """What takes turns, by name; each takes a number of requests, and of tokens."""
     from vllm import LLM, SamplingParams
 
     import vrga
@@ -80,7 +81,7 @@ def arms(folder: Path, name: str) -> dict[str, Callable[[int, int], None]]:
     llm = LLM(str(folder), **{**engine_cases.SMALL, "max_logprobs": 20})
     samples = engine_cases.samples(REQUESTS)
     prompts = [engine_cases.prompt_of(one) for one in samples]
-    reference = engine_cases.Reference(folder)
+    reference = functools.cache(lambda: engine_cases.Reference(folder))
 
     def engine(way: str, requests: int, tokens: int) -> None:
         asked = engine_cases.KINDS[way]
@@ -91,23 +92,24 @@ def arms(folder: Path, name: str) -> dict[str, Callable[[int, int], None]]:
         llm.generate(prompts[:requests], params, use_tqdm=False)
 
     def transformers(way: str, requests: int, tokens: int) -> None:
-        inputs = prepare(reference.processor, samples[:requests], "cot")
+        inputs = prepare(reference().processor, samples[:requests], "cot")
         config = engine_cases.config_of(way)
         if config is None:
-            reference._generate(inputs, tokens)
+            reference()._generate(inputs, tokens)
             return
-        with vrga.patch(reference.model, config, tokenizer=reference.processor.tokenizer):
-            reference._generate(inputs, tokens)
+        with vrga.patch(reference().model, config, tokenizer=reference().processor.tokenizer):
+            reference()._generate(inputs, tokens)
 
-    return {way: functools.partial(engine, way) for way in ENGINE} | {
-        way: functools.partial(transformers, way.split()[1]) for way in TRANSFORMERS
+    return {
+        arm: functools.partial(engine if arm in ENGINE else transformers, arm.split()[-1])
+        for arm in names
     }
 
 
 def measured(
     todo: dict[str, Callable[[int, int], None]], rounds: int, tokens: int
-) -> dict[str, dict[str, float]]:
-    """Tokens a second of each over those of the unsteered engine."""
+) -> Iterator[dict[str, dict[str, float]]]:
+    """Tokens a second of each over those of the unsteered engine, after each round."""
 
     def seconds(one: Callable[[int, int], None]) -> float:
         before = time.process_time()
@@ -123,11 +125,10 @@ def measured(
         took = {name: seconds(todo[name]) for name in names[turn:] + names[:turn]}
         for name in ratios:
             ratios[name].append(took["base"] / took[name])
-        print(f"round {number}: base {took['base']:.2f} s", flush=True)
-    return {
-        name: {"median": statistics.median(all_of), "low": min(all_of), "high": max(all_of)}
-        for name, all_of in ratios.items()
-    }
+        yield {
+            name: {"median": statistics.median(all_of), "low": min(all_of), "high": max(all_of)}
+            for name, all_of in ratios.items()
+        }
 
 
 def main() -> None:
@@ -136,18 +137,24 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--arms", default=",".join(ARMS), help="what takes turns")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     asked = parser.parse_args()
     engine_cases.set_small()
     torch.set_num_threads(1)
+    names = [name.strip() for name in asked.arms.split(",")]
+    if "base" not in names or set(names) - set(ARMS):
+        parser.error(f"--arms: base and others of {', '.join(ARMS)}")
     with tempfile.TemporaryDirectory() as folder:
-        found = measured(arms(Path(folder), asked.model), asked.rounds, asked.tokens)
-    for name, told in found.items():
-        print(f"{name}: {told['median']:.3f} ({told['low']:.3f} to {told['high']:.3f})")
-    before = json.loads(asked.output.read_text()) if asked.output.is_file() else {}
-    settings = {"requests": REQUESTS, "tokens": asked.tokens, "rounds": asked.rounds}
-    whole = {**before, asked.model: {"settings": settings, "speed": found}}
-    asked.output.write_text(json.dumps(whole, indent=1) + "\n")
+        todo = arms(Path(folder), asked.model, names)
+        for done, found in enumerate(measured(todo, asked.rounds, asked.tokens), 1):
+            before = json.loads(asked.output.read_text()) if asked.output.is_file() else {}
+            settings = {"requests": REQUESTS, "tokens": asked.tokens, "rounds": done}
+            whole = {**before, asked.model: {"settings": settings, "speed": found}}
+            asked.output.write_text(json.dumps(whole, indent=1) + "\n")
+            print(f"after {done} rounds: " + ", ".join(
+                f"{name} {told['median']:.3f}" for name, told in found.items()), flush=True
+            )  # fmt: skip
 
 
 if __name__ == "__main__":
