@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import answers, finding, speed
+from benchmarks import answers, engine_costs, finding, speed
 from benchmarks import versions as record
 from benchmarks.gpu import foreseen, tables
 from benchmarks.timing import RESULTS, ROOT
@@ -68,6 +68,8 @@ TABLES = {
     "instructions": speed.instructions,
     "attention": speed.attention,
     "accounting": speed.accounting,
+    "engine": speed.engine,
+    "engine on paper": engine_costs.table,
     "closer": answers.closer,
     "finding": finding.finding,
     "versions": versions,

@@ -43,7 +43,8 @@ def test_an_answer_is_drawn_with_its_images_boxes_heads_and_shares(saved, tmp_pa
     found = run("report", saved(ANSWER), "--image", pictures[0], "--image", pictures[1], "-o", page)
     assert found.exit_code == 0, found.output
     text = page.read_text()
-    boxes = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"\s+height="([\d.]+)"', text)
+    sides = r"\s+".join(f'{side}="([\\d.]+)"' for side in ("x", "y", "width", "height"))
+    boxes = re.findall(f"<rect {sides}", text)
     assert [[float(x) for x in box] for box in boxes] == [[60, 20, 60, 40]]
     assert text.count("data:image/") == 2 and "nothing of the region" in text
     assert "6 of 28 image tokens" in text and "50.0 %" in text

@@ -37,7 +37,8 @@ class Known:
         assert region is not None  # the prompt is through
         flags = flags[0].numpy()
         group, image = flags >> 1, flags & 1
-        opened, closed = (np.asarray(one, np.float32)[group] for one in (groups.opened, groups.closed))  # fmt: skip
+        opened = np.asarray(groups.opened, np.float32)[group]
+        closed = np.asarray(groups.closed, np.float32)[group]
         self.kinds = np.stack([image, region.mask.numpy(), opened, closed]).astype(np.float32)
         self.chosen = np.flatnonzero(opened != 1)
         visual = region.visual.numpy()[:, heads]
@@ -151,10 +152,10 @@ class CompiledRows:
             return
         from vrga.engine.page_rows import steer_rows  # compiled where numba is
 
+        scratch = self._kept.scratch(room(self._most, cache, query.shape[2]))
         steer_rows(
             query, output, cache, self._table, self._rows, of.columns, of.limits, of.kinds,
-            of.chosen, of.heads[layer], scale, self._kept.scratch(room(self._most, cache, query.shape[2])),
-            self._shares,
+            of.chosen, of.heads[layer], scale, scratch, self._shares,
         )  # fmt: skip
 
     def shares(self, total: Callable[[Tensor], Tensor]) -> dict[str, list[tuple[int, float]]]:
@@ -181,6 +182,6 @@ def probe(
 
 
 def room(keys: int, cache: np.ndarray, size: int) -> int:
-    """Length of the scratch memory for so many keys: of whole pages, and at least of a head's `size`."""
+    """Length of scratch memory for so many keys: of whole pages, and at least a head's `size`."""
     page = cache.shape[2] // (2 * size)
     return max(-(-keys // page) * page, size)

@@ -1,4 +1,4 @@
-"""Steered attention of single rows over vLLM's pages on a CPU, compiled by numba (which vLLM needs).
+"""Steered attention of single rows over vLLM's pages on a CPU, compiled by vLLM's own numba.
 
 What `decode_attention_reference` means, a row and a head at a time, in one call for all requests of
 a layer, and without a copy of what lies in the pages:
@@ -36,8 +36,7 @@ GATE, VISUAL = range(2)
 
 
 def compiled(*signature: Any) -> Callable[[Callable], Any]:
-    """Compile a function as it is defined, and keep what comes of it on disk where that is possible."""
-
+    """Compile a function as it is defined, and keep it on disk where that is possible."""
     more: dict[str, Any] = {"fastmath": FAST, "nogil": True, "error_model": "numpy"}
 
     def compile_it(function: Callable) -> Any:

@@ -11,6 +11,7 @@ from vrga.engine.answer_rows import Piece, Rows, rows_of
 from vrga.engine.compiled_rows import CompiledRows, Kept, probe
 from vrga.engine.pages import gathered, row_attention
 
+
 class Passing:
     """A pass with steered requests in it: what its attention layers do.
 

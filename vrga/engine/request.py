@@ -88,9 +88,7 @@ def _read(given: object, name: str, checkpoint: str | Path) -> Asked | None:
         raise ValueError(told) from error
 
 
-def _config(
-    preset: str | None, fields: Mapping[str, object], checkpoint: str | Path
-) -> VRGAConfig:
+def _config(preset: str | None, fields: Mapping[str, object], checkpoint: str | Path) -> VRGAConfig:
     """The config that is asked for; requests that ask alike share it."""
     try:
         text = json.dumps(fields)
