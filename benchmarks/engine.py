@@ -3,7 +3,7 @@
     make test-engine    # once, for the environment
     PYTHONPATH=tests/helpers .venv-engine/bin/python -m benchmarks.engine small
     PYTHONPATH=tests/helpers .venv-engine/bin/python -m benchmarks.engine 0.5b \
-      --tokens 16 --rounds 2 --arms base,paper,dynamic
+      --tokens 16 --rounds 3 --arms base,paper,dynamic
     python -m benchmarks.table
 
 Eight requests at once, on one thread of a CPU, in float32: of the small model, or of random weights
@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--arms", default=",".join(ARMS), help="what takes turns")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     asked = parser.parse_args()

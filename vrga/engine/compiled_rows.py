@@ -33,9 +33,9 @@ class Known:
     """
 
     def __init__(self, state: Steered, heads: slice):
-        config, groups, region, flags = state.plan.config, state.groups, state.region, state.flags
+        config, groups, region = state.plan.config, state.groups, state.region
         assert region is not None  # the prompt is through
-        flags = flags[0].numpy()
+        flags = state.flags[0].numpy()
         group, image = flags >> 1, flags & 1
         opened = np.asarray(groups.opened, np.float32)[group]
         closed = np.asarray(groups.closed, np.float32)[group]

@@ -30,7 +30,8 @@ class Passing:
         looking = [(piece, piece.probed) for piece in self.pieces]
         self._looking = [(piece, at) for piece, at in looking if at is not None]
         self.done: set[int] = set()
-        self.rows: Sequence[Rows | CompiledRows] | None = None
+        self._rows: list[Rows] | None = None
+        self._compiled: CompiledRows | None = None
         self.shares: dict[str, list[tuple[int, float]]] = {}
         self._probed: dict[str, list[Tensor]] = {}
 
@@ -63,9 +64,9 @@ class Passing:
                 self._probed.setdefault(piece.name, []).append(
                     row_attention(query[at], whole, scale)
                 )
-        if self.rows is None:
-            self.rows = rows_of(self.pieces, table, page, query.dtype, self._heads)
-        for rows in self.rows:
+        if self._rows is None:
+            self._rows = rows_of(self.pieces, table, page, query.dtype, self._heads)
+        for rows in self._rows:
             rows.steer(layer, query, output, keys, values, scale)
 
     def attend_compiled(
@@ -83,16 +84,15 @@ class Passing:
             cache: pages in float32, [pages, H_kv, 2 * page * d], as `page_rows.steer_rows` has it.
         """
         self.done.add(layer)
-        if self.rows is None:
-            self.rows = [CompiledRows(self.pieces, self._kept, table, self._heads)]
+        if self._compiled is None:
+            self._compiled = CompiledRows(self.pieces, self._kept, table, self._heads)
         asked, pages = query.numpy(), cache.numpy()
         for piece, at in self._looking:
             if piece.state.fault is None:
                 seen = piece.state.plan.probed + 1
                 row = probe(asked[at], pages, table[piece.place].numpy(), seen, scale, self._kept)
                 self._probed.setdefault(piece.name, []).append(row)
-        for rows in self.rows:
-            rows.steer(layer, asked, output.numpy(), pages, scale)
+        self._compiled.steer(layer, asked, output.numpy(), pages, scale)
 
     def close(self, gather: Callable[[Tensor], Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """The pass is through: find regions, and count where the answers' rows looked.
@@ -105,6 +105,6 @@ class Passing:
             found = self._probed.pop(piece.name, None)
             if found is not None:
                 piece.state.locate(gather(torch.stack(found)))
-        for rows in self.rows or ():
+        for rows in [*(self._rows or ()), *([self._compiled] if self._compiled else ())]:
             for name, told in rows.shares(total).items():
                 self.shares.setdefault(name, []).extend(told)
