@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 _MARK = "vrga_hook"
 _SERVER = "vllm.entrypoints.launchers.api_server"
 
 
-def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
-    """Put a function around a method; once, however often it is called.
+def wrap(owner: type | ModuleType, name: str, around: Callable[..., Any]) -> None:
+    """Put a function around a method, or a module's function; once, however often it is called.
 
     Args:
         around: takes the method, and what it is called with.
@@ -156,6 +157,18 @@ def hook_runner() -> None:
 
 def hook_attention() -> None:
     """The layers' attention on a CPU is ours, around the engine's own."""
+    from vllm.triton_utils import dispatcher
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    def rebind_kernels(own: Callable, *args: Any) -> None:
+        # It looks at all that any module has, and fails at llvmlite's, which numba brings: a second
+        # engine in one process would not start.
+        hidden = [name for name in sys.modules if name.partition(".")[0] == "llvmlite"]
+        kept = {name: sys.modules.pop(name) for name in hidden}
+        try:
+            own(*args)
+        finally:
+            sys.modules.update(kept)
+
     register_backend(AttentionBackendEnum.CPU_ATTN, "vrga.engine.cpu_attention.SteeredCPUBackend")
+    wrap(dispatcher, "_rebind_kernels", rebind_kernels)
