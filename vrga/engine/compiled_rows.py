@@ -6,6 +6,7 @@ and a layer is one call.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ class Requests:
             if state.known is None:
                 state.known = Known(state, heads)
         known = [state.known for state in states if state.known is not None]
-        self.states = list(states)
+        self._states = [weakref.ref(state) for state in states]  # which ends with its request
         tokens = np.cumsum([0, *(one.kinds.shape[1] for one in known)])
         parts = np.cumsum([0, *(len(one.chosen) for one in known)])
         self.columns = np.array(
@@ -87,8 +88,8 @@ class Requests:
 
     def are(self, states: Sequence[Steered]) -> bool:
         """Whether these are the requests, in this order."""
-        return len(states) == len(self.states) and all(
-            one is other for one, other in zip(states, self.states, strict=True)
+        return len(states) == len(self._states) and all(
+            one is other() for one, other in zip(states, self._states, strict=True)
         )
 
 
