@@ -46,6 +46,23 @@ def _ratios(found: dict) -> Iterator[list[str]]:
             yield [found["case"], name, gates, f"{time / base:.2f}"]
 
 
+def engine() -> str:
+    """What takes turns in vLLM, by model, over the unsteered engine."""
+    names = {
+        "static": "steered, sparing (static gate)",
+        "paper": "steered, paper (static gate)",
+        "dynamic": "steered, published (dynamic gate)",
+        "transformers base": "transformers, not steered",
+        "transformers paper": "transformers, paper",
+    }
+    lines = ["| model | | over vLLM unsteered | rounds |", "| --- | --- | --- | --- |"]
+    for model, run in json.loads((RESULTS / "engine.json").read_text()).items():
+        for name, told in run["speed"].items():
+            rounds = run["settings"]["rounds"]
+            lines.append(f"| {model} | {names[name]} | {spread(told)} | {rounds} |")
+    return "\n".join(lines)
+
+
 def host() -> str:
     """Host work of a launch."""
     run = read("host")

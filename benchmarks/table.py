@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import answers, finding, speed, timing
+from benchmarks import answers, engine_costs, finding, speed, timing
 from benchmarks import versions as record
 from benchmarks.gpu import foreseen, tables
 from benchmarks.timing import RESULTS, ROOT
@@ -61,6 +61,8 @@ TABLES = {
     "instructions": speed.instructions,
     "attention": speed.attention,
     "accounting": speed.accounting,
+    "engine": speed.engine,
+    "engine on paper": engine_costs.table,
     "closer": answers.closer,
     "again": answers.again,
     "finding": finding.finding,

@@ -178,15 +178,17 @@ def test_an_answer_that_comes_again_after_a_preemption_is_steered(config, monkey
     output, reports = model(WHOLE, [one], [(20, 51)])
     assert not output[:, : PROMPT - 20].any()
     wanted = model.steered(0, config, PROMPT, 51)
-    layers = output[:, PROMPT - 20 :].flatten(1).any(1)
-    assert layers.any()
-    torch.testing.assert_close(output[layers, PROMPT - 20 :], wanted[layers])
+    own = output[:, PROMPT - 20 :].transpose(1, 2)  # [L, H, Q, d]
+    steers = torch.ones(LAYERS, HEADS, dtype=torch.bool)
+    if config is STATIC:
+        steers = model.region(0, config).visual
+    torch.testing.assert_close(own[steers], wanted.transpose(1, 2)[steers])
+    assert not own[~steers].any()
     assert [step for step, _ in reports["r0"]["share"]] == list(range(51 - PROMPT))
     assert "region" not in reports["r0"]  # it was told before
 
 
-def test_shares_are_those_of_the_reference_in_both_ways():
-    """What is read off the pairs of a known gate, and off the sums over groups."""
+def test_shares_are_the_same_of_one_row_and_of_several():
     model = Model(3)
     configs = [STATIC, VRGAConfig.paper(region_min=3, gain=6), STATIC]
     records = [record(i, config) for i, config in enumerate(configs)]

@@ -10,7 +10,7 @@ from PIL import Image
 from talking import serve
 
 from vrga.config import VRGAConfig
-from vrga.engine.client import ServerError, model_of
+from vrga.engine.client import ServerError, context_of, model_of
 from vrga.evaluation.request import request
 from vrga.evaluation.served import ServerAsker
 
@@ -34,7 +34,7 @@ def serving(reply):
             self.wfile.write(body)
 
         def do_GET(self):
-            self._send(200, {"data": [{"id": "small"}]})
+            self._send(200, {"data": [{"id": "small", "max_model_len": 512}]})
 
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -103,6 +103,18 @@ def test_a_server_that_does_not_steer_ends_the_run():
     with serving(lambda asked: said("blue")) as (url, _):
         with pytest.raises(ServerError, match="did not steer it"):
             list(ServerAsker(url, "small", VRGAConfig()).ask(questions()))
+
+
+def test_a_server_without_room_for_the_answers_ends_the_run_before_it_is_asked():
+    """Else every sample would fail, and count as wrong."""
+    with serving(lambda asked: said("blue")) as (url, heard):
+        assert context_of(url) == 512
+        asker = ServerAsker(url, "small", None, context=512)
+        with pytest.raises(ServerError, match="2048 tokens, and .* has room for 512 .*--max-new"):
+            list(asker.ask(questions(max_new_tokens=2048)))
+        assert not heard
+        (found,) = asker.ask(questions(max_new_tokens=64))
+    assert found.text == "blue"
 
 
 def test_a_request_that_ended_with_a_fault_is_an_error():

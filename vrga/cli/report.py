@@ -1,4 +1,4 @@
-"""`vrga report`: a page of traces."""
+"""`vrga report`: a page of traces, or of a server's answer."""
 
 from __future__ import annotations
 
@@ -16,18 +16,33 @@ def report(
         list[Path],
         typer.Argument(
             help="One or two trace folders, of two the base first; or the folder of base/ and "
-            "steered/, or of closer/."
+            "steered/, or of closer/. Or a JSON file: what `vrga serve` answered."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "report.html"
     ),
     row: Annotated[int, typer.Option(min=0, help="Row of the batch.")] = 0,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="An image of the server's request, in their order; can be repeated."),
+    ] = None,
     size: Annotated[
         float, typer.Option(min=0.1, help="Most megabytes of maps; heads are left out beyond.")
     ] = 16.0,
 ) -> None:
-    """Make a page of one or two traces: where the model looked, token by token."""
+    """Make a page of one or two traces, or of a server's answer: where the model looked."""
+    if len(traces) == 1 and traces[0].is_file():
+        check_file(output, "--output")
+        from vrga.report import write_looked
+
+        path = write_looked(traces[0], image or [], output)
+        console.print(f"report: {path}", style="dim", soft_wrap=True)
+        return
+    if image:
+        raise ValueError(
+            "--image goes with the JSON file of a server's answer; a trace has its images with it"
+        )
     if len(traces) == 1 and not (traces[0] / "trace.json").is_file():  # as generate --trace writes
         # What looked closer is of another prompt, and has a page of its own.
         for names in (("base", "steered"), ("closer",)):

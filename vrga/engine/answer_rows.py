@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vrga.engine.known_rows import KnownRows, Pairs
 from vrga.engine.steered import Steered
 from vrga.kernels.columns import GROUP
 from vrga.kernels.pages import gathered
@@ -110,6 +109,8 @@ class Rows:
         )  # [B, Q, H, d]
         self.stats.append(stats)
         self.seen.append(layer)
+        if self.gate is not None:  # heads that are shut keep the engine's own
+            found = torch.where(self.gate[layer][:, None, :, None], found, output[self.index])
         if self.steered is not None:
             found = torch.where(self.steered[:, :, None, None], found, output[self.index])
         output[self.index] = found
@@ -140,28 +141,13 @@ class Rows:
         return found
 
 
-@dataclass
-class Together:
-    """What is kept from one pass to the next: the pairs of the requests that answered last."""
-
-    pairs: Pairs | None = None
-
-    def of(self, pieces: Sequence[Piece], heads: slice) -> Pairs:
-        """The pairs of some requests, one row of the answer of each."""
-        regions = [piece.state.region for piece in pieces]
-        if self.pairs is None or not self.pairs.are_of(regions):
-            self.pairs = Pairs(pieces, heads)
-        return self.pairs
-
-
 def rows_of(
     pieces: Sequence[Piece],
     table: Tensor,
     page: int,
     dtype: torch.dtype,
     heads: slice,
-    together: Together,
-) -> list[Rows | KnownRows]:
+) -> list[Rows]:
     """The answers' rows of a pass: one of each request together, where the numbers are the same.
 
     Args:
@@ -170,23 +156,17 @@ def rows_of(
         page: keys on one page.
         dtype: of the queries.
         heads: those of this worker.
-        together: kept from pass to pass.
     """
     alike: dict[object, list[tuple[Piece, int, int]]] = {}
-    known = list[Piece]()
     for piece in pieces:
         count = piece.rows - piece.answer
         if count <= 0 or piece.state.fault is not None:
             continue
         state = piece.state
         config, groups = state.plan.config, state.groups
-        if count == 1 and state.gate is not None:
-            told = state.follow(piece.ids[piece.answer :], piece.past + piece.answer)
-            if told is None or told[0]:
-                known.append(piece)
-            continue
         if count == 1:
-            kind = groups.opened, groups.closed, config.gate_focus, config.gate_entropy
+            kind = (groups.opened, groups.closed, config.gate_focus, config.gate_entropy,
+                    state.gate is None)  # fmt: skip
             alike.setdefault(kind, []).append((piece, piece.answer, 1))
             continue
         most = max(1, AT_ONCE // ((heads.stop - heads.start) * (piece.past + piece.rows)))
@@ -194,10 +174,7 @@ def rows_of(
             part = (piece, start, min(most, piece.rows - start))
             alike[piece.name, start] = [part]
     found = [_rows(parts, table, page, dtype, heads) for parts in alike.values()]
-    rows: list[Rows | KnownRows] = [one for one in found if one is not None]
-    if known:
-        rows.append(KnownRows(together.of(known, heads), known, table, page))
-    return rows
+    return [one for one in found if one is not None]
 
 
 def _rows(

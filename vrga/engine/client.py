@@ -42,8 +42,22 @@ def model_of(url: str) -> str:
     Raises:
         OSError: it cannot be reached.
     """
+    return _served(url)["id"]
+
+
+def context_of(url: str) -> int | None:
+    """Tokens of a prompt and its answer that a server takes; None where it does not say.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
+    return _served(url).get("max_model_len")  # vLLM's own; other servers may leave it out
+
+
+def _served(url: str) -> dict[str, Any]:
+    """What a server says of its model."""
     with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
-        return json.load(answer)["data"][0]["id"]
+        return json.load(answer)["data"][0]
 
 
 def ask(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
 
-from vrga.engine.runner import attend, give_up, passing
+import vrga.engine.page_rows  # noqa: F401, compiles it before any request waits
+from vrga.engine.runner import attend, attend_compiled, give_up, passing
 
 TRANSPOSED = ("vec", "vec16")  # instruction sets whose pages hold keys number by number
+_number = functools.cache(extract_layer_index)
 
 
 class SteeredCPUAttention(CPUAttentionBackendImpl):
@@ -41,14 +45,16 @@ class SteeredCPUAttention(CPUAttentionBackendImpl):
                 f"as for {', '.join(TRANSPOSED)} alone: serve with --dtype float32"
             )
             return found
+        number, table = _number(layer.layer_name), attn_metadata.block_table
         pages, heads, page, both = kv_cache.shape
+        if kv_cache.dtype == torch.float32:
+            whole = kv_cache.view(pages, heads, page * both)
+            attend_compiled(number, query, output, whole, table, self.scale)
+            return found
         size = both // 2
         keys, values = kv_cache.view(pages, heads, 2 * page, size).chunk(2, dim=2)
         keys = keys.view(pages, heads, size, page).transpose(2, 3)
-        attend(
-            extract_layer_index(layer.layer_name),
-            query, output, keys, values, attn_metadata.block_table, self.scale,
-        )  # fmt: skip
+        attend(number, query, output, keys, values, table, self.scale)
         return found
 
 

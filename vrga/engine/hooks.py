@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 _MARK = "vrga_hook"
+_SERVER = "vllm.entrypoints.launchers.api_server"
 
 
-def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
-    """Put a function around a method; once, however often it is called.
+def wrap(owner: type | ModuleType, name: str, around: Callable[..., Any]) -> None:
+    """Put a function around a method, or a module's function; once, however often it is called.
 
     Args:
         around: takes the method, and what it is called with.
@@ -54,7 +57,22 @@ def hook_admission(refusal: str | None) -> None:
             raise RefusedRequest(str(error)) from error
         return request
 
+    def init(own: Callable, processor: Any, *args: Any, **kwargs: Any) -> None:
+        own(processor, *args, **kwargs)
+        if _SERVER in sys.modules:  # one is made before what serves is
+            hook_streams()
+
     wrap(InputProcessor, "process_inputs", process_inputs)
+    wrap(InputProcessor, "__init__", init)
+
+
+def hook_streams() -> None:
+    """Streamed chats tell where they looked; in a server alone, whose modules take long to load."""
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+
+    from vrga.engine.streams import telling
+
+    wrap(OpenAIServingChat, "chat_completion_stream_generator", telling)
 
 
 def hook_prefix_cache() -> None:
@@ -137,6 +155,24 @@ def hook_runner() -> None:
 
     wrap(GPUModelRunner, "_model_forward", model_forward)
     wrap(GPUModelRunner, "sample_tokens", sample_tokens)
+
+
+def hook_rebinding() -> None:
+    """A second engine in one process starts beside numba.
+
+    vLLM looks at all that any module has, and fails at llvmlite's, which numba brings.
+    """
+    from vllm.triton_utils import dispatcher
+
+    def rebind_kernels(own: Callable, *args: Any) -> None:
+        hidden = [name for name in sys.modules if name.partition(".")[0] == "llvmlite"]
+        kept = {name: sys.modules.pop(name) for name in hidden}
+        try:
+            own(*args)
+        finally:
+            sys.modules.update(kept)
+
+    wrap(dispatcher, "_rebind_kernels", rebind_kernels)
 
 
 def hook_attention() -> None:

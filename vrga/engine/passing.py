@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vrga.engine.answer_rows import Piece, Rows, Together, rows_of
+from vrga.engine.answer_rows import Piece, Rows, rows_of
+from vrga.engine.compiled_rows import CompiledRows, Kept, probe
 from vrga.engine.cuda_rows import PagedRows
-from vrga.engine.known_rows import KnownRows
 from vrga.engine.pages import row_attention
 from vrga.kernels.pages import gathered
 
@@ -20,17 +20,20 @@ class Passing:
     Args:
         pieces: of the pass.
         heads: of this worker, among all.
-        together: keeps what holds as long as the same requests answer together.
+        kept: from pass to pass.
 
     Attributes:
         done: layers that were seen.
         shares: once it is through, (step, share) of each request's rows, as of `Rows.shares`.
     """
 
-    def __init__(self, pieces: Sequence[Piece], heads: slice, together: Together):
-        self.pieces, self.heads, self._together = list(pieces), heads, together
+    def __init__(self, pieces: Sequence[Piece], heads: slice, kept: Kept):
+        self.pieces, self.heads, self._kept = list(pieces), heads, kept
+        looking = [(piece, piece.probed) for piece in self.pieces]
+        self._looking = [(piece, at) for piece, at in looking if at is not None]
         self.done: set[int] = set()
-        self.rows: Sequence[Rows | KnownRows | PagedRows] | None = None
+        self.rows: Sequence[Rows | PagedRows] | None = None
+        self._compiled: CompiledRows | None = None
         self.shares: dict[str, list[tuple[int, float]]] = {}
         self._probed: dict[str, list[Tensor]] = {}
 
@@ -55,9 +58,8 @@ class Passing:
         """
         self.done.add(layer)
         page = keys.shape[2]
-        for piece in self.pieces:
-            at = piece.probed
-            if at is not None and piece.state.fault is None:
+        for piece, at in self._looking:
+            if piece.state.fault is None:
                 seen = piece.state.plan.probed + 1
                 own = table[piece.place, : -(-seen // page)].long()
                 whole = gathered(keys, own[None])[0, :, :seen]
@@ -65,9 +67,34 @@ class Passing:
                     row_attention(query[at], whole, scale)
                 )
         if self.rows is None:
-            self.rows = rows_of(self.pieces, table, page, query.dtype, self.heads, self._together)
+            self.rows = rows_of(self.pieces, table, page, query.dtype, self.heads)
         for rows in self.rows:
             rows.steer(layer, query, output, keys, values, scale)
+
+    def attend_compiled(
+        self,
+        layer: int,
+        query: Tensor,
+        output: Tensor,
+        cache: Tensor,
+        table: Tensor,
+        scale: float,
+    ) -> None:
+        """As `attend`, by what `page_rows` compiled.
+
+        Args:
+            cache: pages in float32, [pages, H_kv, 2 * page * d], as `page_rows.steer_rows` has it.
+        """
+        self.done.add(layer)
+        if self._compiled is None:
+            self._compiled = CompiledRows(self.pieces, self._kept, table, self.heads)
+        asked, pages = query.numpy(), cache.numpy()
+        for piece, at in self._looking:
+            if piece.state.fault is None:
+                seen = piece.state.plan.probed + 1
+                row = probe(asked[at], pages, table[piece.place].numpy(), seen, scale, self._kept)
+                self._probed.setdefault(piece.name, []).append(row)
+        self._compiled.steer(layer, asked, output.numpy(), pages, scale)
 
     def close(self, gather: Callable[[Tensor], Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """The pass is through: find regions, and count where the answers' rows looked.
@@ -80,6 +107,6 @@ class Passing:
             found = self._probed.pop(piece.name, None)
             if found is not None:
                 piece.state.locate(gather(torch.stack(found)).cpu())
-        for rows in self.rows or ():
+        for rows in [*(self.rows or ()), *([self._compiled] if self._compiled else ())]:
             for name, told in rows.shares(total).items():
                 self.shares.setdefault(name, []).extend(told)

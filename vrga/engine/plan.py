@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from vrga.config import VRGAConfig
@@ -36,15 +38,21 @@ class Plan:
         return self.query - (1 if self.config.reproduces else 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as what JSON and MessagePack hold."""
-        return {**asdict(self), "config": self.config.to_dict()}
+        """The same as what JSON and MessagePack hold; the config as text, which is read once."""
+        return {
+            "config": _text(self.config),
+            "prompt": self.prompt,
+            "query": self.query,
+            "images": self.images,
+            "given": self.given,
+        }
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Plan:
         """The plan that `to_dict` told; lists are taken for tuples."""
         boxes = given["given"]
         return cls(
-            VRGAConfig.from_dict(given["config"]),
+            _config(given["config"]),
             given["prompt"],
             given["query"],
             tuple((int(place), int(count)) for place, count in given["images"]),
@@ -55,6 +63,17 @@ class Plan:
     def within(cls, extra: Mapping[str, Any] | None) -> Plan | None:
         """The plan among a request's extra arguments; None where it is not steered."""
         return None if not extra or PLAN not in extra else cls.from_dict(extra[PLAN])
+
+
+@functools.lru_cache(maxsize=256)
+def _text(config: VRGAConfig) -> str:
+    return json.dumps(config.to_dict())
+
+
+@functools.lru_cache(maxsize=256)
+def _config(text: str) -> VRGAConfig:
+    """Requests that are steered alike share a config, and what it keeps of itself."""
+    return VRGAConfig.from_dict(json.loads(text))
 
 
 def _box(box: list[float]) -> Box:

@@ -22,6 +22,7 @@ def register() -> None:
         hook_admission,
         hook_attention,
         hook_prefix_cache,
+        hook_rebinding,
         hook_reports,
         hook_runner,
     )
@@ -31,7 +32,9 @@ def register() -> None:
     refusal = untested()
     if refusal is None:
         try:
-            for hook in (hook_attention, hook_runner, hook_reports, hook_prefix_cache):
+            for hook in (
+                hook_attention, hook_rebinding, hook_runner, hook_reports, hook_prefix_cache,
+            ):  # fmt: skip
                 hook()
         except Exception as error:
             refusal = f"the plug-in could not be put in ({type(error).__name__}: {error})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 import os
@@ -77,7 +78,7 @@ def _read(given: object, name: str, checkpoint: str | Path) -> Asked | None:
         if preset is not None and not isinstance(preset, str):
             raise ValueError(f"preset={_short(preset)} is not one of {', '.join(PRESETS)}")
         _check_names(fields)
-        config = choose(preset, fields, checkpoint).config
+        config = _config(preset, fields, checkpoint)
         _check(config)
         if query is not None and (not isinstance(query, str) or not query.strip()):
             raise ValueError(f"query={_short(query)}: give the question's text")
@@ -85,6 +86,20 @@ def _read(given: object, name: str, checkpoint: str | Path) -> Asked | None:
     except ValueError as error:
         told = f"{name}: {error}"
         raise ValueError(told) from error
+
+
+def _config(preset: str | None, fields: Mapping[str, object], checkpoint: str | Path) -> VRGAConfig:
+    """The config that is asked for; requests that ask alike share it."""
+    try:
+        text = json.dumps(fields)
+    except (TypeError, ValueError):  # an object of Python's, with which a request may come there
+        return choose(preset, fields, checkpoint).config
+    return _chosen(preset, text, checkpoint)
+
+
+@functools.lru_cache(maxsize=256)
+def _chosen(preset: str | None, fields: str, checkpoint: str | Path) -> VRGAConfig:
+    return choose(preset, json.loads(fields), checkpoint).config
 
 
 def _decoded(text: str, name: str) -> object:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrga.engine.answer_rows import Piece, Together
+from vrga.engine.answer_rows import Piece
+from vrga.engine.compiled_rows import Kept
 from vrga.engine.passing import Passing
 from vrga.engine.plan import Plan
 from vrga.engine.steered import Steered
@@ -41,7 +42,7 @@ class Worker:
         spans: gives the table of <back> spans of the vocabulary, for the word in its tags.
         gather: attention of this worker's heads, [L, h, S] -> of all heads.
         total: a sum over the workers.
-        together: what is kept from pass to pass.
+        kept: from pass to pass.
     """
 
     config: Any
@@ -50,7 +51,7 @@ class Worker:
     spans: Callable[[str], TagTable]
     gather: Callable[[Tensor], Tensor] = lambda rows: rows
     total: Callable[[Tensor], Tensor] = lambda sums: sums
-    together: Together = field(default_factory=Together)
+    kept: Kept = field(default_factory=Kept)
 
 
 def passing() -> Passing | None:
@@ -102,6 +103,16 @@ def attend(*args: Any, by: Callable[..., None] = Passing.attend) -> None:
             _give_up(now, error)
 
 
+def attend_compiled(*args: Any) -> None:
+    """As `attend`, with the arguments of `Passing.attend_compiled`."""
+    now = _NOW.get()
+    if now is not None:
+        try:
+            now.attend_compiled(*args)
+        except Exception as error:
+            _give_up(now, error)
+
+
 def give_up(reason: str) -> None:
     """Steering cannot go on in this pass."""
     now = _NOW.get()
@@ -141,7 +152,7 @@ def _begin(
                 "seen: a cached beginning of the prompt was taken that holds it"
             )
         pieces.append(piece)
-    return Passing(pieces, worker.heads, worker.together) if pieces else None
+    return Passing(pieces, worker.heads, worker.kept) if pieces else None
 
 
 def _state(worker: Worker, record: Any) -> Steered | None:

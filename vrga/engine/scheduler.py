@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+from vrga.config import VRGAConfig
 from vrga.engine.plan import Plan
 from vrga.engine.summary import Summary
 
 FIELD = "vrga"  # of the answer's transfer parameters, which vLLM hands through to the client
 _PLAN, _SUMMARY = "vrga_plan", "vrga_summary"  # attributes of the scheduler's requests
+
+
+@functools.lru_cache(maxsize=256)
+def _name(config: VRGAConfig) -> str:
+    return config.name
 
 
 def plan_of(request: Any) -> Plan | None:
@@ -67,7 +74,7 @@ def take_reports(scheduler: Any, names: Any, reports: dict[str, dict]) -> list[s
         if request is None or plan is None:
             continue
         if not hasattr(request, _SUMMARY):
-            setattr(request, _SUMMARY, Summary(plan.config.name))
+            setattr(request, _SUMMARY, Summary(_name(plan.config)))
         summary: Summary = getattr(request, _SUMMARY)
         summary.take(reports.get(name))
         if summary.fault is not None:

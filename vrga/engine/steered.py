@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import Grid
 from vrga.method.region import Region, find_regions
 from vrga.method.table import rules_of
+
+if TYPE_CHECKING:
+    from vrga.engine.compiled_rows import Known
 
 SLACK = 1e-3  # of a cell: how far a rounded edge may be off
 
@@ -34,6 +38,7 @@ class Steered:
         region: what it looks at; None until its question's row has been seen.
         fault: why it cannot be steered, or None. It is then left alone, and ends with an error.
         told: whether the region went out with a report.
+        known: what the compiled rows of a CPU make of it, once they come.
 
     Raises:
         ValueError: grids that do not fill the images' tokens.
@@ -54,6 +59,7 @@ class Steered:
         self.region: Region | None = None
         self.fault: str | None = None
         self.told = False
+        self.known: Known | None = None
         self._spans = (
             None if spans is None else BackSpans(spans, 1, torch.device("cpu"), plan.prompt)
         )

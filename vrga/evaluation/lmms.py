@@ -17,7 +17,7 @@ from vrga import lookback
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS
-from vrga.engine.client import model_of
+from vrga.engine.client import context_of, model_of
 from vrga.evaluation import scoring
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.closer_asking import CloserAsker
@@ -166,7 +166,8 @@ class VRGAModel(lmms):
         batch = int(batch_size)
         self.asker: Asker | ServerAsker
         if server is not None:
-            self.asker = ServerAsker(server, name, steering, batch=batch, seed=seed)
+            room = context_of(server)
+            self.asker = ServerAsker(server, name, steering, batch=batch, seed=seed, context=room)
         elif zoom:
             own = Zoom() if zoom is True else zoom
             self.asker = CloserAsker(model, processor, config, own, pixels=pixels, seed=seed)

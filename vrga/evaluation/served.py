@@ -26,19 +26,22 @@ class ServerAsker:
         config: how to steer; None asks for answers that are not steered.
         batch: requests at once.
         seed: of sampling.
+        context: tokens of a prompt and its answer that the server takes, where that is known.
     """
 
     def __init__(
-        self, url: str, model: str, config: VRGAConfig | None, *, batch: int = 8, seed: int = 0
-    ):
+        self, url: str, model: str, config: VRGAConfig | None, *, batch: int = 8, seed: int = 0,
+        context: int | None = None,
+    ):  # fmt: skip
         self._url, self._model, self._config = url, model, config
-        self._batch, self._seed = batch, seed
+        self._batch, self._seed, self._context = batch, seed, context
 
     def ask(self, requests: Iterable[Request]) -> Generator[Answer]:
         """Answer every request, in no fixed order; one that fails is answered with its error.
 
         Raises:
-            ServerError: the server answered, and did not steer what it was asked to steer.
+            ServerError: the server answered, and did not steer what it was asked to steer; or it
+                has no room for answers as long as are asked for.
         """
         with concurrent.futures.ThreadPoolExecutor(self._batch) as pool:
             waiting: set[concurrent.futures.Future[Answer]] = set()
@@ -53,6 +56,13 @@ class ServerAsker:
                 yield one.result()
 
     def _answer(self, request: Request) -> Answer:
+        longest = request.options.get("max_new_tokens", 0)
+        if self._context is not None and longest >= self._context:
+            raise ServerError(
+                f"{request.id} may be answered with {longest} tokens, and the server at "
+                f"{self._url} has room for {self._context} of prompt and answer: give "
+                "--max-new-tokens, or start the server with a larger --max-model-len"
+            )
         try:
             chat, question = request.chat()
             messages = with_images(chat, _picture)

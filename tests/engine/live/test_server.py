@@ -104,6 +104,35 @@ def test_the_openai_client_asks_and_hears_where_it_looked(server):
     assert looked["grids"] == [[6, 6]] and looked["boxes"][0] and looked["share"]["mean"] > 0
 
 
+@pytest.mark.parametrize("usage", [False, True], ids=["plain", "with usage"])
+def test_a_stream_tells_at_its_end_what_the_whole_answer_tells(server, usage):
+    url, model, _ = server
+    sample = samples(1)[0]
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+
+    def asked(vrga, **more):
+        return client.chat.completions.create(
+            model=model, max_tokens=8, temperature=0,
+            messages=[{"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": address(sample.image)}},
+                {"type": "text", "text": sample.question},
+            ]}],
+            extra_body={"vllm_xargs": {"vrga": json.dumps(vrga)}}, **more,
+        )  # fmt: skip
+
+    options = {"include_usage": True} if usage else None
+    chunks = list(asked("paper", stream=True, stream_options=options))
+    told = [(one.model_extra or {}).get("kv_transfer_params") for one in chunks]
+    ends = [bool(one.choices and one.choices[0].finish_reason) for one in chunks]
+    assert [one is not None for one in told] == ends and sum(ends) == 1
+    whole = asked("paper")
+    assert told[ends.index(True)]["vrga"] == whole.model_extra["kv_transfer_params"]["vrga"]
+    text = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
+    assert text == whole.choices[0].message.content
+    plain = list(asked(False, stream=True))
+    assert not [one for one in plain if (one.model_extra or {}).get("kv_transfer_params")]
+
+
 def test_what_cannot_be_is_refused_with_400_and_the_reason(server):
     url, model, _ = server
     sample = samples(1)[0]
