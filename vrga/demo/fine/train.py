@@ -2,12 +2,12 @@
 
 First the vision tower alone learns to name the letter and the card's colour in every token, of
 overviews and of crops; letters in overviews as well, which it cannot, so that what follows does
-not rest on its having never tried. Then the text model learns to answer: at first from one picture
-alone, the overview or a larger one, where the places of cards are all that it can learn, and then
-from the overview and crops of the original as well. Some heads are taught to look, from the
-question mark to the card and from the answer's colour to its letter, as in `vrga.demo.train`; asked
-about crops from the first step on, they had not learned to look by the time that reading was
-learned.
+not rest on its having never tried. Then the text model learns to answer, in two courses. The first
+is of all that it will be asked: the overview alone, a larger picture alone, and the overview with
+crops of the original; it learns to read crops there, and hardly to find. The second begins with
+steps of one picture alone, where the places of cards are what there is to learn, and goes on with
+all. Some heads are taught to look, from the question mark to the card and from the answer's colour
+to its letter, as in `vrga.demo.train`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def train_answers(
     """Teach the text model to answer; the last shares of letters that it gets right.
 
     Args:
-        find_steps: asked straight alone, before the others.
+        find_steps: asked about one picture alone, before the others.
         keep: called every 200 steps, to save what there is.
     """
     learner = learning.answers_learner(model, find_steps + steps, rate)
@@ -141,9 +141,11 @@ def train_answers(
 
 
 def main() -> None:
-    parser = learning.options(__doc__.splitlines()[0], WEIGHTS, vision_steps=300, batch=20)
-    parser.add_argument("--find-steps", type=int, default=300, help="of the answers, straight")
-    parser.add_argument("--start", type=Path, help="go on with the answers of this checkpoint")
+    parser = learning.options(__doc__.splitlines()[0], WEIGHTS, vision_steps=500, batch=16)
+    parser.set_defaults(steps=300)
+    parser.add_argument("--read-steps", type=int, default=800, help="of the answers' first course")
+    parser.add_argument("--find-steps", type=int, default=200, help="of one picture alone")
+    parser.add_argument("--start", type=Path, help="the second course alone, of this checkpoint")
     given = parser.parse_args()
 
     started = time.perf_counter()
@@ -164,14 +166,16 @@ def main() -> None:
     def keep() -> None:
         build.save(model, processor, given.output, FINDING)
 
+    if given.start is None:
+        train_answers(model, batches, 0, given.read_steps, given.rate, keep)
     letters = train_answers(model, batches, given.find_steps, given.steps, given.rate, keep)
     seconds = time.perf_counter() - started
     model.eval()
     keep()
     print("letters:", letters, flush=True)
     learning.write_record(
-        given, model, seconds, pictures_a_step=given.batch, find_steps=given.find_steps,
-        vision_tower=vision, letters=letters,
+        given, model, seconds, pictures_a_step=given.batch, read_steps=given.read_steps,
+        find_steps=given.find_steps, vision_tower=vision, letters=letters,
         start=None if given.start is None else given.start.name,
     )  # fmt: skip
 
