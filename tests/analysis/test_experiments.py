@@ -19,9 +19,9 @@ from vrga.analysis.sweeps import swept
 from vrga.analysis.tuning import halves
 from vrga.beforehand import OF_LOOKBACK
 from vrga.demo.data import SPLITS, make_samples, parse_answer
+from vrga.demo.drawn import drawn_of
 from vrga.demo.fine.settings import FINDING
 from vrga.evaluation import arms as arms_module
-from vrga.evaluation.drawn import drawn_of
 from vrga.evaluation.items import drawn_items, read_items
 from vrga.evaluation.store import Store
 

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from vrga.annotations import Model, Processor
 from vrga.demo.data import TEST_SEEDS
+from vrga.demo.drawn import drawn_of
 from vrga.evaluation.arms import Arm, run_arms, versions
-from vrga.evaluation.drawn import drawn_of
 from vrga.evaluation.items import Item, read_items
 from vrga.evaluation.looked_at import cells_in
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vrga.demo.data import TEST_SEEDS, TRAIN_SEEDS
-from vrga.evaluation.drawn import check_drawn, drawn_of
+from vrga.demo.drawn import check_drawn, drawn_of
 from vrga.evaluation.items import Item, read_items
 from vrga.evaluation.store import fingerprint
 from vrga.lookback import TAG, check_tag, reward, spans_of
