@@ -20,7 +20,7 @@ from vrga.demo.chain.data import CHAIN_SPLITS, make_chain_samples
 from vrga.demo.chain.data import PROMPTS as CHAIN_PROMPTS
 from vrga.demo.data import SPLITS, TEST_SEEDS, Sample, make_samples, prepare
 from vrga.demo.fine.data import FINE_SPLITS, make_fine_samples
-from vrga.demo.fine.settings import CLOSER, FINDING
+from vrga.demo.fine.settings import AT_BACK, CLOSER, FINDING
 from vrga.plots import compare_figure, region_figure
 from vrga.plots.pictures import COLORS, mask_of, picture
 from vrga.recording.trace import Trace
@@ -140,7 +140,7 @@ def looks_picture() -> Figure:
     for name, looks in (("asked without looks", {"gain": 1e6}), ("a look at each <back>", {})):
         found = vrga.look_closer(
             model, processor, sample.image, question, replace(FINDING, when="back"),
-            replace(CLOSER, when="back", **looks), max_new_tokens=96,
+            replace(AT_BACK, when="back", **looks), max_new_tokens=96,
         )  # fmt: skip
         told[name] = found.text
     return closer_figure([sample.image], found, title=sample.question, answers=told)

@@ -114,12 +114,13 @@ def experiment(
     items = study.questions(DRAWN, FIRST + APART * study.seed)
     settings = {
         "command": "lookback",
-        "seed": study.seed,
-        "measure": measure,
         **study.common(len(items)),
         "arms": {arm.name: arm.config and dataclasses.asdict(arm.config) for arm in chosen},
-        "zooms": {arm.name: arm.zoom.settings() for arm in chosen if arm.zoom is not None},
     }
+    # Runs of before these options hold none of them, and go on where they are as they were.
+    zooms = {arm.name: arm.zoom.settings() for arm in chosen if arm.zoom is not None}
+    later = {"seed": (study.seed, 0), "measure": (measure, True), "zooms": (zooms, {})}
+    settings |= {name: own for name, (own, former) in later.items() if own != former}
     store = study.store(settings)
     samples = study.ask(study.load(), items, chosen, store, measure=measure)
     told = {name: _summary(samples, name) for name in samples}

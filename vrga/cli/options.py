@@ -130,7 +130,10 @@ def zoom_for(model: str | None, zoom: bool, given: Sequence[str] | None) -> Zoom
     """
     if not zoom:
         if given:
-            raise ValueError("--zoom-option is about a closer look, and none is asked for")
+            raise ValueError(
+                "--zoom-option is about a closer look, and none is asked for: add --zoom (of vrga "
+                "lookback: --steering zoom)"
+            )
         return None
     from vrga.closer.zoom import Zoom, zoom_with
     from vrga.demo.fine.settings import AT_BACK, CLOSER
