@@ -80,10 +80,11 @@ def arms(
         if "uncertain" in own.values():
             own["uncertainty"] = nats
         configs[name] = None if fields is None else dataclasses.replace(config, **own)
-    given = zoom or Zoom()
-    if given.steer == "off":  # at a <back> the place is found in steps that are steered
-        given = dataclasses.replace(given, steer="place")
-    zooms = {name: dataclasses.replace(given, **fields) for name, fields in CLOSER.items()}
+    zooms = {
+        name: dataclasses.replace(zoom or Zoom(), **CLOSER[name])
+        for name in steerings
+        if name in CLOSER
+    }
     return [
         Arm(name, configs[name], prompt, zoom=zooms.get(name))
         for prompt in prompts

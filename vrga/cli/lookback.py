@@ -64,7 +64,9 @@ def lookback(
         max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
     closer = options.zoom_for(
-        "chain" if split in CHAIN_SPLITS else model, "zoom" in steering, zoom_option
+        "chain" if model == "fine" or split in CHAIN_SPLITS else model,
+        "zoom" in steering,
+        zoom_option,
     )
     own = options.said(preset, gain, model)
     from vrga.analysis.lookback import experiment

@@ -152,6 +152,13 @@ def options(told: str, output: Path, vision_steps: int, batch: int) -> argparse.
     return parser
 
 
+def recent(course: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means of the last 20 steps; of what some of them lack, over the others."""
+    last = course[-20:]
+    keys = dict.fromkeys(key for one in last for key in one)
+    return {key: float(np.mean([one[key] for one in last if key in one])) for key in keys}
+
+
 def write_record(given: argparse.Namespace, model: Model, seconds: float, **own) -> None:
     """Write training.json: how the model was trained, and `own`, what came of it."""
     record = {

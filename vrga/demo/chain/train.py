@@ -76,16 +76,11 @@ def train_chains(
         course.append({
             "words": words.item(), "look": look.item(), "read": hit[read].float().mean().item(),
         })  # fmt: skip
-        bar.set_postfix({k: f"{v:.3f}" for k, v in _recent(course).items()}, refresh=False)
+        bar.set_postfix({k: f"{v:.3f}" for k, v in learning.recent(course).items()}, refresh=False)
         if step % 100 == 99:
             keep()
     set_backend(model, "sdpa", everywhere=True)
-    return _recent(course)
-
-
-def _recent(course: list[dict[str, float]]) -> dict[str, float]:
-    last = course[-20:]
-    return {key: sum(one[key] for one in last) / len(last) for key in last[0]}
+    return learning.recent(course)
 
 
 def main() -> None:

@@ -71,15 +71,8 @@ def train_vision(model: Model, batches: FineBatches, steps: int) -> dict[str, fl
             "overview_colors": hit[1][some & ~fine].float().mean().item(),
             "empty": (hit[0] & hit[1])[~some].float().mean().item(),
         })  # fmt: skip
-        bar.set_postfix({k: f"{v:.3f}" for k, v in _recent(course).items()}, refresh=False)
-    return _recent(course)
-
-
-def _recent(course: list[dict[str, float]]) -> dict[str, float]:
-    """Means of the last 20 steps; of what some of them lack, over the others."""
-    last = course[-20:]
-    keys = dict.fromkeys(key for one in last for key in one)
-    return {key: float(np.mean([one[key] for one in last if key in one])) for key in keys}
+        bar.set_postfix({k: f"{v:.3f}" for k, v in learning.recent(course).items()}, refresh=False)
+    return learning.recent(course)
 
 
 def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
@@ -133,11 +126,11 @@ def train_answers(
             if rows.any():
                 told[kind] = right[rows][asked[rows]].float().mean().item()
         course.append(told)
-        bar.set_postfix({k: f"{v:.3f}" for k, v in _recent(course).items()}, refresh=False)
+        bar.set_postfix({k: f"{v:.3f}" for k, v in learning.recent(course).items()}, refresh=False)
         if step % 200 == 199:
             keep()
     set_backend(model, "sdpa", everywhere=True)
-    return _recent(course)
+    return learning.recent(course)
 
 
 def main() -> None:
