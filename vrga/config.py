@@ -25,6 +25,7 @@ from vrga.ranges import (
     Relocate,
     When,
     check_abstain,
+    fields_read,
     number,
     short,
 )
@@ -116,9 +117,8 @@ class VRGAConfig:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             choices = tuple(READ_BY) if name == "method" else choices  # some may have been added
-            if name == "when" and callable(value):
-                continue
-            if name == "ablate" and self.method != "ablation" and value is None:
+            unset = name == "ablate" and self.method != "ablation" and value is None
+            if unset or (name == "when" and callable(value)):
                 continue
             if not isinstance(value, str) or value not in choices:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
@@ -127,18 +127,10 @@ class VRGAConfig:
             object.__setattr__(self, name, number(name, getattr(self, name)))
         check_abstain(self.abstain, self.relocate)
         base = METHOD_DEFAULTS.get(self.method, {})
-        read = READ_BY[self.method] | {"method"}
-        if self.gate == "static":
-            read = read - {"gate_focus", "gate_entropy"}  # thresholds of the dynamic gate
-        if self.ablate == "given":
-            read = read - {"heads", "first_layer", "seed"}  # of a choice per layer and step
-        if "uncertain" not in (self.when, self.relocate):
-            read = read - {"uncertainty"}
+        read = fields_read(self)
         for field in fields(self):
-            if field.name in read:
-                continue
             default = base.get(field.name, field.default)
-            if getattr(self, field.name) != default:
+            if field.name not in read and getattr(self, field.name) != default:
                 raise ValueError(
                     f"{field.name}={getattr(self, field.name)!r} is not read by "
                     f"method={self.method!r} with gate={self.gate!r}, when={self.when!r} and "

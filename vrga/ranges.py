@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from vrga.config import VRGAConfig
 
 Method = Literal["vrga", "released", "released_mask", "ablation"]
 Gate = Literal["dynamic", "static"]
@@ -61,6 +64,18 @@ def check_abstain(abstain: float, relocate: str) -> None:
             f"abstain={abstain!r} with relocate={relocate!r}: a region found anew replaces the "
             "question's, so that steps could not be accounted for; set one of them back"
         )
+
+
+def fields_read(config: VRGAConfig) -> set[str]:
+    """The fields that a configuration of its method, gate and times is read by."""
+    read = READ_BY[config.method] | {"method"}
+    if config.gate == "static":
+        read = read - {"gate_focus", "gate_entropy"}  # thresholds of the dynamic gate
+    if config.ablate == "given":
+        read = read - {"heads", "first_layer", "seed"}  # of a choice per layer and step
+    if "uncertain" not in (config.when, config.relocate):
+        read = read - {"uncertainty"}
+    return read
 
 
 def number(name: str, value: object) -> int | float:

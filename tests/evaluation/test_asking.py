@@ -12,7 +12,7 @@ from vrga import VRGAConfig
 from vrga.demo.data import make_samples
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import drawn_items
-from vrga.evaluation.looked_at import cells_in
+from vrga.evaluation.region_attention import cells_in
 from vrga.evaluation.request import Request, request
 from vrga.steering.patching import patch_of
 

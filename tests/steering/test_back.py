@@ -11,7 +11,8 @@ from transformers import LogitsProcessor, StoppingCriteriaList
 
 import vrga
 from vrga import VRGAConfig
-from vrga.method.back_spans import BackSpans, tag_table
+from vrga.method.back_spans import BackSpans
+from vrga.method.tag_table import tag_table
 
 QWEN = FAMILIES["qwen2_5_vl"]
 CLOSE = dict(rtol=2e-3, atol=2e-3)

@@ -659,3 +659,13 @@ def test_a_reset_static_cache_starts_anew(model):
         cache.reset()
         fresh = generate(model, word, 14, **{CACHE: cache}, disable_compile=True)[1]
     torch.testing.assert_close(fresh, base, **CLOSE)
+
+
+def test_a_word_by_hand_on_a_reset_static_cache_is_no_step(model):
+    cache = StaticCache(model.config.get_text_config(), max_cache_len=80)
+    word = dict(input_ids=torch.tensor([[7]]), attention_mask=torch.ones(1, 1, dtype=torch.long))
+    with vrga.patch(model, GAIN), torch.inference_mode():
+        run(model, QWEN.batch([1]), **{CACHE: cache}, disable_compile=True)
+        cache.reset()
+        with pytest.raises(RuntimeError, match="the cache is empty, but"):
+            model(**word, use_cache=True, **{CACHE: cache})

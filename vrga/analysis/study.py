@@ -20,7 +20,7 @@ from vrga.demo.data import TEST_SEEDS
 from vrga.demo.drawn import drawn_of
 from vrga.evaluation.arms import Arm, run_arms, versions
 from vrga.evaluation.items import Item, read_items
-from vrga.evaluation.looked_at import cells_in
+from vrga.evaluation.region_attention import cells_in
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.wording import Table, say_config
 from vrga.hf.checkpoints import load

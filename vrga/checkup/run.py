@@ -13,7 +13,7 @@ from vrga.checkup.checks import STATIC, Examination
 from vrga.checkup.models import TINY, checkpoint, tiny
 from vrga.checkup.result import Checkup
 from vrga.checkup.trial import Trial, run
-from vrga.recording.versions import versions as installed
+from vrga.recording.package_versions import versions as installed
 
 FAMILY = "qwen2_5_vl"
 SECOND = "llava"  # of which the two first things are checked as well

@@ -16,8 +16,9 @@ from vrga.closer.closer import Closer, Cost, Look, Pictures
 from vrga.closer.crops import Crop, Decision
 from vrga.closer.two_looks import TwoLooks
 from vrga.hf.cache import cache_in
+from vrga.hf.greedy import Greedy, cut, plain_cache
 from vrga.hf.inputs import TYPES
-from vrga.hf.second_look import Greedy, cut, plain_cache, seen_sizes, token_side, with_crops
+from vrga.hf.second_look import seen_sizes, token_side, with_crops
 from vrga.method.region import Region
 from vrga.recording.trace import Trace
 from vrga.steering.patching import Patch

@@ -18,16 +18,8 @@ from vrga.closer.crops import Decision, crops_around, decide, find_spots
 from vrga.closer.zoom import Zoom
 from vrga.config import unsteered_config
 from vrga.hf.cache import cache_in
-from vrga.hf.second_look import (
-    Greedy,
-    batch_inputs,
-    cut,
-    most_pixels,
-    plain_cache,
-    seen_sizes,
-    token_side,
-    with_crops,
-)
+from vrga.hf.greedy import Greedy, cut, plain_cache
+from vrga.hf.second_look import batch_inputs, most_pixels, seen_sizes, token_side, with_crops
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
 from vrga.recording.trace import Trace

@@ -11,7 +11,7 @@ from vrga.config import VRGAConfig
 from vrga.demo.data import Sample, parse_answer
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.items import drawn_items
-from vrga.evaluation.looked_at import PUBLISHED, Looks, looks_of
+from vrga.evaluation.region_attention import PUBLISHED, Looks, looks_of
 from vrga.method.heads import visual_heads
 from vrga.method.region import Region
 from vrga.recording.trace import Trace

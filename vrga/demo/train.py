@@ -34,7 +34,8 @@ from vrga.demo.data import (
 from vrga.demo.learning import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT
 from vrga.hf.backends import set_backend
 from vrga.hf.inputs import TYPES
-from vrga.method.back_spans import BackSpans, tag_table
+from vrga.method.back_spans import BackSpans
+from vrga.method.tag_table import tag_table
 
 WEIGHTS = Path(__file__).parent / "weights"
 KINDS = {"direct": 0.25, "cot": 0.25, "back": 0.25, "caption": 0.25}  # shares of a batch

@@ -23,7 +23,7 @@ from vrga.engine.steered import Steered
 from vrga.engine.summary import told_region
 from vrga.hf.families import FAMILIES
 from vrga.hf.layouts import IMAGES, Cells
-from vrga.method.back_spans import TagTable
+from vrga.method.tag_table import TagTable
 
 logger = logging.getLogger(__name__)
 _KEPT = (

@@ -14,11 +14,12 @@ from vrga.engine.plan import Plan
 from vrga.engine.request import Box
 from vrga.hf.layouts import Cells
 from vrga.method.attention_rows import Sample, WholeRows
-from vrga.method.back_spans import BackSpans, TagTable
+from vrga.method.back_spans import BackSpans
 from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import Grid
 from vrga.method.region import Region, find_regions
 from vrga.method.table import rules_of
+from vrga.method.tag_table import TagTable
 
 if TYPE_CHECKING:
     from vrga.engine.compiled_rows import Known

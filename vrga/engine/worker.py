@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vrga.engine.runner import Worker
-from vrga.method.back_spans import TagTable, tag_table
+from vrga.method.tag_table import TagTable, tag_table
 
 _KEPT = "vrga_worker"
 

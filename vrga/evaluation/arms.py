@@ -26,12 +26,12 @@ from vrga.config import VRGAConfig
 from vrga.evaluation.asking import Asker
 from vrga.evaluation.closer_asking import CloserAsker
 from vrga.evaluation.items import Item
-from vrga.evaluation.looked_at import looks_of
+from vrga.evaluation.region_attention import looks_of
 from vrga.evaluation.request import Answer
 from vrga.evaluation.store import Store
 from vrga.intervals import Interval, mcnemar, mean_interval, paired_difference, wilson
 from vrga.method.region import Region
-from vrga.recording.versions import versions as installed
+from vrga.recording.package_versions import versions as installed
 
 
 @dataclass(frozen=True)

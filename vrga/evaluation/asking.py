@@ -17,7 +17,7 @@ from vrga.annotations import BatchFeature, Model
 from vrga.config import VRGAConfig
 from vrga.evaluation.batch import Boxes, asked_region, each_row, summary
 from vrga.evaluation.failures import SAMPLE_ERRORS, out_of_memory, told_of
-from vrga.evaluation.looked_at import cells_in, looks_of
+from vrga.evaluation.region_attention import cells_in, looks_of
 from vrga.evaluation.request import Answer, Ready, Request, with_images
 from vrga.hf.processors import processed
 from vrga.images import bounded, read_image

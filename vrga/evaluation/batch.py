@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vrga.evaluation.looked_at import cells_in
+from vrga.evaluation.region_attention import cells_in
 from vrga.evaluation.request import Ready
 from vrga.method.prompt import Grid
 from vrga.method.region import Region

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 from collections.abc import Callable, Iterable
 
@@ -35,19 +34,6 @@ TASK_PROMPT = "task"  # the prompt that a task brings itself
 LONGEST = 2048  # new tokens where neither the task nor the user says
 SAMPLING = ("temperature", "top_p", "top_k")
 GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "until")
-
-
-def sample_score(metrics: dict) -> float | None:
-    """One number for a sample: the first of its task's metrics that is one, or holds a "score".
-
-    None where there is none, as for answers that only a judge can score.
-    """
-    for value in metrics.values():
-        if isinstance(value, dict):
-            value = value.get("score")
-        if isinstance(value, (bool, int, float)) and not math.isnan(value):
-            return float(value)
-    return None
 
 
 def _check(vrga: object, config: VRGAConfig | str, gain: float | None, zoom: Zoom | bool) -> None:
@@ -269,7 +255,7 @@ class VRGAModel(lmms):
         if task.startswith(OURS) and task not in JUDGED and answer.error is None:
             doc = self.task_dict[task][split][doc_id]
             scores = instance.args[1].__self__.process_results(doc, [answer.text])
-            score = sample_score(scores)
+            score = scoring.sample_score(scores)
         return answer.kept() | {
             "arm": self.arm,
             "task": task,

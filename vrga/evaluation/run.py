@@ -7,7 +7,6 @@ import dataclasses
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -24,12 +23,10 @@ from vrga.evaluation.harness import (
     silent,
     task_index,
 )
+from vrga.evaluation.scoring import sample_score
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.tables import page, rich_table, summary
 from vrga.evaluation.wording import say_config
-
-if TYPE_CHECKING:
-    pass
 
 RESULTS, TABLE = "results.json", "table.md"
 BASE, STEERED, ZOOM = "base", "vrga", "zoom"
@@ -152,24 +149,27 @@ def evaluate(chosen: Evaluation, output: Path, *, resume: bool, console: Console
     processes.wait_for_everyone()
     if not first:
         return None
-    store.gather()
-    for arm, results in found.items():
-        for task, samples in results["samples"].items():
-            for one in samples:
-                _score(store.done.get(f"{arm}/{task}/{one['doc_id']}"), one)
-    samples = store.finish(sorted(store.done, key=_order))
-    results = {
-        "settings": settings,
-        "versions": versions() | {"lmms-eval": version("lmms-eval")},
-        "processes": ranks,
-        "batch": chosen.batch,
-        "tasks": summary(samples, {arm: found[arm]["results"] for arm in found}),
-        "failed": sum(one["error"] is not None for one in samples),
-    }
+    results = {"settings": settings, "processes": ranks, "batch": chosen.batch}
+    results |= _results(store, found)
     write_json(output / RESULTS, results)
     (output / TABLE).write_text(page(results["tasks"]), "utf-8")
     console.print(rich_table(results["tasks"]))
     return results
+
+
+def _results(store: Store, found: dict[str, dict]) -> dict:
+    """What all processes answered, scored; `found` has what lmms-eval returned of each arm."""
+    store.gather()
+    for arm, results in found.items():
+        for task, logged in results["samples"].items():
+            for one in logged:
+                _score(store.done.get(f"{arm}/{task}/{one['doc_id']}"), one)
+    samples = store.finish(sorted(store.done, key=_order))
+    return {
+        "versions": versions() | {"lmms-eval": version("lmms-eval")},
+        "tasks": summary(samples, {arm: found[arm]["results"] for arm in found}),
+        "failed": sum(one["error"] is not None for one in samples),
+    }
 
 
 def _check_harness() -> None:
@@ -267,8 +267,6 @@ def _arm(chosen: Evaluation, arm: str, loaded, names, manager, store: Store, bar
 
 def _score(sample: dict | None, logged: dict) -> None:
     """Give a sample the score that its task's own code found."""
-    from vrga.evaluation.lmms import sample_score
-
     if sample is None or sample["error"] is not None:
         return
     known = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts",

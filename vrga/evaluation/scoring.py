@@ -8,6 +8,7 @@ then it is the plain text outside these spans. A missing answer is wrong; it is 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -149,3 +150,16 @@ def _said(text: str) -> str:
     """The line behind the last "the answer is", else the whole text; bare."""
     rest = _SAID.split(text)[-1].strip()
     return bare(rest.split("\n")[0] if rest and rest != text.strip() else text)
+
+
+def sample_score(metrics: dict) -> float | None:
+    """One number for a sample: the first of its task's metrics that is one, or holds a "score".
+
+    None where there is none, as for answers that only a judge can score.
+    """
+    for value in metrics.values():
+        if isinstance(value, dict):
+            value = value.get("score")
+        if isinstance(value, (bool, int, float)) and not math.isnan(value):
+            return float(value)
+    return None

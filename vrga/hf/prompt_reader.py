@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vrga.annotations import Tokenizer
-from vrga.hf.announcement import Announcement
+from vrga.hf.announced_prompt import AnnouncedPrompt
 from vrga.hf.grids import read_prompt
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
@@ -83,7 +83,7 @@ class PromptReader:
     @on_cpu
     def read_announced(
         self,
-        announced: Announcement,
+        announced: AnnouncedPrompt,
         rows: int,
         mask: Tensor | None,
         held: Prompt | None,

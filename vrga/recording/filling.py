@@ -9,10 +9,10 @@ import torch
 from vrga.annotations import Model, Tokenizer
 from vrga.config import VRGAConfig
 from vrga.kernels.columns import ENTROPY, GATE, MASS
+from vrga.recording.package_versions import versions
 from vrga.recording.recorder import Recorder
 from vrga.recording.trace import Trace
 from vrga.recording.transcript import Transcript
-from vrga.recording.versions import versions
 
 
 def fill(

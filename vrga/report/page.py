@@ -20,7 +20,6 @@ from vrga.report.channels import channels_of, fitting, levels
 from vrga.report.comparison import opening, question_of, side_by_side, verdict
 
 LONGEST_SIDE = 1280  # pixels of an image in the page
-LARGEST_PNG = 300_000  # bytes; larger ones become JPEG
 # Controls that turn the direction of all text after them: shown as signs. Arabic needs none.
 TURNING = {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
@@ -173,15 +172,9 @@ def _run(trace: Trace, row: int, images: list[str], budget: float, layers: bool)
     kept, sizes = fitting(channels, grids, len(steps), budget)
     series = [name for name in SHARES if getattr(trace, name) is not None]
     maps = [levels(c.map, grids, sizes) for c in kept]
-    shares = np.stack(
-        [
-            [
-                getattr(trace, name)[: len(steps), :, row][:, c.heads].mean(1).numpy()
-                for name in series
-            ]
-            for c in kept
-        ]
-    )  # [channels, series, steps]
+    recorded = [getattr(trace, name)[: len(steps), :, row] for name in series]
+    # [channels, series, steps]
+    shares = np.stack([[one[:, c.heads].mean(1).numpy() for one in recorded] for c in kept])
     if not np.isfinite(shares).all():
         raise ValueError(f"row {row} has shares of attention that are not finite")
     places = []
@@ -298,4 +291,4 @@ def _packed(values: np.ndarray) -> str:
 
 def encoded(image: Image.Image) -> str:
     """An image as a data URI: PNG, or JPEG where that is large."""
-    return data_uri(to_rgb(image), longest=LONGEST_SIDE, largest=LARGEST_PNG)
+    return data_uri(to_rgb(image), longest=LONGEST_SIDE)

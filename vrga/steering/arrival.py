@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vrga.hf.announcement import Announcement
+import torch
+
+from vrga.hf.announced_prompt import AnnouncedPrompt
 from vrga.hf.inputs import ForwardInputs
 from vrga.hf.prompt_reader import PromptReader
 from vrga.steering.generate_call import GenerateCall
@@ -26,7 +28,7 @@ class Arrival:
     inputs: ForwardInputs
     run: Run | None
     call: GenerateCall | None = None
-    announced: Announcement | None = None
+    announced: AnnouncedPrompt | None = None
 
     @property
     def held(self) -> int | None:
@@ -36,8 +38,10 @@ class Arrival:
             return None
         if not cache.static or run is None:
             return cache.length
-        if announced is None and self.inputs.width == 1 and run.progress.complete:
-            # A static cache on a GPU would have to be waited for to tell its length.
+        # Within generate() nobody clears the cache between steps; asked for its length, one on a
+        # GPU would have to be waited for, and a compiled step would have to leave its graph.
+        unasked = self.call is not None or torch.compiler.is_compiling()
+        if announced is None and self.inputs.width == 1 and run.progress.complete and unasked:
             return run.reached
         length = cache.length
         # Older versions count a static cache's keys in one row, without padding.

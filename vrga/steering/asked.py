@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vrga.config import VRGAConfig
-from vrga.hf.announcement import Announcement
+from vrga.hf.announced_prompt import AnnouncedPrompt
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
 from vrga.hf.prompt_reader import PromptReader
@@ -46,7 +46,7 @@ class Asked:
         cls,
         inputs: ForwardInputs,
         past: int,
-        announced: Announcement | None,
+        announced: AnnouncedPrompt | None,
         held: Prompt | None,
         *,
         reader: PromptReader,

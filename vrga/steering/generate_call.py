@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vrga.hf.announcement import Announcement
+from vrga.hf.announced_prompt import AnnouncedPrompt
 from vrga.hf.generate_options import GenerateOptions
 from vrga.hf.versions import VERSION
 from vrga.recording.waiting import CHUNK
@@ -39,12 +39,12 @@ class GenerateCall:
         self.run: Run | None = None
         assert options.inputs is not None  # without any, generate() itself says what it misses
         self._inputs, self._width = options.inputs, options.inputs.width
-        self._announced = Announcement(options.inputs)
+        self._announced = AnnouncedPrompt(options.inputs)
         self._end = 0
         self._chosen = 0
 
     @property
-    def announced(self) -> Announcement | None:
+    def announced(self) -> AnnouncedPrompt | None:
         """The prompt that its first pass begins; None behind that pass."""
         return None if self.run is not None else self._announced
 

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from vrga.hf.announcement import Announcement
+from vrga.hf.announced_prompt import AnnouncedPrompt
 from vrga.hf.attention import KEYWORD
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
@@ -77,7 +77,7 @@ class Hooks:
         """The same, where it is through."""
         return self.run if self.run is not None and self.run.is_located else None
 
-    def announce(self, announced: Announcement) -> None:
+    def announce(self, announced: AnnouncedPrompt) -> None:
         """A prompt comes, in a loop by hand."""
         self._here.announced = announced
 

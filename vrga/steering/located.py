@@ -14,11 +14,12 @@ from vrga.hf.host import Host
 from vrga.hf.prompt_reader import PromptReader
 from vrga.kernels.api import Kernels
 from vrga.kernels.columns import GROUP
-from vrga.method.back_spans import BackSpans, tag_table
+from vrga.method.back_spans import BackSpans
 from vrga.method.key_groups import KeyGroups
 from vrga.method.prompt import GridCells, cells_mask
 from vrga.method.region import Region, empty_region
 from vrga.method.steered_keys import SteeredKeys, known_gate
+from vrga.method.tag_table import tag_table
 from vrga.method.timeline import Timeline
 from vrga.method.uncertainty import Uncertainty
 from vrga.recording.meter import Meter

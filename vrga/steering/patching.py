@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vrga.config import VRGAConfig
 from vrga.config_file import FILE
-from vrga.hf.announcement import Announcement
+from vrga.hf.announced_prompt import AnnouncedPrompt
 from vrga.hf.chosen_config import checkpoint_of, choose
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
@@ -295,4 +295,4 @@ class Patch:
         Raises:
             ValueError: neither input_ids nor inputs_embeds.
         """
-        self._hooks.announce(Announcement(ForwardInputs.of(dict(inputs))))
+        self._hooks.announce(AnnouncedPrompt(ForwardInputs.of(dict(inputs))))

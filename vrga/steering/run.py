@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vrga.config import VRGAConfig
-from vrga.hf.announcement import Announcement
+from vrga.hf.announced_prompt import AnnouncedPrompt
 from vrga.hf.cache import KeyCache
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
@@ -131,7 +131,7 @@ class Run:
         self,
         inputs: ForwardInputs,
         past: int,
-        announced: Announcement | None,
+        announced: AnnouncedPrompt | None,
         held: Prompt | None,
     ) -> None:
         """Read the prompt and set up the probe of its query rows.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from vrga.hf.announcement import Announcement
+from vrga.hf.announced_prompt import AnnouncedPrompt
 from vrga.steering.forward_pass import ForwardPass
 from vrga.steering.generate_call import GenerateCall
 from vrga.steering.recent_prompts import RecentPrompts
@@ -27,7 +27,7 @@ class ThreadState(threading.local):
     def __init__(self, cache_name: str):
         self._cache_name = cache_name
         self.call: GenerateCall | None = None
-        self.announced: Announcement | None = None
+        self.announced: AnnouncedPrompt | None = None
         self.passing: ForwardPass | None = None
         self.run: Run | None = None
         self.through: tuple[Run, int] | None = None

@@ -24,8 +24,9 @@ from vrga.demo.chain.data import PROMPTS, ChainSample
 from vrga.demo.fine.data import Card
 from vrga.hf.inputs import TYPES
 from vrga.hf.second_look import batch_inputs, most_pixels, token_side, turn_of
-from vrga.method.back_spans import BackSpans, tag_table
+from vrga.method.back_spans import BackSpans
 from vrga.method.region import Region
+from vrga.method.tag_table import tag_table
 from vrga.steering.patching import Patch, patch
 
 LONGEST = 96  # tokens; a chain with two looks and its box takes 65

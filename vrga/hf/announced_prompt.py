@@ -8,7 +8,7 @@ from vrga.hf.inputs import ForwardInputs
 
 
 @dataclass(frozen=True)
-class Announcement:
+class AnnouncedPrompt:
     """The inputs of a prompt as the user gave them, before its first forward pass."""
 
     inputs: ForwardInputs
