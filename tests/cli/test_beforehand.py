@@ -1,12 +1,13 @@
 """What is refused before anything is imported, loaded or asked."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 
 import pytest
-from command import ended
+from command import ended, run
 from PIL import Image
 
 from vrga import beforehand
@@ -117,3 +118,13 @@ def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path):
     assert list(tmp_path.iterdir()) == []
     beforehand.check_folder(tmp_path, "--output")
     assert tmp_path.is_dir()
+
+
+@pytest.mark.parametrize("name", ["heads", "ablate", "rrar", "dispersion", "recovery"])
+def test_an_analysis_of_which_samples_failed_ends_with_status_4(name, tmp_path, monkeypatch):
+    analysis = importlib.import_module(f"vrga.analysis.{name}")
+    monkeypatch.setattr(analysis, "analyze", lambda *args, **kwargs: {"failed": 2})
+    done = run("analyze", name, "--output", tmp_path)
+    assert done.exit_code == 4 and "2 samples failed" in done.output, done.output
+    monkeypatch.setattr(analysis, "analyze", lambda *args, **kwargs: {"failed": 0})
+    assert run("analyze", name, "--output", tmp_path).exit_code == 0

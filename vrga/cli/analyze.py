@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from vrga.beforehand import FINE_SPLITS, PROMPTS, SEEDS, SELECTIONS, SPLITS, check_known
 from vrga.cli import options
+from vrga.cli.status import guarded, whole
 from vrga.config import VRGAConfig
 from vrga.hf.files import check_model
 
@@ -39,7 +41,7 @@ def heads(
     study = _study(output, data, model, limit, split, batch=batch_size, seed=seed)
     from vrga.analysis.heads import analyze
 
-    analyze(study)
+    raise typer.Exit(whole(analyze(study), output, options.console))
 
 
 @analyze.command()
@@ -75,7 +77,10 @@ def ablate(
     )  # fmt: skip
     from vrga.analysis.ablate import analyze
 
-    analyze(study, prompt=prompt, selections=selections, heads=heads, first_layer=first_layer)
+    run = partial(
+        analyze, study, prompt=prompt, selections=selections, heads=heads, first_layer=first_layer
+    )
+    raise typer.Exit(guarded(run, output, options.console))
 
 
 @analyze.command()
@@ -102,7 +107,8 @@ def rrar(
     )  # fmt: skip
     from vrga.analysis.rrar import analyze
 
-    analyze(study, prompts=prompts.split(","))
+    run = partial(analyze, study, prompts=prompts.split(","))
+    raise typer.Exit(guarded(run, output, options.console))
 
 
 @analyze.command()
@@ -130,7 +136,8 @@ def dispersion(
     )  # fmt: skip
     from vrga.analysis.dispersion import analyze
 
-    analyze(study, prompt=prompt, gain=gain, bins=bins)
+    run = partial(analyze, study, prompt=prompt, gain=gain, bins=bins)
+    raise typer.Exit(guarded(run, output, options.console))
 
 
 @analyze.command()
@@ -159,7 +166,8 @@ def recovery(
     )  # fmt: skip
     from vrga.analysis.recovery import analyze, named
 
-    analyze(study, prompt=prompt, configs=named(config, model))
+    run = partial(analyze, study, prompt=prompt, configs=named(config, model))
+    raise typer.Exit(guarded(run, output, options.console))
 
 
 @analyze.command()

@@ -25,11 +25,16 @@ def guarded(run: Callable[[], dict | None], output: Path, console: Console) -> i
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         return _stopped(console, str(error), output, STOPPED)
-    if results and results["failed"]:
-        told = f"{results['failed']} samples failed and count as wrong: see {output}"
-        console.print(told, style="yellow", soft_wrap=True)
-        return FAILED
-    return 0
+    return 0 if results is None else whole(results, output, console)
+
+
+def whole(results: dict, output: Path, console: Console) -> int:
+    """Say how many samples failed, if some did; returns the exit status."""
+    if not results["failed"]:
+        return 0
+    told = f"{results['failed']} samples failed and count as wrong: see {output}"
+    console.print(told, style="yellow", soft_wrap=True)
+    return FAILED
 
 
 def _stopped(console: Console, why: str, output: Path, status: int) -> int:
