@@ -49,7 +49,11 @@ def runs(tmp_path_factory):
                          "image": f"{number}.png"})  # fmt: skip
         (folder / "GeoMath.json").write_text(json.dumps(rows))
         for place, name in enumerate(("first", "second")):
-            store = Store(folder / name, {"command": "eval", "gain": place}, fields=ANSWERED)
+            store = Store(
+                folder / name,
+                {"command": "eval", "config": {"gain": place, "gate": "static"}},
+                fields=ANSWERED,
+            )
             store.add([answered(n, scores[place], SAID[place]) for n, scores in SCORES.items()])
             store.close()
             local.write_tasks(["GeoMath"], folder, folder / name / TASKS)
@@ -82,7 +86,7 @@ def test_every_sample_that_turned_is_there_with_its_image_question_and_answers(p
     good, bad = ('<span class="good">right', '<span class="bad">wrong')
     assert found["0"].index(bad) < found["0"].index(good)
     assert found["2"].index(good) < found["2"].index(bad)
-    assert "<td>gain</td><td>0</td><td>1</td>" in text
+    assert "<td>config.gain</td><td>0</td><td>1</td>" in text
     assert "-25.0 %; 1 gained and 2 lost of 4 pairs; p = 1." in text
     assert "Cannot tell: 4 pairs are too few" in text
 

@@ -63,11 +63,7 @@ def compare(
                 "with, or make one by vrga eval --compare"
             )
         second = first
-    settings = {
-        name: (other.get(name), mine.get(name))
-        for name in sorted(mine | other)
-        if mine.get(name) != other.get(name)
-    }
+    settings = _differing(other, mine)
     for name, (before, after) in settings.items():
         console.print(f"{name}: {before!r} against {after!r}", markup=False)
     turned = list(_turned(ours, theirs, within))
@@ -89,6 +85,20 @@ def compare(
 
         path = write_page(turned, (first, second), settings, html)
         console.print(f"page: {path}", style="dim", soft_wrap=True)
+    return found
+
+
+def _differing(before: dict, after: dict) -> dict[str, tuple]:
+    """Settings that differ, by name: of those with fields, such as a config, those fields alone."""
+    found = {}
+    for name in sorted(before | after):
+        own = before.get(name), after.get(name)
+        if own[0] == own[1]:
+            continue
+        if all(isinstance(one, dict) for one in own):
+            found |= {f"{name}.{field}": two for field, two in _differing(*own).items()}
+        else:
+            found[name] = own
     return found
 
 
