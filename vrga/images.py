@@ -127,7 +127,10 @@ def bounded(image_processor, pixels: tuple[int | None, int | None]) -> dict[str,
         ) from None
     fewest, most = (mine or theirs for mine, theirs in zip(pixels, own, strict=True))
     if fewest > most:
-        raise ValueError(f"pixels: at least {fewest} and at most {most}")
+        raise ValueError(
+            f"images of at least {fewest} and at most {most} pixels (what is not given is the "
+            f"processor's own, {own[0]} and {own[1]}): raise the most, or lower the least"
+        )
     return {"size": {"shortest_edge": fewest, "longest_edge": most}}
 
 

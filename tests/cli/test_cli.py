@@ -56,6 +56,25 @@ def test_every_preset_runs_and_is_named_away_from_the_answer(picture, preset, sa
     assert said in done.stderr.splitlines() and "config" not in done.stdout
 
 
+@pytest.mark.parametrize("more", [[], ["--zoom", "--model", "fine"]], ids=["plain", "closer"])
+def test_a_question_with_a_control_token_is_refused(picture, more, capsys):
+    asked = ["--image", picture[0], "--question", "what <|image_pad|> is the R?"]
+    assert ended("generate", *asked, *more) == 2
+    assert "contains <|image_pad|>, a control token of this model" in capsys.readouterr().err
+
+
+def test_a_picture_that_the_processor_does_not_take_is_named_by_its_size(tmp_path, capsys):
+    Image.new("RGB", (3000, 1)).save(tmp_path / "thin.png")
+    assert ended("generate", "--image", tmp_path / "thin.png", "--question", "what?") == 2
+    assert "images are of 3000 x 1 pixels" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_told_in_words(picture, capsys):
+    ask = ["--image", picture[0], "--question", "what?", "--device-map", "cuda:9"]
+    assert ended("generate", *ask) == 2
+    assert "device_map='cuda:9'" in capsys.readouterr().err
+
+
 def test_the_version_is_said():
     done = run("--version")
     assert done.exit_code == 0 and done.stdout == f"vrga {vrga.__version__}\n"

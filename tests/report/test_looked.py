@@ -87,6 +87,11 @@ def changed(**fields):
         (changed(grids=[[4, 6], [0, 2]]), "lists of boxes for the grids"),
         ({key: one for key, one in SUMMARY.items() if key != "tokens"}, "no 'tokens'"),
         (changed(heads=7), "damaged summary"),
+        (changed(steered="false"), "neither true nor false"),
+        (changed(tokens=999), "999 tokens in the region, of 28"),
+        (changed(grids=[[1, 4, 6], [2, 2]]), "is no pair of numbers"),
+        (changed(grids=[[60000, 60000], [2, 2]]), "lists of boxes for the grids"),
+        (changed(share=None), "no mapping with steps"),
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )  # fmt: skip
@@ -103,3 +108,21 @@ def test_other_images_than_the_request_had_are_refused(saved, tmp_path):
         write_looked(saved(SUMMARY), [path], tmp_path / "page.html")
     found = run("report", tmp_path, "--image", path)
     assert found.exit_code and "goes with the JSON file" in str(found.exception or found.output)
+
+
+@pytest.mark.parametrize("sizes", [((120, 80), (500, 25)), ((40, 40), (120, 20))])
+def test_images_whose_sides_the_grids_cannot_be_of_are_refused(saved, tmp_path, sizes):
+    command = ["report", saved(ANSWER), "-o", tmp_path / "page.html"]
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+        command += ["--image", tmp_path / f"{number}.png"]
+    found = run(*command)
+    assert found.exit_code and "give the request's images, in its order" in str(found.exception)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_images_of_an_answer_that_was_not_steered_are_refused_with_its_reason(saved, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
+    told = saved({"steered": False, "config": "paper", "fault": "no image"})
+    found = run("report", told, "--image", tmp_path / "one.png", "-o", tmp_path / "page.html")
+    assert found.exit_code and "was not steered (no image)" in str(found.exception)

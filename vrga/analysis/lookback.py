@@ -39,7 +39,7 @@ STEERINGS: dict[str, dict[str, Any] | None] = {
 }
 # What the arms that look closer change of `Zoom`.
 CLOSER: dict[str, dict[str, Any]] = {
-    "zoom": {"when": "question"},
+    "zoom": {"when": "question", "seek": Zoom.seek, "looks": Zoom.looks},
     "back+zoom": {"when": "back", "seek": "back"},
     "back+zoom-by-question": {"when": "back", "seek": "question"},
 }

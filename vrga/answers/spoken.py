@@ -9,6 +9,7 @@ from PIL import Image
 
 from vrga.annotations import Model, Processor
 from vrga.hf.processors import processed
+from vrga.hf.tokenizers import check_text
 from vrga.images import bounded
 from vrga.method.region import Region
 from vrga.recording.choices import Heads
@@ -32,13 +33,16 @@ def inputs_of(
         max_pixels: of an image; None is the processor's own.
 
     Raises:
-        ValueError: no processor, one without a chat template or bounds in pixels.
+        ValueError: no processor, one without a chat template or bounds in pixels, images that it
+            does not take, or a text with one of the model's control tokens.
     """
     if not hasattr(processor, "apply_chat_template") or not hasattr(processor, "tokenizer"):
         raise ValueError(
             f"processor={type(processor).__name__} is none of a model with images: give the "
             "checkpoint's, AutoProcessor.from_pretrained(...)"
         )
+    for name, said in (("question", question), ("system message", system or "")):
+        check_text(name, said, processor.tokenizer)
     pixels = bounded(processor.image_processor, (None, max_pixels))
     content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
     chat = [{"role": "user", "content": content}]

@@ -204,11 +204,12 @@ def closer(
     from vrga.closer.zoom import zoom_with
     from vrga.demo.fine.settings import CLOSER, FINDING
 
-    analyze(
-        study, models=model or ["fine"], arms=arm or list(TOLD),
+    run = partial(
+        analyze, study, models=model or ["fine"], arms=arm or list(TOLD),
         config=FINDING if preset is None else VRGAConfig.named(preset),
         zoom=zoom_with(CLOSER, zoom or []), timed=timed, validation=validation,
     )  # fmt: skip
+    raise typer.Exit(guarded(run, output, options.console))
 
 
 @analyze.command()
@@ -243,10 +244,11 @@ def finding(
     from vrga.hf.chosen_config import chosen_for
 
     own = FINDING if split in FINE_SPLITS else chosen_for(model).config
-    analyze(
-        study, config=own if preset is None else VRGAConfig.named(preset), prompt=prompt,
+    run = partial(
+        analyze, study, config=own if preset is None else VRGAConfig.named(preset), prompt=prompt,
         validation=validation, answers=answers,
     )  # fmt: skip
+    raise typer.Exit(guarded(run, output, options.console))
 
 
 def _study(*given, seed: int, **more):

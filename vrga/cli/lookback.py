@@ -59,15 +59,19 @@ def lookback(
         VRGAConfig(gain=gain)  # refuses what is none
     if uncertainty is not None:
         VRGAConfig(when="uncertain", uncertainty=uncertainty)
+        if "uncertain" not in steering:
+            raise ValueError(
+                f"--uncertainty {uncertainty:g} is read by the arms uncertain and "
+                f"uncertain+relocate, and --steering is {steering}: name one, or leave it out"
+            )
     study = options.study_of(
         output, data, model, limit, split, (*SPLITS, *CHAIN_SPLITS), style=style, batch=batch_size,
         max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
     closer = options.zoom_for(
-        "chain" if model == "fine" or split in CHAIN_SPLITS else model,
-        "zoom" in steering,
-        zoom_option,
-    )
+        "chain" if model == "fine" or split in CHAIN_SPLITS else model, "zoom" in steering,
+        zoom_option, when="back" if "back+zoom" in steering else "question", seek="back",
+    )  # fmt: skip
     own = options.said(preset, gain, model)
     from vrga.analysis.lookback import experiment
 

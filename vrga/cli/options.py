@@ -6,8 +6,9 @@ import enum
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -120,9 +121,14 @@ def study_of(
     return Study(output, data, model, limit, split, style, command=typed, console=console, **more)
 
 
-def zoom_for(model: str | None, zoom: bool, given: Sequence[str] | None) -> Zoom | None:
+def zoom_for(
+    model: str | None, zoom: bool, given: Sequence[str] | None, **arms: Any
+) -> Zoom | None:
     """How a command looks closer: as chosen for the models inside this package that can, else as
     `Zoom()` says, with fields given as "field=value" over it; None where it does not.
+
+    Args:
+        arms: fields that the arms of the command decide; they cannot be given.
 
     Raises:
         OSError, ValueError: fields without `zoom`, or as of `zoom_with`; a checkpoint that cannot
@@ -139,8 +145,14 @@ def zoom_for(model: str | None, zoom: bool, given: Sequence[str] | None) -> Zoom
     from vrga.demo.fine.settings import AT_BACK, CLOSER
     from vrga.hf.second_look import check_kind
 
+    for text in given or []:
+        if text.partition("=")[0] in arms:
+            raise ValueError(
+                f"--zoom-option {text}: the arms of --steering decide that; leave it out"
+            )
     own = {"fine": CLOSER, "chain": AT_BACK}
-    found = zoom_with(own[model] if model in own else Zoom(), given or [])
+    found = replace(own[model] if model in own else Zoom(), **arms)
+    found = zoom_with(found, given or [])
     check_kind(read_config(embedded() if model is None else check_model(model))["model_type"])
     return found
 

@@ -22,17 +22,22 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "report.html"
     ),
-    row: Annotated[int, typer.Option(min=0, help="Row of the batch.")] = 0,
+    row: Annotated[int | None, typer.Option(min=0, help="Row of the batch; 0.")] = None,
     image: Annotated[
         list[Path] | None,
         typer.Option(help="An image of the server's request, in their order; can be repeated."),
     ] = None,
     size: Annotated[
-        float, typer.Option(min=0.1, help="Most megabytes of maps; heads are left out beyond.")
-    ] = 16.0,
+        float | None,
+        typer.Option(min=0.1, help="Most megabytes of maps, 16; heads are left out beyond."),
+    ] = None,
 ) -> None:
     """Make a page of one or two traces, or of a server's answer: where the model looked."""
     if len(traces) == 1 and traces[0].is_file():
+        if row is not None or size is not None:
+            raise ValueError(
+                "--row and --size are of traces: a server's answer is of one row and has no maps"
+            )
         check_file(output, "--output")
         from vrga.report import write_looked
 
@@ -62,5 +67,5 @@ def report(
     check_file(output, "--output")
     from vrga.report import write_report
 
-    path = write_report(traces, output, row=row, megabytes=size)
+    path = write_report(traces, output, row=row or 0, megabytes=16.0 if size is None else size)
     console.print(f"report: {path}", style="dim", soft_wrap=True)

@@ -15,7 +15,8 @@ def guarded(run: Callable[[], dict | None], output: Path, console: Console) -> i
     """Run something that keeps its samples in a folder; returns the exit status.
 
     Args:
-        run: returns its results, in which "failed" counts samples; None in other processes.
+        run: returns its results, in which "failed" counts samples, where they can fail; None in
+            other processes.
     """
     try:
         results = run()
@@ -25,7 +26,9 @@ def guarded(run: Callable[[], dict | None], output: Path, console: Console) -> i
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         return _stopped(console, str(error), output, STOPPED)
-    return 0 if results is None else whole(results, output, console)
+    if results is None or "failed" not in results:
+        return 0
+    return whole(results, output, console)
 
 
 def whole(results: dict, output: Path, console: Console) -> int:

@@ -18,6 +18,7 @@ from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.hf.families import unwrapped
 from vrga.hf.second_look import check_pictures, turn_of
+from vrga.hf.tokenizers import check_text
 from vrga.images import read_image
 from vrga.steering.patching import patch
 
@@ -59,8 +60,8 @@ def look_closer(
             prompt to its end. It needs `record`.
 
     Raises:
-        ValueError: a video, no image, an empty question, a model whose processor does more than
-            shrink pictures, or a model that is patched already.
+        ValueError: a video, no image, an empty question or one with a control token, a model whose
+            processor does more than shrink pictures, or a model that is patched already.
         OSError: an image file that cannot be read.
 
     Warns:
@@ -70,6 +71,7 @@ def look_closer(
     _check(zoom, question, max_new_tokens, streamer, record)
     model = unwrapped(model)
     check_pictures(model, processor)
+    check_text("question", question, processor.tokenizer)
     looks = looks_of(zoom)(model, processor, zoom, max_new_tokens, record, streamer)
     originals = _pictures(images)
     started = time.perf_counter()
@@ -120,7 +122,7 @@ def _pictures(images) -> list[Image.Image]:
         if isinstance(one, (str, Path)):
             found.append(read_image(Path(one)))
         elif isinstance(one, Image.Image):
-            found.append(one.convert("RGB"))
+            found.append(read_image(one))  # upright, and of any mode
         else:
             kind = "a video, or a list of frames" if _is_video(one) else f"a {type(one).__name__}"
             raise ValueError(

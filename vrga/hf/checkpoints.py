@@ -71,6 +71,14 @@ def load(
         raise ValueError(
             f"a weight file of {where} is damaged or cut short ({error}): download it again"
         ) from error
+    except (AssertionError, RuntimeError) as error:  # torch's, of a device that is not there
+        if device_map is None:
+            raise
+        there = torch.cuda.device_count()
+        raise ValueError(
+            f"device_map={device_map!r}: {where} cannot be put there ({first_line(error)}); this "
+            f"machine has {there} CUDA devices: name one of them, 'auto' or 'cpu'"
+        ) from error
     _check_tensors(where, report)
     check_finite(where, model)
     fetch_file(where)

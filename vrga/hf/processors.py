@@ -85,16 +85,26 @@ def processed(
 
     Args:
         images: of each chat; bounds: options of the image processor, see `vrga.images.bounded`.
+
+    Raises:
+        ValueError: images that the processor does not take.
     """
     shown: list = images
     kind = unwrapped(model).config.model_type
     if kind in FAMILIES and FAMILIES[kind].processor is not None:
         shown = [image for row in images for image in row]  # Qwen's take one flat list
     more = {"images_kwargs": dict(bounds)} if bounds and any(images) else {}
-    return processor(
-        text=chats, images=shown if any(images) else None, padding=len(chats) > 1,
-        return_tensors="pt", **more,
-    )  # fmt: skip
+    try:
+        return processor(
+            text=chats, images=shown if any(images) else None, padding=len(chats) > 1,
+            return_tensors="pt", **more,
+        )  # fmt: skip
+    except ValueError as error:
+        sizes = ", ".join(f"{one.width} x {one.height}" for row in images for one in row)
+        raise ValueError(
+            f"{type(processor).__name__} does not take these chats, whose images are of "
+            f"{sizes or 'no'} pixels ({error}): change the images, or their bounds in pixels"
+        ) from error
 
 
 def image_processor_class() -> type[Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from vrga.annotations import Model, Tokenizer
 from vrga.hf.files import checkpoint_file
 
+TAG_FORM = re.compile(r"</?[a-z]+>")  # <think>, <back> and the like
 TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
@@ -68,3 +70,21 @@ def old_chat_template(where: str | Path) -> str | None:
         return json.loads(found.read_text("utf-8"))["chat_template"] if found else None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{found} holds no chat template: {error!r}") from error
+
+
+def check_text(name: str, text: str, tokenizer: Tokenizer) -> None:
+    """Refuse what a user says with a token in it that is the model's own, such as an image's place.
+
+    Args:
+        name: of the text, for the message.
+
+    Raises:
+        ValueError: there is one; a reasoning model's <think> and tags of that form are none.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    for token in (str(one) for one in added if one.special):
+        if token in text and not TAG_FORM.fullmatch(token):
+            raise ValueError(
+                f"the {name} contains {token}, a control token of this model, which would end a "
+                "turn or stand for an image: leave it out, or write it with a space in it"
+            )

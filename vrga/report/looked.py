@@ -16,6 +16,7 @@ from vrga.report.page import TURNING, encoded
 
 Box = tuple[float, float, float, float]
 WIDTH, HEIGHT = 600, 120  # of the line of shares, in its own units
+MOST = 1 << 18  # tokens of an image, at most; no processor makes so many
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,7 @@ def write_looked(path: Path | str, images: Sequence[Path | str], output: Path | 
     except ImportError as error:
         raise ImportError("a report needs Jinja2: pip install 'vrga[report]'") from error
     found = read_looked(path)
-    if images and len(images) != len(found.grids):
-        raise ValueError(
-            f"{path} is of {len(found.grids)} images, and --image was given {len(images)} times: "
-            "give each once, in the request's order"
-        )
-    pictures = [read_image(one) for one in images] or [
-        Image.new("RGB", (28 * w, 28 * h), "white") for h, w in found.grids
-    ]
+    pictures = _pictures(path, found, images)
     shown = [
         {"source": encoded(picture), "size": picture.size, "boxes": boxes, "grid": grid}
         for picture, boxes, grid in zip(pictures, found.boxes, found.grids, strict=True)
@@ -84,6 +78,36 @@ def write_looked(path: Path | str, images: Sequence[Path | str], output: Path | 
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(text.encode("utf-8", "replace"))
     return output
+
+
+def _pictures(path: Path | str, found: Looked, images: Sequence[Path | str]) -> list[Image.Image]:
+    """The images of the request; white ones where none is given.
+
+    Raises:
+        ValueError: others than the answer is of, by their number or by their sides.
+    """
+    if not images:
+        return [Image.new("RGB", (28 * w, 28 * h), "white") for h, w in found.grids]
+    if found.fault is not None:
+        raise ValueError(
+            f"{path} is of an answer that was not steered ({found.fault}), so nothing is drawn "
+            "into pictures: leave out --image"
+        )
+    if len(images) != len(found.grids):
+        raise ValueError(
+            f"{path} is of {len(found.grids)} images, and --image was given {len(images)} times: "
+            "give each once, in the request's order"
+        )
+    pictures = [read_image(one) for one in images]
+    for name, picture, (h, w) in zip(images, pictures, found.grids, strict=True):
+        # A processor rounds each side to whole tokens, and keeps the proportion but for that.
+        least, most = (w - 1) / (h + 1), (w + 1) / max(0.5, h - 1)
+        if not least <= picture.width / picture.height <= most:
+            raise ValueError(
+                f"{name} has {picture.width} x {picture.height} pixels, and the image that {path} "
+                f"is of was seen as {w} x {h} tokens: give the request's images, in its order"
+            )
+    return pictures
 
 
 def read_looked(path: Path | str) -> Looked:
@@ -113,15 +137,28 @@ def read_looked(path: Path | str) -> Looked:
 
 def _looked(summary: Mapping[str, Any], answer: str | None) -> Looked:
     config = str(summary["config"])
+    if not isinstance(summary["steered"], bool):
+        raise ValueError(f"steered is {summary['steered']!r}, and neither true nor false")
     if not summary["steered"]:
         return Looked(config, str(summary["fault"]), [], [], 0, [], [], answer)
-    grids = [(_whole(h), _whole(w)) for h, w in summary["grids"]]
+    grids = [_pair(one) for one in summary["grids"]]
     boxes = [[_box(box) for box in image] for image in summary["boxes"]]
-    if len(boxes) != len(grids) or not all(h and w for h, w in grids):
+    sizes, tokens = [h * w for h, w in grids], _whole(summary["tokens"])
+    if len(boxes) != len(grids) or not all(0 < size <= MOST for size in sizes):
         raise ValueError(f"{len(boxes)} lists of boxes for the grids {grids}")
-    heads = [(_whole(layer), _whole(head)) for layer, head in summary["heads"]]
+    if tokens > sum(sizes):
+        raise ValueError(f"{tokens} tokens in the region, of {sum(sizes)}")
+    heads = [_pair(one) for one in summary["heads"]]
+    if not isinstance(summary["share"], Mapping):
+        raise ValueError(f"share is {summary['share']!r}, and no mapping with steps")
     steps = [_share(one) for one in summary["share"]["steps"]]
-    return Looked(config, None, grids, boxes, _whole(summary["tokens"]), heads, steps, answer)
+    return Looked(config, None, grids, boxes, tokens, heads, steps, answer)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"{value!r} is no pair of numbers")
+    return _whole(value[0]), _whole(value[1])
 
 
 def _whole(value: object) -> int:
