@@ -13,7 +13,7 @@ from PIL import Image
 
 from vrga.demo.data import SPLITS, TEST_SEEDS, make_samples, split_options
 from vrga.evaluation import files, local
-from vrga.evaluation.questions import question_of
+from vrga.evaluation.question_text import question_in
 from vrga.evaluation.tasks import documents, grid, judged
 from vrga.evaluation.tasks import mme as mme_task
 
@@ -495,7 +495,7 @@ def test_the_question_in_prompts_of_lmms_eval(monkeypatch, task, function, doc, 
     except ImportError as error:  # what single tasks need beyond lmms-eval's own imports
         pytest.skip(f"{module}: {error}")
     text = build(doc, words)
-    found = question_of(task, doc, text)
+    found = question_in(task, doc, text)
     assert found == question and found in text
 
 
@@ -505,9 +505,9 @@ def test_the_question_of_tasks_of_this_package(tmp_path):
     task = load(name, tmp_path / "out")
     doc = task.test_docs()[0]
     asked = "Is there a dog in the image?"
-    assert question_of(name, doc, task.doc_to_text(doc)) == asked
+    assert question_in(name, doc, task.doc_to_text(doc)) == asked
     doc = {"question": "Which? <image1>", "choices": ["1", "2"]}
-    assert question_of("vrga_math", doc, documents.text(doc)) == "Which?"
+    assert question_in("vrga_math", doc, documents.text(doc)) == "Which?"
 
 
 @pytest.mark.parametrize(
@@ -520,7 +520,7 @@ def test_the_question_of_tasks_of_this_package(tmp_path):
     ],
 )
 def test_a_prompt_whose_row_does_not_hold_its_question(doc, text, question):
-    assert question_of("unheard_of", doc, text) == question
+    assert question_in("unheard_of", doc, text) == question
 
 
 def test_scores_are_json(tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from vrga.hf.grids import read_prompt
 from vrga.hf.layouts import by_patches
-from vrga.hf.question import question_end, user_end
+from vrga.hf.question_ends import question_end, user_end
 from vrga.method.prompt import Prompt, check_query
 
 IMAGE, VIDEO = 90, 91

@@ -17,7 +17,8 @@ from vrga.analysis.figures import ablate_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.beforehand import check_known
 from vrga.config import VRGAConfig
-from vrga.evaluation.arms import Arm, accuracy, right
+from vrga.evaluation.arms import Arm
+from vrga.evaluation.samples import accuracy, right
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mcnemar, paired_difference
 from vrga.method.region import Region

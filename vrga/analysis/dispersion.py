@@ -18,7 +18,8 @@ from torch import Tensor
 from vrga.analysis.figures import dispersion_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.config import VRGAConfig
-from vrga.evaluation.arms import Arm, accuracy
+from vrga.evaluation.arms import Arm
+from vrga.evaluation.samples import accuracy
 from vrga.evaluation.wording import Table, share
 from vrga.intervals import Interval, mean_interval, paired_difference
 from vrga.method.region import Region

@@ -19,8 +19,10 @@ from vrga.analysis.ways import LAST, NAMED, NAMES, SCORES, WHOLE, heads_agree, r
 from vrga.config import VRGAConfig
 from vrga.demo.data import VALIDATION_SEEDS, Sample, make_samples, split_options
 from vrga.demo.fine.data import FINE_SPLITS, FineSample, fine_split_options, make_fine_samples
-from vrga.evaluation.arms import Arm, progress, right
+from vrga.evaluation.arms import Arm
 from vrga.evaluation.items import drawn_items
+from vrga.evaluation.progress import progress
+from vrga.evaluation.samples import right
 from vrga.evaluation.wording import Table, percent, say_config
 from vrga.hf.checkpoints import load
 from vrga.intervals import paired_difference, wilson

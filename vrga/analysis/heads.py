@@ -14,9 +14,9 @@ import numpy as np
 from vrga.analysis.figures import heads_figure
 from vrga.analysis.study import Study
 from vrga.annotations import Model, Processor
-from vrga.evaluation.arms import progress
-from vrga.evaluation.asking import Asker
+from vrga.evaluation.asker import Asker
 from vrga.evaluation.items import Item
+from vrga.evaluation.progress import progress
 from vrga.evaluation.wording import Table, percent, share
 from vrga.intervals import Interval, Z, mean_interval, pearson, wilson
 

@@ -20,8 +20,9 @@ from vrga.beforehand import check_known
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS
-from vrga.evaluation.arms import Arm, accuracy, compared, mean_look, right
+from vrga.evaluation.arms import Arm
 from vrga.evaluation.items import PROMPTS
+from vrga.evaluation.samples import accuracy, compared, mean_look, right
 from vrga.evaluation.wording import Table, percent, share
 
 DRAWN = 500

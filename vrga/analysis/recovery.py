@@ -15,7 +15,8 @@ from vrga.analysis.figures import recovery_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.config import VRGAConfig
 from vrga.demo.data import asked_letter, parse_answer, spoken_answer
-from vrga.evaluation.arms import Arm, accuracy, compared, look, right
+from vrga.evaluation.arms import Arm
+from vrga.evaluation.samples import accuracy, compared, look, right
 from vrga.evaluation.wording import Table, percent
 from vrga.hf.chosen_config import chosen_for
 from vrga.intervals import paired_difference, wilson

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from vrga.analysis.figures import rrar_figure
 from vrga.analysis.study import Study, failures, image_size, verdict
 from vrga.beforehand import check_known
-from vrga.evaluation.arms import Arm, accuracy, look, right
+from vrga.evaluation.arms import Arm
 from vrga.evaluation.items import PROMPTS, Item
+from vrga.evaluation.samples import accuracy, look, right
 from vrga.evaluation.wording import Table, share
 from vrga.intervals import difference, mean_interval, paired_difference
 

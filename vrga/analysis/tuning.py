@@ -12,8 +12,9 @@ from vrga.analysis.figures import change_figure
 from vrga.analysis.study import Study, failures
 from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS, VALIDATION_SEEDS
-from vrga.evaluation.arms import Arm, accuracy, compared
+from vrga.evaluation.arms import Arm
 from vrga.evaluation.items import Item
+from vrga.evaluation.samples import accuracy, compared
 from vrga.evaluation.wording import Table, percent, share
 from vrga.plots import save
 

@@ -17,8 +17,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from vrga.annotations import Model
 from vrga.demo import build
 from vrga.demo.data import CELL, TRAIN_SEEDS
-from vrga.evaluation.arms import versions
 from vrga.hf.backends import set_backend
+from vrga.recording.package_versions import versions
 
 # (layer, head): one KV group in each of two middle layers learns to look at what is spoken of, so
 # that the model has visual heads that retrieve, as large ones have after training at scale.

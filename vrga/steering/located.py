@@ -25,7 +25,7 @@ from vrga.method.uncertainty import Uncertainty
 from vrga.recording.meter import Meter
 from vrga.recording.recorder import Recorder
 from vrga.recording.waiting import CHUNK, Bank
-from vrga.steering.asked import Asked
+from vrga.steering.asked_prompt import AskedPrompt
 from vrga.steering.decode_step import DecodeStep
 from vrga.steering.probe import Probe
 from vrga.steering.record_block import Recording
@@ -43,7 +43,7 @@ class Located:
         host, reader, options, kernels: as of its run.
     """
 
-    asked: Asked
+    asked: AskedPrompt
     timeline: Timeline
     question: Tensor
     reached: int
@@ -55,7 +55,7 @@ class Located:
     @classmethod
     def of(
         cls,
-        asked: Asked,
+        asked: AskedPrompt,
         found: dict[int, Region],
         reached: int,
         *,
@@ -199,7 +199,7 @@ class Located:
         return heads.cpu().expand(wanted)
 
 
-def _cells(asked: Asked, cells: GridCells, name: str) -> Tensor:
+def _cells(asked: AskedPrompt, cells: GridCells, name: str) -> Tensor:
     """Cells of the images as keys of the prompt, bool [B, S]."""
     cells = cells(asked.prompt.grids) if callable(cells) else cells
     return cells_mask(cells, asked.prompt, name)

@@ -10,10 +10,10 @@ import numpy as np
 from rich.console import Console
 
 from vrga import lookback
-from vrga.evaluation.arms import versions
 from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mean_interval, paired_difference
+from vrga.recording.package_versions import versions_and_device
 from vrga.training.checkpoints import MODEL
 from vrga.training.questions import Questions
 from vrga.training.rewards import Said, told
@@ -73,7 +73,7 @@ def evaluate(
             figures[name]["against_base"] = compared(answers, found["base"])
     results = {
         "settings": {**asked.settings(), "samples": samples, "temperature": temperature},
-        "versions": versions(),
+        "versions": versions_and_device(),
         "models": figures,
     }
     write_json(output / RESULTS, results)

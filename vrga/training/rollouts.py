@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vrga.evaluation.arms import progress
-from vrga.evaluation.asking import Asker
+from vrga.evaluation.asker import Asker
 from vrga.evaluation.items import Item
+from vrga.evaluation.progress import progress
 from vrga.evaluation.request import Answer
 from vrga.evaluation.store import Store, read_samples, read_settings
 from vrga.evaluation.wording import Table

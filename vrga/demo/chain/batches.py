@@ -20,7 +20,7 @@ from vrga.demo.chain.data import (
 )
 from vrga.demo.data import CELL
 from vrga.demo.fine.batches import FineBatches, View
-from vrga.demo.fine.data import Card
+from vrga.demo.fine.cards import Card
 from vrga.hf.inputs import TYPES
 
 # Shares of the conversations: what is shown beside the picture as it is shrunk, or in its place.

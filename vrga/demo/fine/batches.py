@@ -12,16 +12,9 @@ from torch import Tensor
 
 from vrga.closer.crops import Box, overlap
 from vrga.demo.data import CELL, LETTERS
-from vrga.demo.fine.data import (
-    CARDS,
-    FIELD,
-    GRID,
-    SIDE,
-    FineSample,
-    make_fine_samples,
-    overview,
-    spoken,
-)
+from vrga.demo.fine.cards import CARDS
+from vrga.demo.fine.data import FineSample, make_fine_samples, overview, spoken
+from vrga.demo.fine.grounds import FIELD, GRID, SIDE
 from vrga.demo.learning import NOISE, DrawnBatches, patchify
 from vrga.hf.inputs import TYPES
 

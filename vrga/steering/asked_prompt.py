@@ -23,7 +23,7 @@ from vrga.steering.settings import Options
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedPrompt:
     """A prompt, and its questions.
 
     Args:
@@ -52,7 +52,7 @@ class Asked:
         reader: PromptReader,
         host: Host,
         options: Options,
-    ) -> Asked:
+    ) -> AskedPrompt:
         """Read it from its first forward pass.
 
         Args:
