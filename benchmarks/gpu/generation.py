@@ -19,11 +19,7 @@ from benchmarks.turns import Turn, take_turns
 from vrga import VRGAConfig
 
 # arm -> how it is patched; None: not at all. The gate of "static" is decided at the prompt.
-ARMS = {
-    "unpatched": None,
-    "dynamic": VRGAConfig.published,
-    "static": VRGAConfig.sparing,
-}
+ARMS = {"unpatched": None, "dynamic": VRGAConfig.published, "static": VRGAConfig.sparing}
 WARM = 4  # tokens of a generation that are not counted
 
 

@@ -196,11 +196,7 @@ def test_a_missing_file_says_what_was_looked_for_and_what_is_there(tmp_path):
         ("GeoMath.json", "[1, 2]", r"GeoMath.json cannot be read as .json: its rows are not"),
         ("GeoMath.parquet", "no parquet", r"GeoMath.parquet cannot be read as .parquet"),
         ("GeoMath.json", "[]", r"GeoMath.json: no rows"),
-        (
-            "GeoMath.jsonl",
-            '{"problem": "x"}',
-            r"row 1: none of answer, .* the fields problem",
-        ),
+        ("GeoMath.jsonl", '{"problem": "x"}', r"row 1: none of answer, .* the fields problem"),
         ("GeoMath.csv", "answer,image\n3,a.png\n", r"row 1: none of question, .*fields answer, im"),
         ("TallyQA.json", '[{"question": "x", "answer": 3}]', r"row 1: no field issimple"),
         (
@@ -411,13 +407,7 @@ BENCH |= {"split": "dev", "category": "c", "L2-category": "l"}
     ("task", "function", "doc", "words", "question"),
     [
         ("pope", "pope.utils.pope", {"question": "Is it? "}, WORD, "Is it?"),
-        (
-            "mme",
-            "mme.utils.mme",
-            {"question": "Is it? Please answer yes or no."},
-            WORD,
-            "Is it?",
-        ),
+        ("mme", "mme.utils.mme", {"question": "Is it? Please answer yes or no."}, WORD, "Is it?"),
         (
             "mmstar",
             "mmstar.utils.mmstar",

@@ -30,11 +30,7 @@ def check_gradio() -> None:
 
 @contextmanager
 def served(
-    model: str | None = None,
-    *,
-    host: str = LOOPBACK,
-    port: int | None = None,
-    **options: Any,
+    model: str | None = None, *, host: str = LOOPBACK, port: int | None = None, **options: Any
 ) -> Iterator[str]:
     """Serve the page inside the block.
 

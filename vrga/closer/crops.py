@@ -144,11 +144,7 @@ def crops_around(
 
 
 def crop_boxes(
-    boxes: Sequence[Box],
-    size: tuple[int, int],
-    seen: tuple[int, int],
-    zoom: Zoom,
-    side: int = 28,
+    boxes: Sequence[Box], size: tuple[int, int], seen: tuple[int, int], zoom: Zoom, side: int = 28
 ) -> tuple[Crop, ...]:
     """Crops around given boxes of one picture, as around the cells that they touch.
 

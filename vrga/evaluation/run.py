@@ -14,14 +14,7 @@ from rich.console import Console
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import split_options
-from vrga.evaluation.harness import (
-    TASKS,
-    check_closer_tasks,
-    load_tasks,
-    quiet,
-    silent,
-    task_index,
-)
+from vrga.evaluation.harness import TASKS, check_closer_tasks, load_tasks, quiet, silent, task_index
 from vrga.evaluation.progress import progress
 from vrga.evaluation.scoring import sample_score
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json

@@ -26,6 +26,7 @@ from vrga.steering.passes import Progress, SteeringError
 from vrga.steering.probe import Probe
 from vrga.steering.record_block import Recording
 from vrga.steering.settings import Options
+from vrga.steering.step_setup import StepSetup
 
 if TYPE_CHECKING:
     from vrga.steering.generate_call import GenerateCall
@@ -220,9 +221,8 @@ class Run:
         if probe is not None:
             takes = recording is not None and recording.takes(self, call)
             cache = self.cache if self._reordered is None else None
-            answer.step = located.step(
-                probe, recording if takes else None, cache, in_call=call is not None
-            )
+            recording = recording if takes else None
+            answer.step = StepSetup(located, probe, recording, cache, call is not None).step()
 
     # --- the answer ---
 
