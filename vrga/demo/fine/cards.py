@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from vrga.demo.data import CELL, COLORS
+from vrga.demo.data import CELL, COLORS, glyph
 from vrga.demo.fine.grounds import FIELD, GRID
 
 FONT = 22  # pixels; capitals are 16 high
@@ -33,17 +32,6 @@ class Card:
     color: str | None
     box: tuple[int, int, int, int]
     center: tuple[int, int]
-
-
-@lru_cache(maxsize=64)
-def _glyph(letter: str) -> Image.Image:
-    """The letter centred in one cell of 28 pixels, as an 8-bit mask."""
-    mask = Image.new("L", (CELL, CELL))
-    font = ImageFont.load_default(size=FONT)
-    left, top, right, bottom = font.getbbox(letter, stroke_width=1)
-    corner = ((CELL - left - right) / 2, (CELL - top - bottom) / 2)
-    ImageDraw.Draw(mask).text(corner, letter, fill=255, font=font, stroke_width=1)
-    return mask
 
 
 class Drawing:
@@ -77,7 +65,7 @@ class Drawing:
                 min(y + int(half[3]), corner[1] + FIELD - 2),
             )  # fmt: skip
             self.pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=fill)
-        self._image.paste(INK, (x - CELL // 2, y - CELL // 2), _glyph(letter))
+        self._image.paste(INK, (x - CELL // 2, y - CELL // 2), glyph(letter, FONT))
         return Card(letter, color, box, (x, y))
 
     def clutter(self, color) -> None:
