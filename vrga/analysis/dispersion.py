@@ -197,28 +197,21 @@ def _signed(change: Interval, sign: int) -> Interval:
 
 def tables(found: dict, questions: int) -> list[Table]:
     """The course of the answers, and what steering changes over all their parts."""
+    columns = ("heads", "figure", "VRGA", "first", "last", "last - first", "trend", "expected")
     course = Table(
+        *columns,
         title=f"{questions} questions, first and last part of an answer; brackets: 95 % intervals",
         caption="last - first: paired by question; trend: from start to end of a straight line "
         "fitted to all parts; the verdict is that of both",
     )
-    columns = ("heads", "figure", "VRGA", "first", "last", "last - first", "trend", "expected")
-    for column in columns:
-        course.add_column(column)
     for one in found["trends"]:
         course.add_row(
-            one["heads"],
-            one["figure"],
-            one["arm"],
-            share(one["first"]),
-            share(one["last"]),
-            share(one["last_less_first"], "+"),
-            share(one["slope"], "+"),
+            one["heads"], one["figure"], one["arm"], share(one["first"]), share(one["last"]),
+            share(one["last_less_first"], "+"), share(one["slope"], "+"),
             f"{one['expected']}: {one['verdict']}",
-        )
-    steered = Table(title="with VRGA less without, over the whole answer")
-    for column in ("heads", "figure", "difference"):
-        steered.add_column(column)
+        )  # fmt: skip
+    columns = ("heads", "figure", "difference")
+    steered = Table(*columns, title="with VRGA less without, over the whole answer")
     for one in found["steering"]:
         steered.add_row(one["heads"], one["figure"], share(one["difference"], "+"))
     return [course, steered]

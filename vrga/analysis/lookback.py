@@ -176,12 +176,10 @@ def _steered(samples: Sequence[dict]) -> float | None:
 
 def _tables(summary: dict[str, dict], questions: int) -> list[Table]:
     """What was answered, and where the heads looked."""
-    answers = Table(title=f"{questions} questions; brackets: 95 % intervals")
-    looks = Table(title="attention: on the box / on the image (RRAR), and on the image")
-    for column in ("prompt", "VRGA", "accuracy", "against off", "p"):
-        answers.add_column(column)
-    for column in ("prompt", "VRGA", "looks back", "RRAR", "in <back>", "outside"):
-        looks.add_column(column)
+    columns = ("prompt", "VRGA", "accuracy", "against off", "p")
+    answers = Table(*columns, title=f"{questions} questions; brackets: 95 % intervals")
+    columns = ("prompt", "VRGA", "looks back", "RRAR", "in <back>", "outside")
+    looks = Table(*columns, title="attention: on the box / on the image (RRAR), and on the image")
     for name, one in summary.items():
         change = one["against_off"]
         answers.add_row(

@@ -169,14 +169,11 @@ def _known(values: np.ndarray) -> np.ndarray:
 def table(found: dict, prompt: str, questions: int) -> Table:
     """One line per config; differences are from the unsteered model."""
     made = Table(
+        "config", "steered", "to the true region", "true cell in T", "T covers",
+        *([WRONG] if "outcomes" in found else []), "recovers",
         title=f"{prompt}, {questions} questions: {percent(found['off'])} without VRGA; "
-        "differences from that, brackets: 95 % intervals"
-    )
-    columns = ["config", "steered", "to the true region", "true cell in T", "T covers"]
-    columns += [WRONG] if "outcomes" in found else []
-    columns += ["recovers"]
-    for column in columns:
-        made.add_column(column)
+        "differences from that, brackets: 95 % intervals",
+    )  # fmt: skip
     for name, one in found["configs"].items():
         made.add_row(
             name,

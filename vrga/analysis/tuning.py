@@ -119,9 +119,8 @@ def _figures(samples: Mapping[str, list[dict]]) -> dict[str, dict]:
 
 
 def _table(title: str, figures: dict[str, dict]) -> Table:
-    table = Table(title=f"{title}; brackets: 95 % intervals")
-    for column in ("config", "accuracy", "against off", "p", "RRAR against off"):
-        table.add_column(column)
+    columns = ("config", "accuracy", "against off", "p", "RRAR against off")
+    table = Table(*columns, title=f"{title}; brackets: 95 % intervals")
     for name, one in figures.items():
         change = one["against_off"]
         cells = ("", "", "")

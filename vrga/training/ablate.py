@@ -169,10 +169,9 @@ def _trainings(
 def table(results: Mapping) -> Table:
     """A row for each arm."""
     shape = f"{results['seeds']} seeds x {results['questions']} questions x {results['answers']}"
-    made = Table(title=f"{results['ablation']}: {shape} answers; 95 % intervals")
     against = f"against {results['against']}"
-    for column in ("arm", "accuracy", against, "looks back", "valid", "empty", "by seed"):
-        made.add_column(column)
+    columns = ("arm", "accuracy", against, "looks back", "valid", "empty", "by seed")
+    made = Table(*columns, title=f"{results['ablation']}: {shape} answers; 95 % intervals")
     for name, one in results["arms"].items():
         change = "" if name == results["against"] else percent(one["against"], "+")
         made.add_row(

@@ -109,9 +109,8 @@ def compared(answers: Sequence[dict], base: Sequence[dict]) -> tuple[float, floa
 
 def table(figures: Mapping[str, dict], questions: int, samples: int) -> Table:
     """What was found, a row for each model."""
-    made = Table(title=f"{questions} held-out questions, {samples} answers each; 95 % intervals")
-    for column in ("model", "accuracy", "against base", "looks back", "valid", "empty", "copied"):
-        made.add_column(column)
+    title = f"{questions} held-out questions, {samples} answers each; 95 % intervals"
+    made = Table("model", "accuracy", "against base", "looks back", "valid", "empty", "copied", title=title)
     for name, one in figures.items():
         change = one.get("against_base")
         made.add_row(

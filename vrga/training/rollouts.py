@@ -202,9 +202,8 @@ def _lines(questions: Questions, item: Item, answers: Iterable[Answer], samples:
 
 
 def _table(found: dict) -> Table:
-    table = Table(title=f"{found['questions']} questions, {found['samples']} answers each")
-    for column in ("right", "never right", "sometimes", "always", "failed answers"):
-        table.add_column(column)
+    title = f"{found['questions']} questions, {found['samples']} answers each"
+    table = Table("right", "never right", "sometimes", "always", "failed answers", title=title)
     table.add_row(
         f"{100 * found['right']:.1f} %",
         *(str(found[name]) for name in ("never", "sometimes", "always", "failed")),

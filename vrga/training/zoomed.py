@@ -184,9 +184,7 @@ def compared(results: Mapping) -> Table:
 
 
 def _filled(title: str, columns: Sequence[str], cells: Iterable[Sequence[str]]) -> Table:
-    made = Table(title=title)
-    for column in columns:
-        made.add_column(column)
+    made = Table(*columns, title=title)
     for own in cells:
         made.add_row(*own)
     return made
