@@ -210,8 +210,8 @@ def tables(found: dict, questions: int) -> list[Table]:
             share(one["last_less_first"], "+"), share(one["slope"], "+"),
             f"{one['expected']}: {one['verdict']}",
         )  # fmt: skip
-    columns = ("heads", "figure", "difference")
-    steered = Table(*columns, title="with VRGA less without, over the whole answer")
+    title = "with VRGA less without, over the whole answer"
+    steered = Table("heads", "figure", "difference", title=title)
     for one in found["steering"]:
         steered.add_row(one["heads"], one["figure"], share(one["difference"], "+"))
     return [course, steered]

@@ -176,8 +176,8 @@ def _steered(samples: Sequence[dict]) -> float | None:
 
 def _tables(summary: dict[str, dict], questions: int) -> list[Table]:
     """What was answered, and where the heads looked."""
-    columns = ("prompt", "VRGA", "accuracy", "against off", "p")
-    answers = Table(*columns, title=f"{questions} questions; brackets: 95 % intervals")
+    title = f"{questions} questions; brackets: 95 % intervals"
+    answers = Table("prompt", "VRGA", "accuracy", "against off", "p", title=title)
     columns = ("prompt", "VRGA", "looks back", "RRAR", "in <back>", "outside")
     looks = Table(*columns, title="attention: on the box / on the image (RRAR), and on the image")
     for name, one in summary.items():

@@ -110,7 +110,9 @@ def compared(answers: Sequence[dict], base: Sequence[dict]) -> tuple[float, floa
 def table(figures: Mapping[str, dict], questions: int, samples: int) -> Table:
     """What was found, a row for each model."""
     title = f"{questions} held-out questions, {samples} answers each; 95 % intervals"
-    made = Table("model", "accuracy", "against base", "looks back", "valid", "empty", "copied", title=title)
+    made = Table(
+        "model", "accuracy", "against base", "looks back", "valid", "empty", "copied", title=title
+    )
     for name, one in figures.items():
         change = one.get("against_base")
         made.add_row(
