@@ -134,24 +134,16 @@ def figures(samples: dict[str, list[dict]], bins: int) -> dict:
             for arm, values in own.items():
                 slope = mean_interval(slopes(values))
                 change = paired_difference(values[:, -1], values[:, 0])
-                trends.append(
-                    {
-                        "figure": name,
-                        "heads": heads,
-                        "arm": arm,
-                        "first": mean_interval(values[:, 0]),
-                        "last": mean_interval(values[:, -1]),
-                        "last_less_first": change,
-                        "slope": slope,
-                        "expected": "falls" if sign < 0 else "rises",
-                        "verdict": agreed(_signed(slope, sign), _signed(change, sign)),
-                    }
-                )
+                trends.append({
+                    "figure": name, "heads": heads, "arm": arm,
+                    "first": mean_interval(values[:, 0]), "last": mean_interval(values[:, -1]),
+                    "last_less_first": change, "slope": slope,
+                    "expected": "falls" if sign < 0 else "rises",
+                    "verdict": agreed(_signed(slope, sign), _signed(change, sign)),
+                })  # fmt: skip
             # A mean over the parts, which are all there or none.
-            steering.append(
-                {"figure": name, "heads": heads,
-                 "difference": paired_difference(own[ON].mean(1), own[OFF].mean(1))}
-            )  # fmt: skip
+            difference = paired_difference(own[ON].mean(1), own[OFF].mean(1))
+            steering.append({"figure": name, "heads": heads, "difference": difference})
     short = {
         arm: int(np.isnan(courses(own, "image_all", bins)[:, 0]).sum())
         for arm, own in samples.items()

@@ -186,18 +186,12 @@ def _lines(questions: Questions, item: Item, answers: Iterable[Answer], samples:
     for number, key in enumerate(keys_of(item, samples)):
         one = None if error is not None else answers[number]
         text = None if one is None else one.text
-        lines.append(
-            {
-                "key": key,
-                "id": item.id,
-                "sample": number,
-                "text": text,
-                "tokens": one and one.tokens,
-                "score": None if text is None else float(questions.is_right(item, text)),
-                "reward": None if text is None else questions.reward(text),
-                "error": error,
-            }
-        )
+        lines.append({
+            "key": key, "id": item.id, "sample": number, "text": text,
+            "tokens": one and one.tokens,
+            "score": None if text is None else float(questions.is_right(item, text)),
+            "reward": None if text is None else questions.reward(text), "error": error,
+        })  # fmt: skip
     return lines
 
 
