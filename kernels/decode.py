@@ -22,7 +22,8 @@ group and split, and a second kernel merges them.
 In a cache of pages, key n of a sample lies on page `table[n // PAGE]`, at `n % PAGE`; how the cache
 lies in memory is a matter of its strides. PAGE is 0 where the cache is one piece.
 
-Names: p_ pointer, b_ tile, o_ offsets, m_ mask, i_ index; sizes in capitals.
+Names: p_ pointer, s_ stride, b_ tile, o_ offsets, m_ mask, i_ index; sizes in capitals. b_m, b_l,
+b_li, b_u and b_o are m, l, l_I, u and o.
 """
 
 from __future__ import annotations
@@ -121,64 +122,25 @@ def _store_statistics(p_stats, o_stats, o_g, b_mass, b_entropy, b_open, b_share,
 
 @triton.jit(do_not_specialize=["S", "F", "SPLITS", "s_fb", "s_tb"])
 def decode_kernel(
-    p_q,
-    p_k,
-    p_v,
-    p_flags,
-    p_table,
-    p_part,
-    p_acc,
-    p_images,
-    p_extent,
-    p_gate,
-    p_out,
-    p_stats,
-    s_qb,
-    s_qh,
-    s_qq,
-    s_kb,
-    s_kh,
-    s_kn,
-    s_vb,
-    s_vh,
-    s_vn,
-    s_fb,
-    s_tb,
-    s_gb,
-    s_gh,
-    S,
-    F,
-    SPLITS,
-    scale,
-    focus,
-    entropy,
-    a0,
-    a1,
-    a2,
-    a3,
-    b0,
-    b1,
-    b2,
-    b3,
-    Q: tl.constexpr,
-    G: tl.constexpr,
-    HKV: tl.constexpr,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    BN: tl.constexpr,
-    HALF: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HAS_EXTENT: tl.constexpr,
-    HAS_GATE: tl.constexpr,
-    HAS_STATS: tl.constexpr,
-    PAGE: tl.constexpr,
-    SINGLE: tl.constexpr,
-):
-    """One split of the keys for HALF query rows of one KV head; grid (splits, HKV * BLOCKS, B)."""
+    p_q, p_k, p_v, p_flags, p_table,
+    p_part, p_acc,  # what each split leaves: m, l, l_I and u; o
+    p_images, p_extent, p_gate, p_out, p_stats,
+    s_qb, s_qh, s_qq, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn,  # strides: batch, head, query row or key
+    s_fb, s_tb, s_gb, s_gh,  # of flags, table and gate
+    S, F, SPLITS,  # keys; keys that have flags; splits
+    scale, focus, entropy,
+    a0, a1, a2, a3, b0, b1, b2, b3,  # w_g of each group: an open gate's, and a shut one's
+    Q: tl.constexpr, G: tl.constexpr, HKV: tl.constexpr,  # query rows, heads of a KV head, KV heads
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,  # head size, padded; keys of a tile
+    HALF: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_EXTENT: tl.constexpr, HAS_GATE: tl.constexpr, HAS_STATS: tl.constexpr,
+    PAGE: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    """One split of the keys for HALF query rows of one KV head; grid (splits, HKV * BLOCKS, B).
+
+    Tensors are those of `decode_attention`; compile-time constants are `kernel_constants`'.
+    """
     M: tl.constexpr = GROUPS * HALF
     i_s = tl.program_id(0)
     i_kv = tl.program_id(1) // BLOCKS
@@ -222,6 +184,7 @@ def decode_kernel(
     p_kt = p_k + i_store * s_kb + i_kv.to(tl.int64) * s_kh + o_d[:, None]
     p_vt = p_v + i_store * s_vb + i_kv.to(tl.int64) * s_vh + o_d[None, :]
 
+    # m, l, l_I, u and o of the keys so far; sums stay apart by the key's place in its tile.
     b_m = tl.full([M], float("-inf"), tl.float32)
     b_l = tl.zeros([M, BN], tl.float32)
     b_li = tl.zeros([M, BN], tl.float32)
@@ -250,9 +213,9 @@ def decode_kernel(
         b_ref = tl.where(b_top == float("-inf"), 0.0, b_top)
         b_down = tl.where(b_m == float("-inf"), 0.0, b_m - b_ref)
         b_m = b_top
-        b_e = tl.exp2(b_s - b_ref[:, None])
-        b_scale = tl.exp2(b_down)
-        b_ei = tl.where((b_f & 1)[None, :] > 0, b_e, 0.0)
+        b_e = tl.exp2(b_s - b_ref[:, None])  # e, relative to the maximum so far
+        b_scale = tl.exp2(b_down)  # brings the sums so far to that maximum
+        b_ei = tl.where((b_f & 1)[None, :] > 0, b_e, 0.0)  # e of image keys, and e (s - m)
         b_es = tl.where(b_ei > 0.0, b_ei * (b_s - b_ref[:, None]), 0.0)
         b_u = (b_u + b_down[:, None] * b_li) * b_scale[:, None] + b_es
         b_li = b_li * b_scale[:, None] + b_ei
@@ -311,43 +274,17 @@ def decode_kernel(
 
 @triton.jit(do_not_specialize=["S", "SPLITS"])
 def merge_kernel(
-    p_part,
-    p_acc,
-    p_images,
-    p_extent,
-    p_gate,
-    p_out,
-    p_stats,
-    s_gb,
-    s_gh,
-    S,
-    SPLITS,
-    focus,
-    entropy,
-    a0,
-    a1,
-    a2,
-    a3,
-    b0,
-    b1,
-    b2,
-    b3,
-    Q: tl.constexpr,
-    G: tl.constexpr,
-    HKV: tl.constexpr,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    BS: tl.constexpr,
-    HALF: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    HAS_EXTENT: tl.constexpr,
-    HAS_GATE: tl.constexpr,
-    HAS_STATS: tl.constexpr,
-    PAGE: tl.constexpr,
-):
-    """Merge the splits of one query row, decide its gate, write it; grid (HKV * G * Q, B)."""
+    p_part, p_acc, p_images, p_extent, p_gate, p_out, p_stats,
+    s_gb, s_gh, S, SPLITS, focus, entropy, a0, a1, a2, a3, b0, b1, b2, b3,
+    Q: tl.constexpr, G: tl.constexpr, HKV: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,  # BS: splits of a tile
+    HALF: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
+    HAS_EXTENT: tl.constexpr, HAS_GATE: tl.constexpr, HAS_STATS: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """Merge the splits of one query row, decide its gate, write it; grid (HKV * G * Q, B).
+
+    Arguments are those of `decode_kernel`.
+    """
     M: tl.constexpr = GROUPS * HALF
     i_kv = tl.program_id(0) // (G * Q)
     i_r = tl.program_id(0) % (G * Q)

@@ -20,33 +20,12 @@ from .launch import Launch, Workspace, call_key, tile_dtype
 
 @triton.jit(do_not_specialize=["S", "KEYS", "OFFSET", "ROWS", "s_ob", "s_oh", "s_hb"])
 def probe_kernel(
-    p_q,
-    p_k,
-    p_last,
-    p_hidden,
-    p_out,
-    s_qb,
-    s_qh,
-    s_qq,
-    s_kb,
-    s_kh,
-    s_kn,
-    s_ob,
-    s_oh,
-    s_hb,
-    S,
-    KEYS,
-    OFFSET,
-    ROWS,
-    scale,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    BN: tl.constexpr,
-    M: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    p_q, p_k, p_last, p_hidden, p_out,
+    s_qb, s_qh, s_qq, s_kb, s_kh, s_kn, s_ob, s_oh, s_hb,
+    S, KEYS, OFFSET, ROWS, scale,
+    G: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, M: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """One tile of keys of one KV head; grid (cdiv(S, BN), H_kv, B)."""
     i_kv = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)

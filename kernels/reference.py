@@ -222,14 +222,7 @@ def attention_statistics(
 
 
 def probe_scores_reference(
-    q: Tensor,
-    k: Tensor,
-    last: Tensor,
-    hidden: Tensor,
-    out: Tensor,
-    *,
-    offset: int,
-    scale: float,
+    q: Tensor, k: Tensor, last: Tensor, hidden: Tensor, out: Tensor, *, offset: int, scale: float
 ) -> None:
     """Scores of one query row per sample, before the softmax.
 

@@ -74,9 +74,7 @@ def test_pairs_that_miss_a_side_are_left_out():
 
 
 @pytest.mark.parametrize(
-    "gained, lost, p",
-    [(0, 0, 1.0), (5, 0, 0.0625), (6, 2, 0.2890625), (1, 1, 1.0)],
-    ids=str,
+    "gained, lost, p", [(0, 0, 1.0), (5, 0, 0.0625), (6, 2, 0.2890625), (1, 1, 1.0)], ids=str
 )
 def test_mcnemar_is_the_binomial_test_of_discordant_pairs(gained, lost, p):
     steered = np.array([True] * gained + [False] * lost + [True] * 7)

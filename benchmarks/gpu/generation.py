@@ -19,11 +19,7 @@ from benchmarks.turns import Turn, take_turns
 from vrga import VRGAConfig
 
 # arm -> how it is patched; None: not at all. The gate of "static" is decided at the prompt.
-ARMS = {
-    "unpatched": None,
-    "dynamic": VRGAConfig.published,
-    "static": VRGAConfig.sparing,
-}
+ARMS = {"unpatched": None, "dynamic": VRGAConfig.published, "static": VRGAConfig.sparing}
 WARM = 4  # tokens of a generation that are not counted
 
 
@@ -53,16 +49,19 @@ def same_at_gain_one(model: nn.Module, inputs: dict) -> None:
     assert torch.equal(found, model.generate(**inputs, **short)), "gain 1 changes the tokens"
 
 
-def told(times: dict[str, list[float]], inputs: dict) -> dict:
-    """Seconds per token of every arm, and ratios to the unpatched one."""
+def told(
+    times: dict[str, list[float]],
+    inputs: dict,
+    names: tuple[str, str] = ("seconds_per_token", "ratio_per_token"),
+) -> dict:
+    """Seconds of every arm, and ratios to the unpatched one, by these names."""
+    ratios = {arm: ratio(own, times["unpatched"]) for arm, own in times.items()}
+    del ratios["unpatched"]
     return {
         "keys": inputs["input_ids"].shape[1],
-        "seconds_per_token": {arm: summary(found) for arm, found in times.items()},
-        "ratio_per_token": {
-            arm: ratio(found, times["unpatched"]) for arm, found in times.items()
-            if arm != "unpatched"
-        },
-    }  # fmt: skip
+        names[0]: {arm: summary(own) for arm, own in times.items()},
+        names[1]: ratios,
+    }
 
 
 def eager(*, shape: str, side: int, batch: int = 1, tokens: int = 96) -> dict:
@@ -147,14 +146,7 @@ def prefill(*, shape: str, side: int, batch: int = 1, rounds: int = 10) -> dict:
                 call = functools.partial(models[arm], **inputs, use_cache=True, logits_to_keep=1)
                 times[arm].append(seconds(call))
     kept = {arm: found[2:] for arm, found in times.items()}
-    return {
-        "keys": inputs["input_ids"].shape[1],
-        "seconds_to_first_token": {arm: summary(found) for arm, found in kept.items()},
-        "ratio_first_token": {
-            arm: ratio(found, kept["unpatched"]) for arm, found in kept.items()
-            if arm != "unpatched"
-        },
-    }  # fmt: skip
+    return told(kept, inputs, ("seconds_to_first_token", "ratio_first_token"))
 
 
 def memory(*, shape: str, side: int, batch: int = 1, tokens: int = 8) -> dict:

@@ -427,10 +427,7 @@ def test_a_run_goes_on_where_it_stopped(embedded, tmp_path, monkeypatch):
         (["dispersion", "--prompt", "guided"], "--prompt guided: known are direct, cot, back"),
         (["dispersion", "--bins", "1"], "--bins 1: at least 2"),
         (["heads", "--split", "dark"], "split 'dark': known are clean"),
-        (
-            ["recovery", "--config", "best"],
-            "--config best: known are published; paper; tight",
-        ),
+        (["recovery", "--config", "best"], "--config best: known are published; paper; tight"),
         (["heads", "--seed", "-1"], "--seed -1: 0 to 89"),
         (["heads", "FILE", "--split", "noise"], "--split is for drawn questions"),
         (["heads", "gone.jsonl"], "gone.jsonl"),

@@ -21,8 +21,8 @@ from vrga.beforehand import OF_LOOKBACK
 from vrga.demo.data import SPLITS, make_samples, parse_answer
 from vrga.demo.drawn import drawn_of
 from vrga.demo.fine.settings import FINDING
-from vrga.evaluation import arms as arms_module
 from vrga.evaluation.items import drawn_items, read_items
+from vrga.evaluation.samples import accuracy, look, mean_look
 from vrga.evaluation.store import Store
 
 BOX = [0, 0, 9, 9]
@@ -306,9 +306,9 @@ def test_tuning_reports_the_best_on_the_other_half(tmp_path):
 
 def test_a_failed_answer_counts_as_wrong():
     some = [{"score": 1.0, "looks": {"rrar": 0.5}}, {"score": None, "looks": None}]
-    assert arms_module.accuracy(some)[0] == 0.5
-    assert arms_module.mean_look(some, "rrar")[0] == 0.5
-    assert math.isnan(arms_module.look(some, "hit")[0])
+    assert accuracy(some)[0] == 0.5
+    assert mean_look(some, "rrar")[0] == 0.5
+    assert math.isnan(look(some, "hit")[0])
 
 
 def test_drawn_questions_know_their_boxes():

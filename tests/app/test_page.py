@@ -271,7 +271,7 @@ def test_a_painted_region_changes_the_steering(open_tab, paths):
 
 @pytest.mark.filterwarnings("ignore:this is the small embedded model")
 def test_what_goes_wrong_is_said_in_words(open_tab, paths, tmp_path, monkeypatch):
-    import vrga.app.asker
+    import vrga.app.loaded_model
 
     tab = open_tab()
     tab.ask()
@@ -290,7 +290,7 @@ def test_what_goes_wrong_is_said_in_words(open_tab, paths, tmp_path, monkeypatch
     def broken(*args, **kwargs):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(vrga.app.asker, "ask", broken)
+    monkeypatch.setattr(vrga.app.loaded_model, "ask", broken)
     tab.ask()
     assert tab.find("note").text == "the model failed: RuntimeError: CUDA out of memory"
     assert tab.find("ask").is_enabled()

@@ -111,11 +111,7 @@ def test_spots_lie_in_the_region_unless_the_whole_map_is_sought():
 
 @pytest.mark.parametrize(
     "region",
-    [
-        region_of([torch.zeros(4, 4)]),
-        region_of([torch.rand(4, 4)], [cells(4, 4)]),
-        region_of([]),
-    ],
+    [region_of([torch.zeros(4, 4)]), region_of([torch.rand(4, 4)], [cells(4, 4)]), region_of([])],
     ids=["flat map", "empty region", "no picture"],
 )
 def test_nothing_stands_out_of_nothing(region):

@@ -29,8 +29,9 @@ from vrga.demo.chain.data import (
 from vrga.demo.chain.train import with_words
 from vrga.demo.data import CELL
 from vrga.demo.drawn import chain_items, drawn_of
-from vrga.demo.fine.data import CARDS, SIDE
+from vrga.demo.fine.cards import CARDS
 from vrga.demo.fine.data import sentences as fine_sentences
+from vrga.demo.fine.grounds import SIDE
 from vrga.demo.fine.settings import FINDING
 from vrga.steering.patching import patch_of
 from vrga.training.filters import verdict

@@ -19,16 +19,9 @@ from vrga.demo.data import CELL, LETTERS, TEST_SEEDS
 from vrga.demo.fine import arms, photos, stamps
 from vrga.demo.fine.arms import FOUND, LARGER, ONCE, RANDOM, TOLD, TRUE, TWICE, run_fine_arms
 from vrga.demo.fine.batches import FineBatches
-from vrga.demo.fine.data import (
-    CARDS,
-    FIELD,
-    FINE_SPLITS,
-    SIDE,
-    fine_split_options,
-    is_right,
-    make_fine_samples,
-    spoken,
-)
+from vrga.demo.fine.cards import CARDS
+from vrga.demo.fine.data import FINE_SPLITS, fine_split_options, is_right, make_fine_samples, spoken
+from vrga.demo.fine.grounds import FIELD, SIDE
 from vrga.demo.fine.settings import CLOSER, FINDING
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from vrga import VRGAConfig, Zoom, look_closer
 from vrga.demo import build
 from vrga.demo.fine.data import fine_split_options, make_fine_samples
 from vrga.demo.fine.settings import FINDING
-from vrga.evaluation.closer_asking import CloserAsker
+from vrga.evaluation.closer_asker import CloserAsker
 from vrga.evaluation.compare import compare
 from vrga.evaluation.harness import check_closer_tasks
 from vrga.evaluation.request import request

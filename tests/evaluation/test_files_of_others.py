@@ -11,10 +11,10 @@ from encoded import stored
 from PIL import Image
 
 from vrga.evaluation import store as stores
-from vrga.evaluation.arms import accuracy, compared
 from vrga.evaluation.compare import compare
 from vrga.evaluation.items import read_items
 from vrga.evaluation.options import letter_of_key, read_options
+from vrga.evaluation.samples import accuracy, compared
 from vrga.evaluation.store import ANSWERED, SAMPLES, SETTINGS, Store
 from vrga.evaluation.tasks import documents, judged
 from vrga.intervals import mcnemar, wilson

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vrga.demo.data import SPLITS, TEST_SEEDS, make_samples, split_options
 from vrga.evaluation import files, local
-from vrga.evaluation.questions import question_of
+from vrga.evaluation.question_text import question_in
 from vrga.evaluation.tasks import documents, grid, judged
 from vrga.evaluation.tasks import mme as mme_task
 
@@ -196,11 +196,7 @@ def test_a_missing_file_says_what_was_looked_for_and_what_is_there(tmp_path):
         ("GeoMath.json", "[1, 2]", r"GeoMath.json cannot be read as .json: its rows are not"),
         ("GeoMath.parquet", "no parquet", r"GeoMath.parquet cannot be read as .parquet"),
         ("GeoMath.json", "[]", r"GeoMath.json: no rows"),
-        (
-            "GeoMath.jsonl",
-            '{"problem": "x"}',
-            r"row 1: none of answer, .* the fields problem",
-        ),
+        ("GeoMath.jsonl", '{"problem": "x"}', r"row 1: none of answer, .* the fields problem"),
         ("GeoMath.csv", "answer,image\n3,a.png\n", r"row 1: none of question, .*fields answer, im"),
         ("TallyQA.json", '[{"question": "x", "answer": 3}]', r"row 1: no field issimple"),
         (
@@ -411,13 +407,7 @@ BENCH |= {"split": "dev", "category": "c", "L2-category": "l"}
     ("task", "function", "doc", "words", "question"),
     [
         ("pope", "pope.utils.pope", {"question": "Is it? "}, WORD, "Is it?"),
-        (
-            "mme",
-            "mme.utils.mme",
-            {"question": "Is it? Please answer yes or no."},
-            WORD,
-            "Is it?",
-        ),
+        ("mme", "mme.utils.mme", {"question": "Is it? Please answer yes or no."}, WORD, "Is it?"),
         (
             "mmstar",
             "mmstar.utils.mmstar",
@@ -495,7 +485,7 @@ def test_the_question_in_prompts_of_lmms_eval(monkeypatch, task, function, doc, 
     except ImportError as error:  # what single tasks need beyond lmms-eval's own imports
         pytest.skip(f"{module}: {error}")
     text = build(doc, words)
-    found = question_of(task, doc, text)
+    found = question_in(task, doc, text)
     assert found == question and found in text
 
 
@@ -505,9 +495,9 @@ def test_the_question_of_tasks_of_this_package(tmp_path):
     task = load(name, tmp_path / "out")
     doc = task.test_docs()[0]
     asked = "Is there a dog in the image?"
-    assert question_of(name, doc, task.doc_to_text(doc)) == asked
+    assert question_in(name, doc, task.doc_to_text(doc)) == asked
     doc = {"question": "Which? <image1>", "choices": ["1", "2"]}
-    assert question_of("vrga_math", doc, documents.text(doc)) == "Which?"
+    assert question_in("vrga_math", doc, documents.text(doc)) == "Which?"
 
 
 @pytest.mark.parametrize(
@@ -520,7 +510,7 @@ def test_the_question_of_tasks_of_this_package(tmp_path):
     ],
 )
 def test_a_prompt_whose_row_does_not_hold_its_question(doc, text, question):
-    assert question_of("unheard_of", doc, text) == question
+    assert question_in("unheard_of", doc, text) == question
 
 
 def test_scores_are_json(tmp_path):

@@ -11,25 +11,10 @@ ABLATE = ((1.0, 0.0), (1.0, 1.0))
 
 
 def decode_case(
-    *,
-    batch=2,
-    heads=8,
-    kv_heads=2,
-    rows=1,
-    keys=70,
-    size=16,
-    dtype=torch.float32,
-    opened=BOOST[0],
-    closed=BOOST[1],
-    region="scattered",
-    images=0.5,
-    pads=0,
-    amplitude=1.0,
-    gate=False,
-    flag_keys=None,
-    strided=False,
-    seed=0,
-):
+    *, batch=2, heads=8, kv_heads=2, rows=1, keys=70, size=16, dtype=torch.float32,
+    opened=BOOST[0], closed=BOOST[1], region="scattered", images=0.5, pads=0, amplitude=1.0,
+    gate=False, flag_keys=None, strided=False, seed=0,
+):  # fmt: skip
     """(tensors, keyword arguments) of one call of decode_attention.
 
     Args:
@@ -73,19 +58,15 @@ def decode_case(
     count = ((flags >= 0) & (flags & 1 > 0)).sum(1).to(torch.int32)
     given = torch.rand(batch, heads, generator=g) < 0.5 if gate else None
     arguments = dict(
-        scale=size**-0.5,
-        opened=opened,
-        closed=closed,
-        focus=0.6,
-        entropy=0.2,
-        gate=given,
+        scale=size**-0.5, opened=opened, closed=closed, focus=0.6, entropy=0.2, gate=given,
         extent=extent,
-    )
+    )  # fmt: skip
     tensors = (q, k, v, flags, count)
     if DEVICE != "cpu":
         tensors = tuple(x.to(DEVICE) for x in tensors)
-        placed = {n: x.to(DEVICE) for n, x in arguments.items() if isinstance(x, torch.Tensor)}
-        arguments |= placed
+        arguments |= {
+            name: x.to(DEVICE) for name, x in arguments.items() if isinstance(x, torch.Tensor)
+        }
     return tensors, arguments
 
 

@@ -3,9 +3,7 @@
 from contextlib import contextmanager
 
 import torch
-from transformers import (
-    CompileConfig,
-)
+from transformers import CompileConfig
 
 from vrga.hf.cache import cache_in
 

@@ -37,9 +37,7 @@ def bias_of(tensors, arguments, dtype=torch.float32):
     ids=["one key", "7:1", "8:1, padded, strided", "1:1", "hidden blocks"],
 )
 @pytest.mark.parametrize(
-    "weights",
-    [BOOST, ((1.0, 0.25), (1.0, 1.0)), ABLATE],
-    ids=["boost", "gain below 1", "weight 0"],
+    "weights", [BOOST, ((1.0, 0.25), (1.0, 1.0)), ABLATE], ids=["boost", "gain below 1", "weight 0"]
 )
 def test_a_bias_is_the_reference_with_that_gate(case, weights):
     tensors, arguments = decode_case(**case, opened=weights[0], closed=weights[1], gate=True,

@@ -7,7 +7,7 @@ import torch
 
 from vrga.hf.grids import read_prompt
 from vrga.hf.layouts import by_patches
-from vrga.hf.question import question_end, user_end
+from vrga.hf.question_ends import question_end, user_end
 from vrga.method.prompt import Prompt, check_query
 
 IMAGE, VIDEO = 90, 91
@@ -43,10 +43,7 @@ def test_images_take_the_grids_in_row_order():
     mask = torch.ones(2, 10)
     mask[1, :4] = 0
     prompt = read(rows, image=[[1, 4, 6], [1, 2, 4], [1, 4, 4]], mask=mask)
-    assert shapes(prompt) == [
-        [(2, 3, [1, 2, 3, 4, 5, 6]), (1, 2, [8, 9])],
-        [(2, 2, [4, 5, 6, 7])],
-    ]
+    assert shapes(prompt) == [[(2, 3, [1, 2, 3, 4, 5, 6]), (1, 2, [8, 9])], [(2, 2, [4, 5, 6, 7])]]
     assert prompt.image.sum(1).tolist() == [8, 4]
 
 

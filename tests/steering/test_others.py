@@ -830,7 +830,7 @@ def test_a_question_ends_with_its_last_character_whole():
 
     text = "U: Un café C: "
     chat = Bytes(lambda said: "".join(f"U: {t} C: " if r == "user" else t for r, t in said))
-    from vrga.hf.question import template_end
+    from vrga.hf.question_ends import template_end
     from vrga.method.prompt import Prompt
 
     ids = torch.tensor([list(text.upper().encode())])

@@ -39,10 +39,7 @@ TABLE = {
         dict(tokens=4, held=25, progress=DONE, call=True, cut=True),
         Pass("step", 25),
     ),
-    "all drafts rejected": (
-        dict(held=20, progress=DONE, call=True, cut=True),
-        Pass("step", 20),
-    ),
+    "all drafts rejected": (dict(held=20, progress=DONE, call=True, cut=True), Pass("step", 20)),
     "several tokens by hand": (dict(tokens=4, held=30, progress=DONE), Pass("step", 30)),
     "a cache cut by hand": (dict(held=22, progress=DONE, cut=True), Pass("step", 22)),
     "a new question by hand": (

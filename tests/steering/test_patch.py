@@ -10,11 +10,7 @@ from loops import COMPILED
 from naive import region as naive_region
 from naive import steered as naive_steered
 from tiny import CACHE, EOS, IMAGE, batch, generate, shared_model, single, tiny_model
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    StaticCache,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

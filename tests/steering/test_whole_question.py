@@ -14,7 +14,7 @@ from vrga.hf.host import Host
 from vrga.kernels.probe import probe_scores
 from vrga.kernels.reference import probe_scores_reference
 from vrga.method.region import find_regions
-from vrga.steering import asked
+from vrga.steering import asked_prompt
 from vrga.steering.probe_scores import LateScores
 from vrga.steering.probed_rows import ProbedRows
 from vrga.steering.query_rows import QueryRows
@@ -107,7 +107,7 @@ def test_a_question_in_several_pieces_is_one_question(window, kept, monkeypatch)
             masses.setdefault(shapes, []).append(sums.mass)
         return find_regions(rows, samples, config, rules)
 
-    monkeypatch.setattr(asked, "find_regions", spied)
+    monkeypatch.setattr(asked_prompt, "find_regions", spied)
     inputs = batch(IMAGES[:1] + IMAGES[2:], question=9)
     whole = regions(model, inputs)
     length = inputs["input_ids"].shape[1]

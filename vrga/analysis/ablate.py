@@ -17,7 +17,8 @@ from vrga.analysis.figures import ablate_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.beforehand import check_known
 from vrga.config import VRGAConfig
-from vrga.evaluation.arms import Arm, accuracy, right
+from vrga.evaluation.arms import Arm
+from vrga.evaluation.samples import accuracy, right
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mcnemar, paired_difference
 from vrga.method.region import Region
@@ -164,14 +165,10 @@ def figures(samples: dict[str, list[dict]], heads: int, first_layer: int, layers
 
 def tables(arms: dict[str, dict], questions: int) -> list[Table]:
     """Every arm, then what visual heads are worth more than as many random ones."""
-    accuracies = Table(
-        title=f"{questions} questions, heads without the image; brackets: 95 % intervals"
-    )
-    for column in ("heads", "a question", "accuracy", "against none"):
-        accuracies.add_column(column)
-    gaps = Table(title="accuracy without random heads, less that without visual heads")
-    for column in ("heads chosen at", "difference", "random > visual"):
-        gaps.add_column(column)
+    title = f"{questions} questions, heads without the image; brackets: 95 % intervals"
+    accuracies = Table("heads", "a question", "accuracy", "against none", title=title)
+    columns = ("heads chosen at", "difference", "random > visual")
+    gaps = Table(*columns, title="accuracy without random heads, less that without visual heads")
     for name, one in arms.items():
         change = one["against_none"]
         accuracies.add_row(

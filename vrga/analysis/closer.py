@@ -22,17 +22,7 @@ from vrga.analysis.study import APART, FIRST, Study, paired_table, verdict
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import VALIDATION_SEEDS
-from vrga.demo.fine.arms import (
-    ANEW,
-    FOUND,
-    LARGER,
-    ONCE,
-    PLACE,
-    TOLD,
-    TRUE,
-    Asked,
-    run_fine_arms,
-)
+from vrga.demo.fine.arms import ANEW, FOUND, LARGER, ONCE, PLACE, TOLD, TRUE, Asked, run_fine_arms
 from vrga.demo.fine.data import FineSample, fine_split_options, is_right, make_fine_samples
 from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.demo.fine.timing import seconds_of_ways

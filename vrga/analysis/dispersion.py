@@ -18,7 +18,8 @@ from torch import Tensor
 from vrga.analysis.figures import dispersion_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.config import VRGAConfig
-from vrga.evaluation.arms import Arm, accuracy
+from vrga.evaluation.arms import Arm
+from vrga.evaluation.samples import accuracy
 from vrga.evaluation.wording import Table, share
 from vrga.intervals import Interval, mean_interval, paired_difference
 from vrga.method.region import Region
@@ -133,24 +134,16 @@ def figures(samples: dict[str, list[dict]], bins: int) -> dict:
             for arm, values in own.items():
                 slope = mean_interval(slopes(values))
                 change = paired_difference(values[:, -1], values[:, 0])
-                trends.append(
-                    {
-                        "figure": name,
-                        "heads": heads,
-                        "arm": arm,
-                        "first": mean_interval(values[:, 0]),
-                        "last": mean_interval(values[:, -1]),
-                        "last_less_first": change,
-                        "slope": slope,
-                        "expected": "falls" if sign < 0 else "rises",
-                        "verdict": agreed(_signed(slope, sign), _signed(change, sign)),
-                    }
-                )
+                trends.append({
+                    "figure": name, "heads": heads, "arm": arm,
+                    "first": mean_interval(values[:, 0]), "last": mean_interval(values[:, -1]),
+                    "last_less_first": change, "slope": slope,
+                    "expected": "falls" if sign < 0 else "rises",
+                    "verdict": agreed(_signed(slope, sign), _signed(change, sign)),
+                })  # fmt: skip
             # A mean over the parts, which are all there or none.
-            steering.append(
-                {"figure": name, "heads": heads,
-                 "difference": paired_difference(own[ON].mean(1), own[OFF].mean(1))}
-            )  # fmt: skip
+            difference = paired_difference(own[ON].mean(1), own[OFF].mean(1))
+            steering.append({"figure": name, "heads": heads, "difference": difference})
     short = {
         arm: int(np.isnan(courses(own, "image_all", bins)[:, 0]).sum())
         for arm, own in samples.items()
@@ -196,28 +189,21 @@ def _signed(change: Interval, sign: int) -> Interval:
 
 def tables(found: dict, questions: int) -> list[Table]:
     """The course of the answers, and what steering changes over all their parts."""
+    columns = ("heads", "figure", "VRGA", "first", "last", "last - first", "trend", "expected")
     course = Table(
+        *columns,
         title=f"{questions} questions, first and last part of an answer; brackets: 95 % intervals",
         caption="last - first: paired by question; trend: from start to end of a straight line "
         "fitted to all parts; the verdict is that of both",
     )
-    columns = ("heads", "figure", "VRGA", "first", "last", "last - first", "trend", "expected")
-    for column in columns:
-        course.add_column(column)
     for one in found["trends"]:
         course.add_row(
-            one["heads"],
-            one["figure"],
-            one["arm"],
-            share(one["first"]),
-            share(one["last"]),
-            share(one["last_less_first"], "+"),
-            share(one["slope"], "+"),
+            one["heads"], one["figure"], one["arm"], share(one["first"]), share(one["last"]),
+            share(one["last_less_first"], "+"), share(one["slope"], "+"),
             f"{one['expected']}: {one['verdict']}",
-        )
-    steered = Table(title="with VRGA less without, over the whole answer")
-    for column in ("heads", "figure", "difference"):
-        steered.add_column(column)
+        )  # fmt: skip
+    title = "with VRGA less without, over the whole answer"
+    steered = Table("heads", "figure", "difference", title=title)
     for one in found["steering"]:
         steered.add_row(one["heads"], one["figure"], share(one["difference"], "+"))
     return [course, steered]

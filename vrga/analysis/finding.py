@@ -19,8 +19,10 @@ from vrga.analysis.ways import LAST, NAMED, NAMES, SCORES, WHOLE, heads_agree, r
 from vrga.config import VRGAConfig
 from vrga.demo.data import VALIDATION_SEEDS, Sample, make_samples, split_options
 from vrga.demo.fine.data import FINE_SPLITS, FineSample, fine_split_options, make_fine_samples
-from vrga.evaluation.arms import Arm, progress, right
+from vrga.evaluation.arms import Arm
 from vrga.evaluation.items import drawn_items
+from vrga.evaluation.progress import progress
+from vrga.evaluation.samples import right
 from vrga.evaluation.wording import Table, percent, say_config
 from vrga.hf.checkpoints import load
 from vrga.intervals import paired_difference, wilson
@@ -204,9 +206,8 @@ def rows(found: Mapping) -> list[tuple[str, ...]]:
 
 def scores_table(found: Mapping) -> Table:
     """Which score tells right maps of the question's last token from wrong ones."""
-    made = Table(title="how sure is the map? of the question's last token, named")
-    for column in ("score", "AUROC", "right of the surest 50, 80, 90 %"):
-        made.add_column(column)
+    columns = ("score", "AUROC", "right of the surest 50, 80, 90 %")
+    made = Table(*columns, title="how sure is the map? of the question's last token, named")
     for name, one in found["scores"].items():
         made.add_row(name, _number(one["auroc"]), _shares(one["surest"]))
     return made
@@ -214,9 +215,8 @@ def scores_table(found: Mapping) -> Table:
 
 def abstain_table(found: Mapping) -> Table:
     """What abstaining changes."""
-    made = Table(title=f"abstaining: {percent(found['off'])} right without steering")
-    for column in ("abstain below", "steered", "less without steering"):
-        made.add_column(column)
+    columns = ("abstain below", "steered", "less without steering")
+    made = Table(*columns, title=f"abstaining: {percent(found['off'])} right without steering")
     for threshold, one in found["thresholds"].items():
         made.add_row(threshold, percent(one["steered"]), percent(one["change"], "+"))
     return made

@@ -14,9 +14,9 @@ import numpy as np
 from vrga.analysis.figures import heads_figure
 from vrga.analysis.study import Study
 from vrga.annotations import Model, Processor
-from vrga.evaluation.arms import progress
-from vrga.evaluation.asking import Asker
+from vrga.evaluation.asker import Asker
 from vrga.evaluation.items import Item
+from vrga.evaluation.progress import progress
 from vrga.evaluation.wording import Table, percent, share
 from vrga.intervals import Interval, Z, mean_interval, pearson, wilson
 
@@ -129,9 +129,7 @@ def overlap(chosen: np.ndarray) -> Interval:
 
 def tables(found: dict, questions: int) -> list[Table]:
     """The relation, and the heads chosen most often."""
-    relation = Table(title=f"{questions} questions; brackets: 95 % intervals")
-    for column in ("figure", "value"):
-        relation.add_column(column)
+    relation = Table("figure", "value", title=f"{questions} questions; brackets: 95 % intervals")
     for name, told in (
         ("Pearson r of R and H_img, over the heads' means", share(found["r_over_means"])),
         ("... over heads that are never in H_v", share(found["r_over_others"])),
@@ -143,9 +141,8 @@ def tables(found: dict, questions: int) -> list[Table]:
     ):
         relation.add_row(name, told)
     chosen = np.array(found["chosen"])
-    often = Table(title=f"H_v: {found['ever_chosen']} of {chosen.size} heads were ever chosen")
-    for column in ("layer", "head", "chosen", "mean R", "mean H_img"):
-        often.add_column(column)
+    title = f"H_v: {found['ever_chosen']} of {chosen.size} heads were ever chosen"
+    often = Table("layer", "head", "chosen", "mean R", "mean H_img", title=title)
     for place in np.argsort(-chosen, axis=None, kind="stable")[:SHOWN]:
         layer, head = np.unravel_index(place, chosen.shape)
         if chosen[layer, head]:

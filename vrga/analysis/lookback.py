@@ -20,8 +20,9 @@ from vrga.beforehand import check_known
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS
-from vrga.evaluation.arms import Arm, accuracy, compared, mean_look, right
+from vrga.evaluation.arms import Arm
 from vrga.evaluation.items import PROMPTS
+from vrga.evaluation.samples import accuracy, compared, mean_look, right
 from vrga.evaluation.wording import Table, percent, share
 
 DRAWN = 500
@@ -175,12 +176,10 @@ def _steered(samples: Sequence[dict]) -> float | None:
 
 def _tables(summary: dict[str, dict], questions: int) -> list[Table]:
     """What was answered, and where the heads looked."""
-    answers = Table(title=f"{questions} questions; brackets: 95 % intervals")
-    looks = Table(title="attention: on the box / on the image (RRAR), and on the image")
-    for column in ("prompt", "VRGA", "accuracy", "against off", "p"):
-        answers.add_column(column)
-    for column in ("prompt", "VRGA", "looks back", "RRAR", "in <back>", "outside"):
-        looks.add_column(column)
+    title = f"{questions} questions; brackets: 95 % intervals"
+    answers = Table("prompt", "VRGA", "accuracy", "against off", "p", title=title)
+    columns = ("prompt", "VRGA", "looks back", "RRAR", "in <back>", "outside")
+    looks = Table(*columns, title="attention: on the box / on the image (RRAR), and on the image")
     for name, one in summary.items():
         change = one["against_off"]
         answers.add_row(

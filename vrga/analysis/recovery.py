@@ -15,7 +15,8 @@ from vrga.analysis.figures import recovery_figure
 from vrga.analysis.study import Study, failures, verdict
 from vrga.config import VRGAConfig
 from vrga.demo.data import asked_letter, parse_answer, spoken_answer
-from vrga.evaluation.arms import Arm, accuracy, compared, look, right
+from vrga.evaluation.arms import Arm
+from vrga.evaluation.samples import accuracy, compared, look, right
 from vrga.evaluation.wording import Table, percent
 from vrga.hf.chosen_config import chosen_for
 from vrga.intervals import paired_difference, wilson
@@ -168,14 +169,11 @@ def _known(values: np.ndarray) -> np.ndarray:
 def table(found: dict, prompt: str, questions: int) -> Table:
     """One line per config; differences are from the unsteered model."""
     made = Table(
+        "config", "steered", "to the true region", "true cell in T", "T covers",
+        *([WRONG] if "outcomes" in found else []), "recovers",
         title=f"{prompt}, {questions} questions: {percent(found['off'])} without VRGA; "
-        "differences from that, brackets: 95 % intervals"
-    )
-    columns = ["config", "steered", "to the true region", "true cell in T", "T covers"]
-    columns += [WRONG] if "outcomes" in found else []
-    columns += ["recovers"]
-    for column in columns:
-        made.add_column(column)
+        "differences from that, brackets: 95 % intervals",
+    )  # fmt: skip
     for name, one in found["configs"].items():
         made.add_row(
             name,

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from vrga.analysis.figures import rrar_figure
 from vrga.analysis.study import Study, failures, image_size, verdict
 from vrga.beforehand import check_known
-from vrga.evaluation.arms import Arm, accuracy, look, right
+from vrga.evaluation.arms import Arm
 from vrga.evaluation.items import PROMPTS, Item
+from vrga.evaluation.samples import accuracy, look, right
 from vrga.evaluation.wording import Table, share
 from vrga.intervals import difference, mean_interval, paired_difference
 
@@ -102,12 +103,9 @@ def figures(samples: dict[str, list[dict]]) -> dict:
 
 def tables(found: dict, questions: int) -> list[Table]:
     """RRAR by prompt, and which of the paper's orders hold."""
-    ratios = Table(title=f"RRAR, {questions} questions; brackets: 95 % intervals")
-    for column in ("prompt", "answers", "questions", "RRAR"):
-        ratios.add_column(column)
-    order = Table(title="the paper's order")
-    for column in ("expected", "difference of RRAR", ""):
-        order.add_column(column)
+    columns = ("prompt", "answers", "questions", "RRAR")
+    ratios = Table(*columns, title=f"RRAR, {questions} questions; brackets: 95 % intervals")
+    order = Table("expected", "difference of RRAR", "", title="the paper's order")
     for one in found["order"]:
         order.add_row(one["expected"], share(one["difference"], "+"), one["verdict"])
     for name, one in found["prompts"].items():

@@ -18,7 +18,7 @@ from rich.console import Console
 from vrga.annotations import Model, Processor
 from vrga.demo.data import TEST_SEEDS
 from vrga.demo.drawn import drawn_of
-from vrga.evaluation.arms import Arm, run_arms, versions
+from vrga.evaluation.arms import Arm, run_arms
 from vrga.evaluation.items import Item, read_items
 from vrga.evaluation.region_attention import cells_in
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
@@ -27,6 +27,7 @@ from vrga.hf.checkpoints import load
 from vrga.images import read_image
 from vrga.intervals import Interval
 from vrga.plots import save
+from vrga.recording.package_versions import versions_and_device
 
 FIRST = TEST_SEEDS.start + 100_000  # seed of the first drawn question; those before are others'
 APART = 10_000  # questions drawn with another --seed start this much later
@@ -196,7 +197,7 @@ class Study:
         results = {
             "command": self.command,
             "settings": settings,
-            "versions": versions(),
+            "versions": versions_and_device(),
             **found,
         }
         self.output.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,9 @@ from vrga.analysis.figures import change_figure
 from vrga.analysis.study import Study, failures
 from vrga.config import VRGAConfig
 from vrga.demo.data import TEST_SEEDS, VALIDATION_SEEDS
-from vrga.evaluation.arms import Arm, accuracy, compared
+from vrga.evaluation.arms import Arm
 from vrga.evaluation.items import Item
+from vrga.evaluation.samples import accuracy, compared
 from vrga.evaluation.wording import Table, percent, share
 from vrga.plots import save
 
@@ -118,9 +119,8 @@ def _figures(samples: Mapping[str, list[dict]]) -> dict[str, dict]:
 
 
 def _table(title: str, figures: dict[str, dict]) -> Table:
-    table = Table(title=f"{title}; brackets: 95 % intervals")
-    for column in ("config", "accuracy", "against off", "p", "RRAR against off"):
-        table.add_column(column)
+    columns = ("config", "accuracy", "against off", "p", "RRAR against off")
+    table = Table(*columns, title=f"{title}; brackets: 95 % intervals")
     for name, one in figures.items():
         change = one["against_off"]
         cells = ("", "", "")

@@ -110,10 +110,7 @@ def _of_layers(asked: AskedRows, visual: Tensor) -> dict[str, Tensor]:
     layers = torch.stack(
         [normalised(own[i][visual[i]].mean(0)) for i in range(len(own)) if visual[i].any()]
     )
-    return {
-        LAYERS: layers.clamp_min(LEAST).log().mean(0).exp(),
-        LAYERS_ALL: layers.amin(0),
-    }
+    return {LAYERS: layers.clamp_min(LEAST).log().mean(0).exp(), LAYERS_ALL: layers.amin(0)}
 
 
 def _peak(relevance: Tensor, region: Region) -> float:

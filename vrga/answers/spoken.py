@@ -71,11 +71,7 @@ def recorded(
 
 
 def generated(
-    model: Model,
-    processor,
-    inputs: Mapping,
-    max_new_tokens: int,
-    streamer: object | None = None,
+    model: Model, processor, inputs: Mapping, max_new_tokens: int, streamer: object | None = None
 ) -> str:
     """The answer, greedily."""
     more = {} if streamer is None else {"streamer": streamer}

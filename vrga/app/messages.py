@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from vrga.app.asker import Answered
+from vrga.app.loaded_model import Answered
 from vrga.app.word_queue import Said
 from vrga.report.page import as_json, encoded, shown
 

@@ -11,9 +11,9 @@ from typing import Any
 import gradio as gr
 
 from vrga.app import messages
-from vrga.app.asker import DEFAULT, MOST_PICTURES, Answered, Asker, Question
 from vrga.app.brush import read_painted
 from vrga.app.examples import Example
+from vrga.app.loaded_model import DEFAULT, MOST_PICTURES, Answered, LoadedModel, Question
 from vrga.app.visitors import Visits
 from vrga.app.word_queue import Stopped
 from vrga.presets import PRESETS
@@ -46,16 +46,16 @@ IDLE = gr.update(interactive=True), gr.update(interactive=False)
 ASKED = "(...given) => [...given.slice(0, -1), window.vrgaAsked()]"
 
 
-def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
+def build(loaded: LoadedModel, visits: Visits, examples: list[Example]) -> gr.Blocks:
     """The page of a model.
 
     Args:
         visits: of the folder in which the server keeps what is uploaded.
         examples: to begin with, or none.
     """
-    events = Events(asker, visits, examples)
+    events = Events(loaded, visits, examples)
     with gr.Blocks(title="vrga", analytics_enabled=False) as page:
-        gr.HTML(_head(asker), elem_id="vrga-head", padding=False)
+        gr.HTML(_head(loaded), elem_id="vrga-head", padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 dropped = gr.File(
@@ -70,7 +70,7 @@ def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
                 with gr.Row():
                     go = gr.Button("Ask", variant="primary", elem_id="vrga-ask", min_width=100)
                     stop = gr.Button("Stop", elem_id="vrga-stop", interactive=False, min_width=100)
-                preset, gain, closer = _settings(asker)
+                preset, gain, closer = _settings(loaded)
             with gr.Column(scale=5, min_width=300):
                 viewer = gr.HTML(
                     "", html_template="", css_template=(HERE / "viewer.css").read_text("utf-8"),
@@ -100,9 +100,9 @@ def build(asker: Asker, visits: Visits, examples: list[Example]) -> gr.Blocks:
     return page.queue(max_size=WAITING)
 
 
-def _settings(asker: Asker) -> tuple[gr.Dropdown, gr.Slider, gr.Checkbox]:
+def _settings(loaded: LoadedModel) -> tuple[gr.Dropdown, gr.Slider, gr.Checkbox]:
     """How to steer, and whether to look closer."""
-    own, why = asker.config(DEFAULT), asker.why_no_closer_look
+    own, why = loaded.config(DEFAULT), loaded.why_no_closer_look
     with gr.Accordion("How to steer", open=True):
         preset = gr.Dropdown(
             [(f"default: {own.name}" if name == DEFAULT else name, name) for name in PRESETS],
@@ -113,7 +113,7 @@ def _settings(asker: Asker) -> tuple[gr.Dropdown, gr.Slider, gr.Checkbox]:
             label="Gain (1 is off)", elem_id="vrga-gain", interactive=own.boosts,
         )  # fmt: skip
         closer = gr.Checkbox(
-            value=asker.name == "fine", label="Look closer", elem_id="vrga-closer",
+            value=loaded.name == "fine", label="Look closer", elem_id="vrga-closer",
             interactive=not why,
             info=why or "crop the original where the question looks, and ask again there",
         )  # fmt: skip
@@ -127,14 +127,14 @@ def _scripts() -> str:
     return "\n".join(['"use strict";', drawing, *own])
 
 
-def _head(asker: Asker) -> str:
-    where = f"<b>{asker.name}</b>"
-    if asker.name is None:
+def _head(loaded: LoadedModel) -> str:
+    where = f"<b>{loaded.name}</b>"
+    if loaded.name is None:
         where = (
             "No <code>--model</code> was given: the <b>small model inside the package</b> answers. "
             "It reads coloured letters on cards like the examples, and nothing else."
         )
-    elif asker.name == "fine":
+    elif loaded.name == "fine":
         where = (
             "The <b>small model &ldquo;fine&rdquo; inside the package</b> answers. It reads "
             "letters on coloured cards like the examples, if it looks closer; nothing else."
@@ -157,8 +157,8 @@ def _examples(examples: list[Example]) -> gr.HTML | None:
 class Events:
     """What happens when the page is touched."""
 
-    def __init__(self, asker: Asker, visits: Visits, examples: list[Example]):
-        self.asker, self.visits, self.examples = asker, visits, examples
+    def __init__(self, loaded: LoadedModel, visits: Visits, examples: list[Example]):
+        self.loaded, self.visits, self.examples = loaded, visits, examples
         self.found: dict[str, Answered] = {}  # by session, until its report is written
 
     def shown(self, files: list[str] | None, request: gr.Request) -> tuple:
@@ -166,14 +166,14 @@ class Events:
         paths = tuple(files or ())
         self.visits.keep(_session(request), paths)
         try:
-            told = messages.pictures(self.asker.pictures(paths) if paths else [])
+            told = messages.pictures(self.loaded.pictures(paths) if paths else [])
         except (ValueError, OSError) as error:
             told = messages.failed(str(error))
         return told, NO_REPORT
 
     def gain(self, preset: str) -> dict:
         """The gain of a preset; one without has no slider."""
-        config = self.asker.config(preset)
+        config = self.loaded.config(preset)
         if not config.boosts:
             return gr.update(interactive=False)
         return gr.update(value=config.gain, interactive=True)
@@ -193,7 +193,7 @@ class Events:
         try:
             masks = tuple(read_painted(painted, len(paths)))
             asked = Question(paths, question or "", preset, gain, masks, closer)
-            for found in self.asker.ask(asked, stop):
+            for found in self.loaded.ask(asked, stop):
                 if isinstance(found, Answered):
                     self.found[session] = found
                     yield messages.answered(found), NO_REPORT, *BUSY

@@ -30,11 +30,7 @@ def check_gradio() -> None:
 
 @contextmanager
 def served(
-    model: str | None = None,
-    *,
-    host: str = LOOPBACK,
-    port: int | None = None,
-    **options: Any,
+    model: str | None = None, *, host: str = LOOPBACK, port: int | None = None, **options: Any
 ) -> Iterator[str]:
     """Serve the page inside the block.
 
@@ -42,7 +38,7 @@ def served(
         model: as of `vrga.load`; None is the small model inside this package.
         host: address to listen on; the default is reached from this machine alone.
         port: None takes the first free one from 7860 on.
-        options: of `Asker`.
+        options: of `LoadedModel`.
 
     Yields:
         The page's address.
@@ -54,14 +50,14 @@ def served(
     _check_address(host, port)
     with _folder() as made:
         check_gradio()
-        from vrga.app.asker import Asker
         from vrga.app.examples import write_examples
+        from vrga.app.loaded_model import LoadedModel
         from vrga.app.page import CSS, build
         from vrga.app.visitors import Visits
 
-        asker, folder = Asker(model, **options), Path(made)
-        examples = write_examples(folder / "examples", model) if asker.is_small else []
-        page = build(asker, Visits(folder), examples)
+        loaded, folder = LoadedModel(model, **options), Path(made)
+        examples = write_examples(folder / "examples", model) if loaded.is_small else []
+        page = build(loaded, Visits(folder), examples)
         _, address, _ = page.launch(
             server_name=host, server_port=port, share=False, inbrowser=False, quiet=True,
             prevent_thread_lock=True, show_error=False, max_file_size=LARGEST_FILE,

@@ -14,8 +14,7 @@ from vrga.cli.options import console
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of a run of vrga eval.")],
     second: Annotated[
-        Path | None,
-        typer.Argument(help="Folder of another; both arms of the first one if absent."),
+        Path | None, typer.Argument(help="Folder of another; both arms of the first one if absent.")
     ] = None,
     most: Annotated[
         int, typer.Option(min=0, help="Samples listed that became right, and that became wrong.")

@@ -55,12 +55,10 @@ Data = Annotated[
     ),
 ]
 Model = Annotated[
-    str | None,
-    typer.Option(help="Checkpoint folder or hub id; the embedded model if absent."),
+    str | None, typer.Option(help="Checkpoint folder or hub id; the embedded model if absent.")
 ]
 Start = Annotated[
-    Preset | None,
-    typer.Option(help="Configuration; the checkpoint's own, else paper, if absent."),
+    Preset | None, typer.Option(help="Configuration; the checkpoint's own, else paper, if absent.")
 ]
 Gain = Annotated[
     float | None, typer.Option(help="Factor on the attention to the region; 1 is off.")
@@ -68,8 +66,7 @@ Gain = Annotated[
 Output = Annotated[Path, typer.Option(help="Folder for results.json, table.md and the figure.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")]
 Split = Annotated[
-    str | None,
-    typer.Option(help=f"Of drawn questions: {', '.join(SPLITS)}; {HARD} if absent."),
+    str | None, typer.Option(help=f"Of drawn questions: {', '.join(SPLITS)}; {HARD} if absent.")
 ]
 Style = Annotated[
     str, typer.Option(help="The back prompt: semantic, solution, or a text with {question}.")

@@ -71,15 +71,9 @@ def rollouts(
     from vrga.training.server import Server
 
     asked = Questions(
-        None if data is None else str(data.resolve()),
-        None,
-        prompt,
-        tag,
-        split,
-        seed,
-        "train",
-        limit,
-    )
+        None if data is None else str(data.resolve()), prompt=prompt, tag=tag, split=split,
+        seed=seed, limit=limit,
+    )  # fmt: skip
     there = None if server is None else Server(server, timeout, parallel)
     raise typer.Exit(
         guarded(

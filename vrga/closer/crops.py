@@ -144,11 +144,7 @@ def crops_around(
 
 
 def crop_boxes(
-    boxes: Sequence[Box],
-    size: tuple[int, int],
-    seen: tuple[int, int],
-    zoom: Zoom,
-    side: int = 28,
+    boxes: Sequence[Box], size: tuple[int, int], seen: tuple[int, int], zoom: Zoom, side: int = 28
 ) -> tuple[Crop, ...]:
     """Crops around given boxes of one picture, as around the cells that they touch.
 
@@ -200,26 +196,21 @@ def _joined(
     chosen: list[tuple[int, Box, float]], sizes: Sequence[tuple[int, int]], zoom: Zoom
 ) -> list[tuple[int, Box, float]]:
     """Boxes of which those that overlap have become one, until none does."""
-    left = list(chosen)
-    done: list[tuple[int, Box, float]] = []
+    left, apart = list(chosen), []
     while left:
         image, box, weight = left.pop(0)
-        for other in left:
-            if other[0] == image and overlap(box, other[1]):
-                left.remove(other)
-                spans = [
-                    [min(box[i], other[1][i]), max(box[i + 2], other[1][i + 2])] for i in (0, 1)
-                ]
-                longest = max(end - first for first, end in spans)
-                wanted = [max(end - first, longest / zoom.aspect) for first, end in spans]
-                # Seen again by all: a larger box may overlap those that were done.
-                joined = image, _placed(spans, wanted, sizes[image]), weight + other[2]
-                left += [*done, joined]
-                done = []
-                break
-        else:
-            done.append((image, box, weight))
-    return done
+        other = next((one for one in left if one[0] == image and overlap(box, one[1])), None)
+        if other is None:
+            apart.append((image, box, weight))
+            continue
+        left.remove(other)
+        spans = [[min(box[i], other[1][i]), max(box[i + 2], other[1][i + 2])] for i in (0, 1)]
+        longest = max(end - first for first, end in spans)
+        wanted = [max(end - first, longest / zoom.aspect) for first, end in spans]
+        joined = image, _placed(spans, wanted, sizes[image]), weight + other[2]
+        # The joined box is larger than both: it may overlap one that stood apart until now.
+        left, apart = [*left, *apart, joined], []
+    return apart
 
 
 def overlap(a: Box, b: Box) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vrga.config import VRGAConfig
 from vrga.demo.data import Sample, parse_answer
-from vrga.evaluation.asking import Asker
+from vrga.evaluation.asker import Asker
 from vrga.evaluation.items import drawn_items
 from vrga.evaluation.region_attention import PUBLISHED, Looks, looks_of
 from vrga.method.heads import visual_heads

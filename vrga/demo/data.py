@@ -209,10 +209,10 @@ def _listing(objects) -> str:
 
 
 @lru_cache(maxsize=256)
-def _glyph(letter: str) -> Image.Image:
-    """The letter centred in one cell, as an 8-bit mask [28, 28]."""
+def glyph(letter: str, size: int = 24) -> Image.Image:
+    """The letter centred in one cell, as an 8-bit mask [28, 28]; size of its font in pixels."""
     mask = Image.new("L", (CELL, CELL))
-    font = ImageFont.load_default(size=24)
+    font = ImageFont.load_default(size=size)
     left, top, right, bottom = font.getbbox(letter, stroke_width=1)
     corner = ((CELL - left - right) / 2, (CELL - top - bottom) / 2)
     ImageDraw.Draw(mask).text(corner, letter, fill=255, font=font, stroke_width=1)
@@ -233,7 +233,7 @@ def _draw_sample(seed, noise, objects, grid, letters, palette) -> Sample:
     letter, color, cell = placed[rng.integers(count)]
     image = Image.new("RGB", (columns * CELL, rows * CELL), BACKGROUND)
     for name, ink, (row, column) in placed:
-        image.paste(palette[ink], (column * CELL, row * CELL), _glyph(name))
+        image.paste(palette[ink], (column * CELL, row * CELL), glyph(name))
     if noise:
         pixels = np.asarray(image) + rng.normal(0.0, noise, (rows * CELL, columns * CELL, 3))
         image = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))

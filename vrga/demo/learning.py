@@ -1,4 +1,4 @@
-"""What the training of both small models has in common."""
+"""What the trainings of the small models have in common."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from vrga.annotations import Model
 from vrga.demo import build
 from vrga.demo.data import CELL, TRAIN_SEEDS
-from vrga.evaluation.arms import versions
 from vrga.hf.backends import set_backend
+from vrga.hf.inputs import TYPES
+from vrga.recording.package_versions import versions
 
 # (layer, head): one KV group in each of two middle layers learns to look at what is spoken of, so
 # that the model has visual heads that retrieve, as large ones have after training at scale.
@@ -45,6 +46,39 @@ class DrawnBatches:
         tokens = processor.tokenizer
         self.ids = {name: tokens.convert_tokens_to_ids(name) for name in build.SPECIAL_TOKENS}
         (self.mark,) = tokens.encode("?")
+
+    def encoded(
+        self, grids: Sequence[tuple[int, int]], text: str, target: str
+    ) -> tuple[list[int], list[int]]:
+        """Tokens of a prompt and of its answer.
+
+        Args:
+            grids: rows and columns of visual tokens of each picture.
+        """
+        content = [{"type": "image"} for _ in grids] + [{"type": "text", "text": text}]
+        chat, *parts = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        ).split("<|image_pad|>")
+        for (rows, columns), part in zip(grids, parts, strict=True):
+            chat += "<|image_pad|>" * (rows * columns) + part
+        encode = self.processor.tokenizer.encode
+        return encode(chat), encode(target + "<|im_end|>")
+
+    def filled(
+        self, pairs: Sequence[tuple[list[int], list[int]]]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Tokens of prompts and answers, filled up to one length, as model arguments; and labels
+        [N, T], -100 but on the answers'."""
+        length = max(len(prompt) + len(target) for prompt, target in pairs)
+        ids = torch.full((len(pairs), length), self.ids["<|endoftext|>"])
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for i, (prompt, target) in enumerate(pairs):
+            start, end = len(prompt), len(prompt) + len(target)
+            ids[i, :end] = torch.tensor(prompt + target)
+            labels[i, start:end] = torch.tensor(target)
+            mask[i, :end] = 1
+        types = (ids == self.ids["<|image_pad|>"]).int()
+        return {"input_ids": ids, "attention_mask": mask, TYPES: types}, labels
 
 
 class Learner:

@@ -185,9 +185,8 @@ def _cells(sample: Sample, region: Region) -> Text:
 
 
 def _table(found: dict[str, dict], questions: int, split: str) -> Table:
-    table = Table(title=f"{questions} held-out questions of the split {split}, embedded model")
-    for column in ("prompt", "measure", "without VRGA", "with VRGA", "difference"):
-        table.add_column(column)
+    title = f"{questions} held-out questions of the split {split}, embedded model"
+    table = Table("prompt", "measure", "without VRGA", "with VRGA", "difference", title=title)
     rows = (("first", "region", percent), ("rrar", "RRAR", share), ("accuracy", "right", percent))
     for prompt, summary in found.items():
         for name, shown, text in rows:

@@ -33,7 +33,6 @@ from vrga.demo.data import (
 )
 from vrga.demo.learning import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT
 from vrga.hf.backends import set_backend
-from vrga.hf.inputs import TYPES
 from vrga.method.back_spans import BackSpans
 from vrga.method.tag_table import tag_table
 
@@ -76,15 +75,10 @@ class Batches(learning.DrawnBatches):
         samples, inputs = self.images(OBJECTS)
         kinds = self.rng.choice(list(KINDS), size=self.size, p=list(KINDS.values()))
         pairs = [self._encode(s, kind) for s, kind in zip(samples, kinds, strict=True)]
-        length = max(len(prompt) + len(target) for prompt, target in pairs)
-        ids = torch.full((self.size, length), self.ids["<|endoftext|>"])
-        labels, looks = torch.full_like(ids, -100), torch.full_like(ids, -1)
-        mask = torch.zeros_like(ids)
+        filled, labels = self.filled(pairs)
+        ids, looks = filled["input_ids"], torch.full_like(labels, -1)
         for i, (sample, (prompt, target)) in enumerate(zip(samples, pairs, strict=True)):
             start, end = len(prompt), len(prompt) + len(target)
-            ids[i, :end] = torch.tensor(prompt + target)
-            labels[i, start:end] = torch.tensor(target)
-            mask[i, :end] = 1
             image = prompt.index(self.ids["<|image_pad|>"])
             places = {
                 self.letters[letter]: image + row * sample.grid[1] + column
@@ -95,9 +89,7 @@ class Batches(learning.DrawnBatches):
             for t in range(start, end):
                 looks[i, t] = places.get(int(ids[i, t]), -1)
             looks[i, start:end][self._opens(target)] = places[self.letters[sample.letter]]
-        types = (ids == self.ids["<|image_pad|>"]).int()
-        inputs |= {"input_ids": ids, "attention_mask": mask, TYPES: types}
-        return inputs, labels, looks
+        return inputs | filled, labels, looks
 
     def _opens(self, target: list[int]) -> Tensor:
         """Whether each token of a target completes a <back> tag, bool [T]."""
@@ -110,14 +102,7 @@ class Batches(learning.DrawnBatches):
             text, target = CAPTION, caption(sample)
         else:
             text, target = PROMPTS[kind].format(question=sample.question), answer(sample, kind)
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        chat = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        rows, columns = sample.grid
-        chat = chat.replace("<|image_pad|>", "<|image_pad|>" * (rows * columns))
-        encode = self.processor.tokenizer.encode
-        return encode(chat), encode(target + "<|im_end|>")
+        return self.encoded([sample.grid], text, target)
 
 
 def train_vision(model: Model, batches: Batches, steps: int) -> float:

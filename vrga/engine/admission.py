@@ -15,7 +15,7 @@ from vrga.engine.plan import Plan
 from vrga.engine.request import Asked
 from vrga.hf.families import FAMILIES, Family
 from vrga.hf.generate_options import token_ids
-from vrga.hf.question import question_end, template_end, user_end
+from vrga.hf.question_ends import question_end, template_end, user_end
 from vrga.hf.tokenizers import template_beside
 from vrga.hf.turns import TurnMarks
 from vrga.method.prompt import Grid, Prompt, check_query

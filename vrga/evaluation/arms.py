@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from vrga.annotations import Model
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
-from vrga.evaluation.asking import Asker
-from vrga.evaluation.closer_asking import CloserAsker
+from vrga.evaluation.asker import Asker
+from vrga.evaluation.closer_asker import CloserAsker
 from vrga.evaluation.items import Item
+from vrga.evaluation.progress import progress
 from vrga.evaluation.region_attention import looks_of
 from vrga.evaluation.request import Answer
 from vrga.evaluation.store import Store
-from vrga.intervals import Interval, mcnemar, mean_interval, paired_difference, wilson
 from vrga.method.region import Region
-from vrga.recording.package_versions import versions as installed
 
 
 @dataclass(frozen=True)
@@ -143,57 +132,3 @@ def sample(answer: Answer, arm: Arm, item: Item, right: bool | None) -> dict:
         "looks": None if answer.looks is None else dataclasses.asdict(answer.looks),
         "score": None if right is None else float(right),
     }
-
-
-def progress(console: Console) -> Progress:
-    """A bar with counts and the time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-
-
-def right(samples: Sequence[dict]) -> np.ndarray:
-    """Score of each sample, float [N]; NaN where no right answer is known.
-
-    An answer that failed is wrong, as it would be at a test.
-    """
-    unknown = [one["score"] is None and one.get("target", "") is None for one in samples]
-    found = np.array([one["score"] or 0.0 for one in samples], dtype=float)
-    return np.where(unknown, np.nan, found)
-
-
-def look(samples: Sequence[dict], name: str) -> np.ndarray:
-    """A figure of `Looks` for each sample, float [N]; NaN where there is none."""
-    found = [(one["looks"] or {}).get(name) for one in samples]
-    return np.array([np.nan if x is None else float(x) for x in found])
-
-
-def accuracy(samples: Sequence[dict]) -> Interval:
-    return wilson(right(samples))
-
-
-def compared(samples: Sequence[dict], base: Sequence[dict]) -> dict:
-    """The difference of two arms on the same questions: accuracy and RRAR, paired."""
-    ours, theirs = right(samples), right(base)
-    return {
-        "accuracy": paired_difference(ours, theirs),
-        "p": mcnemar(ours, theirs),
-        "rrar": paired_difference(look(samples, "rrar"), look(base, "rrar")),
-    }
-
-
-def mean_look(samples: Sequence[dict], name: str) -> Interval:
-    return mean_interval(look(samples, name))
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on beside its settings."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return installed() | {"device": device}

@@ -177,9 +177,8 @@ def _by_arm(samples: list[dict], task: str) -> dict[str, list[dict]]:
 
 
 def _table(found: dict[str, dict]) -> Table:
-    table = Table(title="second run less the first; brackets: 95 % intervals")
-    for column in ("task", "pairs", "difference", "p", "gained", "lost"):
-        table.add_column(column)
+    columns = ("task", "pairs", "difference", "p", "gained", "lost")
+    table = Table(*columns, title="second run less the first; brackets: 95 % intervals")
     for name, one in found.items():
         p = "" if one["p"] is None else f"{one['p']:.2g}"
         table.add_row(

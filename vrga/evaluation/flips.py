@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vrga.evaluation.asked import Question, Questions
+from vrga.evaluation.asked_questions import AskedQuestion, AskedQuestions
 from vrga.evaluation.compare import Turned
 from vrga.evaluation.wording import percent
 from vrga.images import data_uri
@@ -44,7 +44,7 @@ def write_page(
         from jinja2 import Environment, PackageLoader
     except ImportError as error:
         raise ImportError("the page needs Jinja2: pip install 'vrga[report]'") from error
-    sources = [Questions(run) for run in reversed(runs)]
+    sources = [AskedQuestions(run) for run in reversed(runs)]
     environment = Environment(loader=PackageLoader("vrga.evaluation", ""), autoescape=True)
     text = environment.get_template("flips.html.jinja").render(
         runs=[str(run) for run in runs],
@@ -70,7 +70,7 @@ def verdict(change: Mapping) -> str:
     return "Not clear: 0 lies inside the interval."
 
 
-def _shown(one: Turned, sources: Sequence[Questions]) -> dict:
+def _shown(one: Turned, sources: Sequence[AskedQuestions]) -> dict:
     """One pair of arms, as the template reads it."""
     change = one.change
     counts = f"{change['gained']} gained and {change['lost']} lost of {change['pairs']} pairs"
@@ -86,7 +86,7 @@ def _shown(one: Turned, sources: Sequence[Questions]) -> dict:
     }
 
 
-def _sample(old: dict, new: dict, sources: Sequence[Questions]) -> dict:
+def _sample(old: dict, new: dict, sources: Sequence[AskedQuestions]) -> dict:
     question = _question(new, sources)
     texts = [one["text"] or "" for one in (old, new)]
     short = len("".join(texts)) <= LONGEST_TEXT
@@ -112,7 +112,7 @@ def _sample(old: dict, new: dict, sources: Sequence[Questions]) -> dict:
     }
 
 
-def _question(sample: dict, sources: Sequence[Questions]) -> Question:
+def _question(sample: dict, sources: Sequence[AskedQuestions]) -> AskedQuestion:
     """The question by the first source that has all of it, else what the best of them has."""
     found = []
     for source in sources:

@@ -18,9 +18,9 @@ from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS
 from vrga.engine.client import context_of, model_of
 from vrga.evaluation import scoring
-from vrga.evaluation.asking import Asker
-from vrga.evaluation.closer_asking import CloserAsker
-from vrga.evaluation.questions import question_of
+from vrga.evaluation.asker import Asker
+from vrga.evaluation.closer_asker import CloserAsker
+from vrga.evaluation.question_text import question_in
 from vrga.evaluation.request import Answer, Request
 from vrga.evaluation.served import ServerAsker
 from vrga.evaluation.store import Store
@@ -240,7 +240,7 @@ class VRGAModel(lmms):
         # Texts may stand between images; the last one ends the question.
         text = texts[-1]["text"].removesuffix(instruction)
         texts[-1]["text"] = self._worded(text)
-        return messages, question_of(task, doc, text)
+        return messages, question_in(task, doc, text)
 
     def _worded(self, text: str) -> str:
         """A task's text in the form of the prompt."""

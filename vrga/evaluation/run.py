@@ -14,19 +14,13 @@ from rich.console import Console
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.data import split_options
-from vrga.evaluation.arms import progress, versions
-from vrga.evaluation.harness import (
-    TASKS,
-    check_closer_tasks,
-    load_tasks,
-    quiet,
-    silent,
-    task_index,
-)
+from vrga.evaluation.harness import TASKS, check_closer_tasks, load_tasks, quiet, silent, task_index
+from vrga.evaluation.progress import progress
 from vrga.evaluation.scoring import sample_score
 from vrga.evaluation.store import ANSWERED, Store, fingerprint, write_json
 from vrga.evaluation.tables import page, rich_table, summary
 from vrga.evaluation.wording import say_config
+from vrga.recording.package_versions import versions_and_device
 
 RESULTS, TABLE = "results.json", "table.md"
 BASE, STEERED, ZOOM = "base", "vrga", "zoom"
@@ -166,7 +160,7 @@ def _results(store: Store, found: dict[str, dict]) -> dict:
                 _score(store.done.get(f"{arm}/{task}/{one['doc_id']}"), one)
     samples = store.finish(sorted(store.done, key=_order))
     return {
-        "versions": versions() | {"lmms-eval": version("lmms-eval")},
+        "versions": versions_and_device() | {"lmms-eval": version("lmms-eval")},
         "tasks": summary(samples, {arm: found[arm]["results"] for arm in found}),
         "failed": sum(one["error"] is not None for one in samples),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vrga.annotations import Tokenizer
-from vrga.hf.question import TEXT_READ
+from vrga.hf.question_ends import TEXT_READ
 from vrga.hf.turns import TurnMarks
 from vrga.method.prompt import Prompt
 

@@ -9,13 +9,7 @@ import torch
 
 from vrga.annotations import Config, Model, Processor
 from vrga.hf.chosen_config import fetch_file
-from vrga.hf.files import (
-    check_model,
-    check_weights,
-    embedded,
-    first_line,
-    read_config,
-)
+from vrga.hf.files import check_model, check_weights, embedded, first_line, read_config
 from vrga.hf.processors import load_processor
 
 

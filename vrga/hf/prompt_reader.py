@@ -14,7 +14,7 @@ from vrga.hf.announced_prompt import AnnouncedPrompt
 from vrga.hf.grids import read_prompt
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
-from vrga.hf.question import Query, content_tokens, question_end, template_end, user_end
+from vrga.hf.question_ends import Query, content_tokens, question_end, template_end, user_end
 from vrga.hf.tokenizers import load_tokenizer, template_beside, tokenizer_beside
 from vrga.hf.turns import TurnMarks
 from vrga.method.prompt import Prompt, expanded

@@ -160,11 +160,7 @@ def difference_map(visual: Tensor, background: Tensor, weight: float) -> Tensor:
 
 
 def choose_ablated(
-    config: VRGAConfig,
-    focus: Tensor,
-    mass: Tensor,
-    mass_entropy: Tensor,
-    random: torch.Generator,
+    config: VRGAConfig, focus: Tensor, mass: Tensor, mass_entropy: Tensor, random: torch.Generator
 ) -> Tensor:
     """Heads of one layer to ablate, bool [B, H] (paper, head ablation).
 

@@ -16,11 +16,7 @@ from vrga.recording.transcript import Transcript
 
 
 def fill(
-    trace: Trace,
-    recorder: Recorder,
-    config: VRGAConfig,
-    model: Model,
-    tokenizer: Tokenizer | None,
+    trace: Trace, recorder: Recorder, config: VRGAConfig, model: Model, tokenizer: Tokenizer | None
 ) -> None:
     """Read what a recorder took, and note what was asked, answered and set; of the model and the
     recorder nothing is kept."""

@@ -166,8 +166,7 @@ class ChosenRows:
             return None
         inside, opened = told
         return _without(
-            inside if config.when == "back" else None,
-            opened if config.relocate == "back" else None,
+            inside if config.when == "back" else None, opened if config.relocate == "back" else None
         )
 
     def opened_on_host(self, past: int) -> Tensor | None:

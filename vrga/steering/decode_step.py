@@ -30,15 +30,15 @@ class StepPass:
     Args:
         views: of its keys; past: keys before it, 0 in a compiled step, which must not depend on
             how many there are.
-        asked: which query rows are steered, bool [B, Q]; None: all. chosen: the same, and None
-            where it is known that they are treated alike.
-        idle: whether it is known that none is steered.
+        chosen: which query rows are steered, bool [B, Q]; None: all.
+        mask: the same, but None where it is known that all are: one attention is enough then.
+        idle: whether it is known that none is.
     """
 
     views: PassViews
     past: int = 0
-    asked: Tensor | None = None
     chosen: Tensor | None = None
+    mask: Tensor | None = None
     idle: bool = False
 
 
@@ -108,12 +108,11 @@ class DecodeStep:
         views = PassViews(self._keys)
         if self.meter is not None:
             self.meter.begin(past, rows)
-        asked = chosen = self._asked(ids, past, rows)
-        told = None if asked is None else self._choice.on_host(asked, past)
-        if told is not None and bool(told.all()):
-            chosen = None  # one attention is enough where all rows are treated alike
+        chosen = self._chosen(ids, past, rows)
+        told = None if chosen is None else self._choice.on_host(chosen, past)
+        mask = None if told is not None and bool(told.all()) else chosen
         idle = told is not None and not bool(told.any())
-        self._pass = StepPass(views, past, asked, chosen, idle)
+        self._pass = StepPass(views, past, chosen, mask, idle)
 
     def begin_compiled(self, ids: Tensor | None = None) -> None:
         """Start a compiled step; its tokens, int64 [B, 1].
@@ -128,18 +127,18 @@ class DecodeStep:
             )
         if self.meter is not None:
             self.meter.begin_compiled()
-        asked = self._asked(ids, None, 1)
-        if asked is not None:
-            self._left.add_((~asked[:, -1]).to(self._left.device))
-        self._pass = StepPass(PassViews(self._keys), 0, asked, asked)
+        chosen = self._chosen(ids, None, 1)
+        if chosen is not None:
+            self._left.add_((~chosen[:, -1]).to(self._left.device))
+        self._pass = StepPass(PassViews(self._keys), 0, chosen, chosen)
 
     @property
     def chosen_rows(self) -> tuple[str | None, Tensor | None, Tensor | None]:
         """Of the current pass: why rows are left alone that are not chosen; which tokens are
         chosen, bool [B, Q]; at which others a region is found anew. None: all are steered."""
-        if self._pass.asked is None:
+        if self._pass.chosen is None:
             return None, None, None
-        return self._choice.reason, self._pass.asked, self._choice.opened
+        return self._choice.reason, self._pass.chosen, self._choice.opened
 
     def opened_on_host(self, past: int) -> Tensor | None:
         """At which tokens of the current pass a region is found anew, bool [B, Q] on the CPU."""
@@ -150,7 +149,7 @@ class DecodeStep:
         """Compiled steps of each row that were left alone, int64 [B], by reason."""
         return {self._choice.reason: self._left}
 
-    def _asked(self, ids: Tensor | None, past: int | None, rows: int) -> Tensor | None:
+    def _chosen(self, ids: Tensor | None, past: int | None, rows: int) -> Tensor | None:
         """Which of the new tokens are to be steered, bool [B, Q]; None for all."""
         decides = self._choice.follow(ids, past, rows)
         if self.meter is not None:
@@ -169,31 +168,27 @@ class DecodeStep:
         call.check_dropout()
         if self.probe is not None:
             self.probe.collect(call)
-        now, meter = self._pass, self.meter  # of this call, or None
-        if meter is not None and not meter.wants(call.layer):
-            meter = None
-        if not self.applied or (now.idle and meter is None):
-            own = call.output()
-            if meter is not None:
-                meter.watch(call, now.past, now.views)
-            return own
-        way = self._way(call, meter is not None)
-        if way == "biased":
-            if meter is not None:  # beside it, so that the answer is the one that is not recorded
-                meter.watch(call, now.past, now.views, now.chosen is None or now.chosen)
-                meter = None
-            if now.idle or not self._steers(call.layer):
-                return call.output()
+        now = self._pass
+        meter = self.meter if self.meter is not None and self.meter.wants(call.layer) else None
+        if now.idle and meter is None:
+            return call.output()
+        way = self._way(call, meter is not None) if self.applied else None
+        # Such a call is measured beside it, and the answer is the one that is not recorded.
+        beside = way in (None, "biased")
+        if meter is not None and beside:
+            meter.watch(call, now.past, now.views, self.applied and (now.mask is None or now.mask))
+        if way is None or (way == "biased" and (now.idle or not self._steers(call.layer))):
+            return call.output()
         with exactly(call.query.device):
-            steered = self._steer(call, way, meter)
-        if self._keys.every_row and now.chosen is None:
+            steered = self._steer(call, way, None if beside else meter)
+        if self._keys.every_row and now.mask is None:
             return steered, None
         output, weights = call.output()
         # Rows that are not steered keep the model's own attention, bit for bit.
-        chosen = self._keys.on(call.query.device).steered[:, None]
-        if now.chosen is not None:
-            chosen = chosen & now.chosen.to(chosen.device)
-        return torch.where(chosen[:, :, None, None], steered, output), weights
+        rows = self._keys.on(call.query.device).steered[:, None]
+        if now.mask is not None:
+            rows = rows & now.mask.to(rows.device)
+        return torch.where(rows[:, :, None, None], steered, output), weights
 
     def _way(self, call: AttentionCall, measured: bool) -> Way:
         """What computes a call."""
@@ -228,8 +223,8 @@ class DecodeStep:
             out = torch.cat(parts, 1)
         if meter is None or stats is None:
             return out
-        if now.chosen is not None:  # what is not steered is shut
-            stats[..., GATE] *= now.chosen.to(stats.device)[:, None]
+        if now.mask is not None:  # what is not steered is shut
+            stats[..., GATE] *= now.mask.to(stats.device)[:, None]
         meter.take(call, stats, now.past, now.views)
         return out
 

@@ -39,6 +39,11 @@ class Progress:
         """Whether the prompt is through, so that the answer goes on."""
         return self.reached >= self.end
 
+    def end_of(self, announced: int) -> int:
+        """Keys when the prompt is complete, where generate() is called again on its cache: what it
+        announces counts an answer so far to the prompt, and that stays an answer."""
+        return self.end if self.answering else announced
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -87,31 +92,31 @@ def what_is(
     past = held or 0
     if announced is not None:
         end = announced(past)
-        if past + tokens > end:
+        if past + tokens > end:  # 22 tokens for a prompt of 20: two drafts
             return _split(past, tokens, end, drafts=may_cut or not in_call)
-        if progress is not None and past and not opens_turn():
-            return _goes_on(past, tokens, progress, end)
-        return Pass("prompt", past)
+        if past and progress is not None and not opens_turn():  # generate() on its last answer
+            return _goes_on(past, tokens, progress, progress.end_of(end))
+        return Pass("prompt", past)  # all of its 20 tokens, or the first 8
     if progress is None:
-        if past:
+        if past:  # a cache that the unpatched model filled
             raise SteeringError(
                 f"the cache holds {past} tokens of a prompt this patch has not seen: fill it "
                 "with the patched model, or switch the patch off (patch.enabled = False)"
             )
-        return Pass("prompt", 0)
+        return Pass("prompt", 0)  # model(**inputs)
     if not past and progress.reached:
-        if in_call or (tokens == 1 and not brings_images):
+        if in_call or (tokens == 1 and not brings_images):  # no prompt, but a step without a cache
             raise SteeringError(
                 f"the cache is empty, but {progress.reached} tokens have gone through it: it was "
                 "dropped or cleared (gradient checkpointing in train mode drops it: call "
                 "model.eval()). A new prompt on a cleared cache is told by patch.announce(inputs)"
             )
-        return Pass("prompt", 0)
-    if not progress.complete:
+        return Pass("prompt", 0)  # a new picture, on a cache that was cleared by hand
+    if not progress.complete:  # tokens 9 to 16 of 20
         return Pass("piece", _agreed(past, tokens, progress, may_cut=False))
-    if not in_call and opens_turn():
+    if not in_call and opens_turn():  # the user's next question, by hand
         return Pass("prompt", past)
-    return Pass("step", _agreed(past, tokens, progress, may_cut))
+    return Pass("step", _agreed(past, tokens, progress, may_cut))  # one token; drafts, several
 
 
 def _split(past: int, tokens: int, end: int, *, drafts: bool) -> Pass:
@@ -131,17 +136,16 @@ def _split(past: int, tokens: int, end: int, *, drafts: bool) -> Pass:
 
 
 def _goes_on(past: int, tokens: int, progress: Progress, end: int) -> Pass:
-    """What a pass is that goes on, in a new call, with a prompt that is known."""
-    if past <= progress.query:
-        return Pass("prompt", past)  # the cache was cut before the question's end
-    limit = progress.end if progress.answering else end
-    if past >= limit:
+    """What a pass is that goes on, in a new call, with a prompt that is known and ends at `end`."""
+    if past <= progress.query:  # cut before the question's end, which is looked at anew
+        return Pass("prompt", past)
+    if past >= end:  # behind the answer so far
         return Pass("step", _agreed(past, tokens, progress, may_cut=True))
     if past > progress.reached:
         _agreed(past, tokens, progress, may_cut=True)  # which says what is wrong
-    if past + tokens > limit:
-        return Pass("split", past, length=limit - past)
-    return Pass("rest", past)
+    if past + tokens > end:  # cut to 19 of a prompt of 20, and given its last and three of answer
+        return Pass("split", past, length=end - past)
+    return Pass("rest", past)  # cut to 19 of 20, and given the last alone
 
 
 def _agreed(past: int, tokens: int, progress: Progress, may_cut: bool) -> int:

@@ -19,7 +19,7 @@ from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
 from vrga.hf.pipelines import parts_of
 from vrga.hf.prompt_reader import PromptReader
-from vrga.hf.question import Query
+from vrga.hf.question_ends import Query
 from vrga.hf.versions import warn_if_untested
 from vrga.kernels.api import check_implementation
 from vrga.method.prompt import GridCells

@@ -80,34 +80,25 @@ class ProbedRows(AttentionRows):
         shape = sets, self._batch, len(self._layers), self._heads
         chosen = torch.zeros(shape, dtype=torch.bool, device="cpu")
         for row, masks in zip(self._samples, heads, strict=True):
-            own = torch.stack(list(masks))
-            self._own(chosen[:, row], row)[:] = own
-        wanted = chosen.any(0).any(0).any(-1).nonzero()[:, 0].tolist()
-        found: dict[torch.device, Tensor] = {}
-        for block in self._blocks(wanted):
-            own = chosen[:, block.samples, block.layers, block.heads]
-            counts = own.sum((2, 3)).tolist()
-            if not any(map(any, counts)):
-                continue
+            self._own(chosen[:, row], row)[:] = torch.stack(list(masks))
+        totals: dict[torch.device, Tensor] = {}
+        for block in self._blocks(chosen.any(0).any(0).any(-1).nonzero()[:, 0].tolist()):
             device = block.scores.device
-            if device not in found:
-                found[device] = torch.zeros(*shape[:2], places.width, device=device)
-            _, sample, layer, head = own.nonzero().to(device).unbind(1)  # set by set, and sample
-            rows = block.scores[layer, sample, head].softmax(-1)  # [k, S]
-            index, _ = places.on(device, block.samples)
-            on_image = rows.gather(-1, index[sample, 0])
-            totals, first = found[device][:, block.samples], 0
-            for i, of_samples in enumerate(counts):
-                for j, count in enumerate(of_samples):
-                    if count:
-                        totals[i, j] += on_image[first : first + count].sum(0)
-                    first += count
-        if not found:
-            return [[torch.zeros(len(image), device="cpu")] * sets for image in images]
-        whole = torch.stack([total.cpu() for total in found.values()]).sum(0)
-        whole /= chosen.sum((2, 3)).clamp_min(1)[..., None]
+            if device not in totals:
+                totals[device] = torch.zeros(sets, self._batch, places.width, device=device)
+            image_keys, _ = places.on(device, block.samples)  # [b, 1, n]
+            chosen_here = chosen[:, block.samples, block.layers, block.heads]
+            for number, row in chosen_here.any(-1).any(-1).nonzero().tolist():
+                layer, head = chosen_here[number, row].nonzero().to(device).unbind(1)
+                rows = block.scores[layer, row, head].softmax(-1)  # [k, S], of k chosen heads
+                on_image = rows.gather(-1, image_keys[row].expand(len(rows), -1))
+                totals[device][:, block.samples][number, row] += on_image.sum(0)
+        means = torch.zeros(sets, self._batch, places.width, device="cpu")
+        for total in totals.values():  # each layer stands on one device, and is in its total alone
+            means += total.cpu()
+        means /= chosen.sum((2, 3)).clamp_min(1)[..., None]
         pairs = zip(self._samples, images, strict=True)
-        return [list(whole[:, row, : len(image)].unbind()) for row, image in pairs]
+        return [list(means[:, row, : len(image)].unbind()) for row, image in pairs]
 
     def _own(self, heads: Tensor, row: int) -> Tensor:
         """A sample's heads [..., L, H * Q] as a view [..., L, H, its Q]; [..., L, H] of its query

@@ -19,13 +19,14 @@ from vrga.kernels.api import Kernels
 from vrga.method.prompt import Prompt
 from vrga.method.region import Region
 from vrga.steering.answer import Answer
-from vrga.steering.asked import Asked
+from vrga.steering.asked_prompt import AskedPrompt
 from vrga.steering.decode_step import DecodeStep
 from vrga.steering.located import Located
 from vrga.steering.passes import Progress, SteeringError
 from vrga.steering.probe import Probe
 from vrga.steering.record_block import Recording
 from vrga.steering.settings import Options
+from vrga.steering.step_setup import StepSetup
 
 if TYPE_CHECKING:
     from vrga.steering.generate_call import GenerateCall
@@ -49,7 +50,7 @@ class Run:
         self.in_call = False
         self.thread = threading.current_thread()
         self._opens_answer = False  # whether the prompt ends where an answer begins
-        self._asked: Asked | None = None
+        self._asked: AskedPrompt | None = None
         self._found: dict[int, Region] = {}  # of rows whose question has come, amid the prompt
         self._probe: Probe | None = None  # of the prompt
         self._answer: Answer | None = None
@@ -66,7 +67,7 @@ class Run:
         return self.options.config
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> AskedPrompt:
         """The prompt and its questions; known from `begin` on."""
         assert self._asked is not None
         return self._asked
@@ -143,7 +144,7 @@ class Run:
         Raises:
             ValueError: images and grids that do not match, or a query that cannot be probed.
         """
-        asked = self._asked = Asked.read(
+        asked = self._asked = AskedPrompt.read(
             inputs, past, announced, held,
             reader=self.reader, host=self.host, options=self.options,
         )  # fmt: skip
@@ -220,9 +221,8 @@ class Run:
         if probe is not None:
             takes = recording is not None and recording.takes(self, call)
             cache = self.cache if self._reordered is None else None
-            answer.step = located.step(
-                probe, recording if takes else None, cache, in_call=call is not None
-            )
+            recording = recording if takes else None
+            answer.step = StepSetup(located, probe, recording, cache, call is not None).step()
 
     # --- the answer ---
 

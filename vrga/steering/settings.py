@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from vrga.config import VRGAConfig, check_fields
-from vrga.hf.question import Query
+from vrga.hf.question_ends import Query
 from vrga.method.prompt import GridCells
 
 SETTABLE = ("config", "enabled", "query", "given", "ablated")

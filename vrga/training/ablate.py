@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from vrga.evaluation.arms import versions
 from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mean_interval, paired_difference
+from vrga.recording.package_versions import versions_and_device
 from vrga.training.checkpoints import MODEL
 from vrga.training.data import SUMMARY, make
 from vrga.training.evaluate import by_question
@@ -127,7 +127,7 @@ def ablate(
     results = {
         "ablation": name, "seeds": seeds, "questions": limit, "answers": answers, "split": split,
         "rollouts": {"questions": questions, "samples": samples}, "rows": rows, "against": first,
-        "versions": versions(),
+        "versions": versions_and_device(),
         "arms": {arm: _figures(runs, found[first]) for arm, runs in found.items()},
     }  # fmt: skip
     write_json(output / f"results-{name}.json", results)
@@ -169,10 +169,9 @@ def _trainings(
 def table(results: Mapping) -> Table:
     """A row for each arm."""
     shape = f"{results['seeds']} seeds x {results['questions']} questions x {results['answers']}"
-    made = Table(title=f"{results['ablation']}: {shape} answers; 95 % intervals")
     against = f"against {results['against']}"
-    for column in ("arm", "accuracy", against, "looks back", "valid", "empty", "by seed"):
-        made.add_column(column)
+    columns = ("arm", "accuracy", against, "looks back", "valid", "empty", "by seed")
+    made = Table(*columns, title=f"{results['ablation']}: {shape} answers; 95 % intervals")
     for name, one in results["arms"].items():
         change = "" if name == results["against"] else percent(one["against"], "+")
         made.add_row(

@@ -68,14 +68,12 @@ def make(
     kept = filters.mixed(answers, difficulty)
     found, fell = _right(questions, answers, kept, chains, seed)
     items = {item.id: item for item in questions.items()}
-    settings = {
-        "command": "train data", "rollouts": fingerprint(_samples(folder)), "style": style,
-        "difficulty": list(difficulty), "chains": chains, "teacher": teacher,
-        "teacher_model": teacher_model, "seed": seed,
-    }  # fmt: skip
-    store = Store(folder / "data", settings, resume=resume, fields=FIELDS)
+    store = _store(
+        folder, resume, style=style, difficulty=list(difficulty), chains=chains, teacher=teacher,
+        teacher_model=teacher_model, seed=seed,
+    )  # fmt: skip
+    options = dict(model=teacher_model, timeout=timeout, parallel=parallel)
     with contextlib.closing(store):
-        options = dict(model=teacher_model, timeout=timeout, parallel=parallel)
         fell_there = _taught(
             store, questions, items, found, (teacher, style), reflection, size, options
         )
@@ -83,16 +81,29 @@ def make(
         if reflection and not passed:
             _refuse(teacher, fell_there, store)
         rows = _mixed(store, found, passed, reflection, size, seed)
+    kinds = Counter(one["kind"] for one in rows)
     summary = {
         "questions": len(items), "answers": len(answers), "kept": kept, "chains": len(found),
         "fell": {"answers": dict(fell), "teacher": dict(fell_there)}, "passed": len(passed),
-        "asked": len(store.done), "back": sum(one["kind"] == "back" for one in rows),
-        "plain": sum(one["kind"] == "plain" for one in rows), "style": style,
+        "asked": len(store.done), "back": kinds["back"], "plain": kinds["plain"], "style": style,
         "reflection": reflection,
     }  # fmt: skip
     shown = random.Random(seed).sample(rows, min(SHOWN, len(rows)))
     _write(folder / "data", rows, summary, rows_page(questions, items, shown), console)
     return summary
+
+
+def _store(folder: Path, resume: bool, **settings) -> Store:
+    """Of what the teacher returned, for these settings.
+
+    Raises:
+        ValueError: rollouts that were interrupted; or as of `Store`.
+    """
+    path = folder / "rollouts" / "samples.jsonl"
+    if not path.exists():
+        raise ValueError(f"{folder / 'rollouts'} is not whole: go on with --resume")
+    settings |= {"command": "train data", "rollouts": fingerprint(path)}
+    return Store(folder / "data", settings, resume=resume, fields=FIELDS)
 
 
 def _check(chains: int, reflection: float) -> None:
@@ -145,18 +156,6 @@ def read_data(folder: Path) -> tuple[list[dict], dict]:
             f"vrga train data {folder} --resume"
         ) from error
     return rows, summary
-
-
-def _samples(folder: Path) -> Path:
-    """The file of a finished run's answers.
-
-    Raises:
-        ValueError: an interrupted one.
-    """
-    path = folder / "rollouts" / "samples.jsonl"
-    if not path.exists():
-        raise ValueError(f"{folder / 'rollouts'} is not whole: go on with --resume")
-    return path
 
 
 def _taught(
@@ -243,16 +242,14 @@ def _table(summary: dict) -> Table:
     table.add_column("gate")
     table.add_column("fell", justify="right")
     table.add_column("left", justify="right")
-    left = summary["answers"]
-    table.add_row("answers of the model", "", str(left))
-    for gate, told in ANSWER_GATES.items():
-        fell = summary["fell"]["answers"].get(gate, 0)
-        left -= fell
-        table.add_row(told, str(fell), str(left))
-    left = summary["asked"]
-    table.add_row("chains given to the teacher", "", str(left))
-    for gate, told in TEACHER_GATES.items():
-        fell = summary["fell"]["teacher"].get(gate, 0)
-        left -= fell
-        table.add_row(told, str(fell), str(left))
+    for what, given, by, gates in (
+        ("answers of the model", "answers", "answers", ANSWER_GATES),
+        ("chains given to the teacher", "asked", "teacher", TEACHER_GATES),
+    ):
+        left = summary[given]
+        table.add_row(what, "", str(left))
+        for gate, told in gates.items():
+            fell = summary["fell"][by].get(gate, 0)
+            left -= fell
+            table.add_row(told, str(fell), str(left))
     return table

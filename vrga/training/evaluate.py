@@ -10,10 +10,10 @@ import numpy as np
 from rich.console import Console
 
 from vrga import lookback
-from vrga.evaluation.arms import versions
 from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mean_interval, paired_difference
+from vrga.recording.package_versions import versions_and_device
 from vrga.training.checkpoints import MODEL
 from vrga.training.questions import Questions
 from vrga.training.rewards import Said, told
@@ -73,7 +73,7 @@ def evaluate(
             figures[name]["against_base"] = compared(answers, found["base"])
     results = {
         "settings": {**asked.settings(), "samples": samples, "temperature": temperature},
-        "versions": versions(),
+        "versions": versions_and_device(),
         "models": figures,
     }
     write_json(output / RESULTS, results)
@@ -109,9 +109,10 @@ def compared(answers: Sequence[dict], base: Sequence[dict]) -> tuple[float, floa
 
 def table(figures: Mapping[str, dict], questions: int, samples: int) -> Table:
     """What was found, a row for each model."""
-    made = Table(title=f"{questions} held-out questions, {samples} answers each; 95 % intervals")
-    for column in ("model", "accuracy", "against base", "looks back", "valid", "empty", "copied"):
-        made.add_column(column)
+    title = f"{questions} held-out questions, {samples} answers each; 95 % intervals"
+    made = Table(
+        "model", "accuracy", "against base", "looks back", "valid", "empty", "copied", title=title
+    )
     for name, one in figures.items():
         change = one.get("against_base")
         made.add_row(

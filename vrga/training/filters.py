@@ -70,11 +70,7 @@ def mixed(answers: Sequence[dict], difficulty: tuple[float, float]) -> list[str]
 
 
 def select(
-    questions: Questions,
-    answers: Sequence[dict],
-    kept: Sequence[str],
-    chains: int,
-    seed: int,
+    questions: Questions, answers: Sequence[dict], kept: Sequence[str], chains: int, seed: int
 ) -> tuple[list[Chain], Counter]:
     """Right plain chains of the questions that were kept, in random order, and what fell where.
 

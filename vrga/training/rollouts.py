@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vrga.evaluation.arms import progress
-from vrga.evaluation.asking import Asker
+from vrga.evaluation.asker import Asker
 from vrga.evaluation.items import Item
+from vrga.evaluation.progress import progress
 from vrga.evaluation.request import Answer
 from vrga.evaluation.store import Store, read_samples, read_settings
 from vrga.evaluation.wording import Table
@@ -186,25 +186,18 @@ def _lines(questions: Questions, item: Item, answers: Iterable[Answer], samples:
     for number, key in enumerate(keys_of(item, samples)):
         one = None if error is not None else answers[number]
         text = None if one is None else one.text
-        lines.append(
-            {
-                "key": key,
-                "id": item.id,
-                "sample": number,
-                "text": text,
-                "tokens": one and one.tokens,
-                "score": None if text is None else float(questions.is_right(item, text)),
-                "reward": None if text is None else questions.reward(text),
-                "error": error,
-            }
-        )
+        lines.append({
+            "key": key, "id": item.id, "sample": number, "text": text,
+            "tokens": one and one.tokens,
+            "score": None if text is None else float(questions.is_right(item, text)),
+            "reward": None if text is None else questions.reward(text), "error": error,
+        })  # fmt: skip
     return lines
 
 
 def _table(found: dict) -> Table:
-    table = Table(title=f"{found['questions']} questions, {found['samples']} answers each")
-    for column in ("right", "never right", "sometimes", "always", "failed answers"):
-        table.add_column(column)
+    title = f"{found['questions']} questions, {found['samples']} answers each"
+    table = Table("right", "never right", "sometimes", "always", "failed answers", title=title)
     table.add_row(
         f"{100 * found['right']:.1f} %",
         *(str(found[name]) for name in ("never", "sometimes", "always", "failed")),

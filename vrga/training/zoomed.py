@@ -30,12 +30,12 @@ from vrga.demo.chain.arms import (
 )
 from vrga.demo.chain.data import ChainSample, chain_split_options, make_chain_samples
 from vrga.demo.fine.settings import AT_BACK, FINDING
-from vrga.evaluation.arms import versions
 from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.hf.checkpoints import load
 from vrga.intervals import mcnemar, paired_difference, wilson
 from vrga.lookback import last_box
+from vrga.recording.package_versions import versions_and_device
 from vrga.training.questions import APART, FIRST
 
 ZOOM, SPLIT, BATCH = "zoom", "chain", 200
@@ -98,7 +98,7 @@ def zoomed(
     """
     check_chain(SPLIT, base)
     results: dict[str, Any] = {
-        "ablation": ZOOM, "questions": limit, "split": SPLIT, "versions": versions(),
+        "ablation": ZOOM, "questions": limit, "split": SPLIT, "versions": versions_and_device(),
         "models": {name: [] for name in WAYS},
     }  # fmt: skip
     for seed, name, folder in trained:
@@ -184,9 +184,7 @@ def compared(results: Mapping) -> Table:
 
 
 def _filled(title: str, columns: Sequence[str], cells: Iterable[Sequence[str]]) -> Table:
-    made = Table(title=title)
-    for column in columns:
-        made.add_column(column)
+    made = Table(*columns, title=title)
     for own in cells:
         made.add_row(*own)
     return made

@@ -16,7 +16,7 @@ from engine_cases import KINDS, samples
 from vrga.config import VRGAConfig
 from vrga.demo.data import PROMPTS
 from vrga.engine.client import ServerError, address, ask, model_of
-from vrga.evaluation.asking import Asker
+from vrga.evaluation.asker import Asker
 from vrga.evaluation.items import drawn_items
 from vrga.evaluation.served import ServerAsker
 

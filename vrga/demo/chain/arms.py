@@ -21,7 +21,7 @@ from vrga.closer.crops import Crop, crop_boxes, crops_around, decide, find_spots
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
 from vrga.demo.chain.data import PROMPTS, ChainSample
-from vrga.demo.fine.data import Card
+from vrga.demo.fine.cards import Card
 from vrga.hf.inputs import TYPES
 from vrga.hf.second_look import batch_inputs, most_pixels, token_side, turn_of
 from vrga.method.back_spans import BackSpans

@@ -20,8 +20,7 @@ from vrga.demo.chain.data import (
 )
 from vrga.demo.data import CELL
 from vrga.demo.fine.batches import FineBatches, View
-from vrga.demo.fine.data import Card
-from vrga.hf.inputs import TYPES
+from vrga.demo.fine.cards import Card
 
 # Shares of the conversations: what is shown beside the picture as it is shrunk, or in its place.
 SHOWN = {"both": 0.45, "first": 0.15, "none": 0.1, "small": 0.3}
@@ -89,27 +88,21 @@ class ChainBatches(FineBatches):
         for sample in self.drawn():
             shown = self._shown(sample, str(self.rng.choice(list(SHOWN), p=list(SHOWN.values()))))
             style = str(self.rng.choice(list(STYLES), p=list(STYLES.values())))
-            rows.append((sample, shown, *self._told(sample, shown, style)))
+            grids = [view.grid for view in shown.views]
+            text = PROMPTS[style].format(question=sample.question)
+            rows.append((sample, shown, *self.encoded(grids, text, spoken(sample, style))))
             sigma = self.rng.uniform(0, 60)
             views, sigmas = views + shown.views, sigmas + [sigma] * len(shown.views)
-        length = max(len(prompt) + len(target) for *_, prompt, target in rows)
-        ids = torch.full((len(rows), length), self.ids["<|endoftext|>"])
-        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-        weights, read = torch.ones(ids.shape), torch.zeros(ids.shape, dtype=torch.bool)
+        filled, labels = self.filled([(prompt, target) for *_, prompt, target in rows])
+        weights, read = torch.ones(labels.shape), torch.zeros(labels.shape, dtype=torch.bool)
         looks: list[tuple[int, int, int, int]] = []
         for i, (sample, shown, prompt, target) in enumerate(rows):
-            start, end = len(prompt), len(prompt) + len(target)
-            ids[i, :end] = torch.tensor(prompt + target)
-            labels[i, start:end] = torch.tensor(target)
-            mask[i, :end] = 1
             for card, place in self._letters(sample, target):
-                weights[i, start + place] = READ if shown.readable[card] else GUESSED
-                read[i, start + place] = shown.readable[card]
+                weights[i, len(prompt) + place] = READ if shown.readable[card] else GUESSED
+                read[i, len(prompt) + place] = shown.readable[card]
             for query, keys in self._rows(sample, shown, prompt, target):
                 looks += [(i, query, key, len(keys)) for key in keys]
-        inputs = self.pixels(views, sigmas)
-        types = (ids == self.ids["<|image_pad|>"]).int()
-        inputs |= {"input_ids": ids, "attention_mask": mask, TYPES: types}
+        inputs = self.pixels(views, sigmas) | filled
         return Batch(inputs, labels, weights, torch.tensor(looks), read)
 
     def _shown(self, sample: ChainSample, kind: str) -> Shown:
@@ -134,20 +127,6 @@ class ChainBatches(FineBatches):
             across, down = (x - boxes[number][0]) // CELL, (y - boxes[number][1]) // CELL
             places.append([(0, 2 * row + down, 2 * column + across)])
         return Shown([view], (places[0], places[1]), (True, True))
-
-    def _told(self, sample: ChainSample, shown: Shown, style: str) -> tuple[list[int], list[int]]:
-        """Tokens of the prompt and of the answer."""
-        text = PROMPTS[style].format(question=sample.question)
-        content = [{"type": "image"} for _ in shown.views] + [{"type": "text", "text": text}]
-        chat = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        parts = chat.split("<|image_pad|>")
-        chat = parts[0]
-        for view, part in zip(shown.views, parts[1:], strict=True):
-            chat += "<|image_pad|>" * (view.grid[0] * view.grid[1]) + part
-        encode = self.processor.tokenizer.encode
-        return encode(chat), encode(spoken(sample, style) + "<|im_end|>")
 
     def _letters(self, sample: ChainSample, target: list[int]) -> Iterator[tuple[int, int]]:
         """Of each card, where its letter is told first: behind the colour, or behind "it is"."""

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from vrga.demo.data import CELL, LETTERS
-from vrga.demo.fine.data import CARDS, Card, FineSample, make_fine_samples
+from vrga.demo.fine.cards import CARDS, Card
+from vrga.demo.fine.data import FineSample, make_fine_samples
 from vrga.demo.fine.grounds import SIDE
 
 NAMED: Mapping[str, str] = {"R": "red", "B": "blue", "C": "cyan", "P": "purple"}

@@ -19,8 +19,8 @@ from vrga.annotations import Model
 from vrga.demo import build, learning
 from vrga.demo.chain.batches import ChainBatches
 from vrga.demo.chain.data import sentences
-from vrga.demo.fine.data import GRID
 from vrga.demo.fine.data import sentences as fine_sentences
+from vrga.demo.fine.grounds import GRID
 from vrga.demo.fine.settings import FINDING
 from vrga.demo.fine.train import looking_loss
 from vrga.demo.learning import LOOKING_WEIGHT

@@ -12,18 +12,10 @@ from torch import Tensor
 
 from vrga.closer.crops import Box, overlap
 from vrga.demo.data import CELL, LETTERS
-from vrga.demo.fine.data import (
-    CARDS,
-    FIELD,
-    GRID,
-    SIDE,
-    FineSample,
-    make_fine_samples,
-    overview,
-    spoken,
-)
+from vrga.demo.fine.cards import CARDS
+from vrga.demo.fine.data import FineSample, make_fine_samples, overview, spoken
+from vrga.demo.fine.grounds import FIELD, GRID, SIDE
 from vrga.demo.learning import NOISE, DrawnBatches, patchify
-from vrga.hf.inputs import TYPES
 
 LARGER = (7, 8)  # tokens a side of larger pictures that are asked about once
 SHARES = {"larger": 0.25, "elsewhere": 0.1}  # of the straight, and of the closer, conversations
@@ -197,24 +189,17 @@ class FineBatches(DrawnBatches):
                 once = self.whole(sample, int(self.rng.choice(LARGER))) if larger else seen
                 asked["larger" if larger else "once"] = [once]
             for kind, own in asked.items():
-                rows.append((sample, own, *self._encode(sample, own)))
+                grids = [view.grid for view in own]
+                pair = self.encoded(grids, sample.question, spoken(sample))
+                rows.append((sample, own, *pair))
                 views, sigmas = views + own, sigmas + [sigma] * len(own)
                 kinds.append(kind)
-        length = max(len(prompt) + len(target) for _, _, prompt, target in rows)
-        ids = torch.full((len(rows), length), self.ids["<|endoftext|>"])
-        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
         looks: list[tuple[int, int, int, int]] = []
-        for i, (sample, own, prompt, target) in enumerate(rows):
-            start, end = len(prompt), len(prompt) + len(target)
-            ids[i, :end] = torch.tensor(prompt + target)
-            labels[i, start:end] = torch.tensor(target)
-            mask[i, :end] = 1
-            for query, keys in self._looks(sample, own, prompt, target):
+        for i, row in enumerate(rows):
+            for query, keys in self._looks(*row):
                 looks += [(i, query, key, len(keys)) for key in keys]
-        types = (ids == self.ids["<|image_pad|>"]).int()
-        inputs = self.pixels(views, sigmas)
-        inputs |= {"input_ids": ids, "attention_mask": mask, TYPES: types}
-        return inputs, labels, torch.tensor(looks), kinds
+        filled, labels = self.filled([(prompt, target) for _, _, prompt, target in rows])
+        return self.pixels(views, sigmas) | filled, labels, torch.tensor(looks), kinds
 
     def _looks(self, sample: FineSample, views: Sequence[View], prompt, target):
         """(query, keys) of one conversation."""
@@ -232,15 +217,3 @@ class FineBatches(DrawnBatches):
         said = [i for i, token in enumerate(target) if token == self.colors[sample.color]]
         for i, place in enumerate(said[: len(sample.asked)]):
             yield len(prompt) + place, places[i][1:] or places[i]  # in a crop where there is one
-
-    def _encode(self, sample: FineSample, views: Sequence[View]) -> tuple[list[int], list[int]]:
-        content = [{"type": "image"} for _ in views] + [{"type": "text", "text": sample.question}]
-        chat = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        parts = chat.split("<|image_pad|>")
-        chat = parts[0]
-        for view, part in zip(views, parts[1:], strict=True):
-            chat += "<|image_pad|>" * (view.grid[0] * view.grid[1]) + part
-        encode = self.processor.tokenizer.encode
-        return encode(chat), encode(spoken(sample) + "<|im_end|>")

@@ -7,21 +7,17 @@ to 6 x 6 visual tokens, and a letter to four pixels in height.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from vrga.demo.data import CELL, COLORS, LETTERS
-from vrga.demo.fine.grounds import FIELD, GRID, GROUNDS, SIDE
-from vrga.demo.fine.grounds import SHRINK as SHRINK
+from vrga.demo.data import LETTERS
+from vrga.demo.fine.cards import CARDS, Card, Drawing, between
+from vrga.demo.fine.grounds import FIELD, GRID, GROUNDS, SHRINK, SIDE
 from vrga.lookback import last_box
 
-FONT = 22  # pixels; capitals are 16 high
-INK = (25, 25, 25)
-CARDS: Mapping[str, tuple[int, int, int]] = {n: c for n, c in COLORS.items() if n != "black"}
 ONE = "which letter is on the {color} card?"
 TWO = "which letters are on the {color} cards?"
 
@@ -42,25 +38,6 @@ FINE_SPLITS: Mapping[str, dict] = {
     "fine-photos": ON_PHOTOS | {"ground": "photos"},
     "fine-stamps": ON_PHOTOS | {"ground": "stamps"},
 }
-
-
-@dataclass(frozen=True)
-class Card:
-    """A letter, and the card it stands on.
-
-    Attributes:
-        letter: one of `LETTERS`.
-        color: a name of `CARDS`; None for a letter without a card, or on one of a colour between
-            two names.
-        box: left, top, right, bottom in pixels of the picture, of the card, or of the letter where
-            there is no card.
-        center: of the letter, (x, y) in pixels.
-    """
-
-    letter: str
-    color: str | None
-    box: tuple[int, int, int, int]
-    center: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -182,52 +159,6 @@ def sentences() -> list[str]:
     return told + asked + ["user\nassistant\nsystem\n"] * 64
 
 
-@lru_cache(maxsize=64)
-def _glyph(letter: str) -> Image.Image:
-    """The letter centred in one cell of 28 pixels, as an 8-bit mask."""
-    mask = Image.new("L", (CELL, CELL))
-    font = ImageFont.load_default(size=FONT)
-    left, top, right, bottom = font.getbbox(letter, stroke_width=1)
-    corner = ((CELL - left - right) / 2, (CELL - top - bottom) / 2)
-    ImageDraw.Draw(mask).text(corner, letter, fill=255, font=font, stroke_width=1)
-    return mask
-
-
-class _Drawing:
-    """A picture that cards are drawn on, each in a field of its own."""
-
-    def __init__(self, rng, image: Image.Image, fields: Iterator[int], size: tuple[int, int]):
-        self._rng, self._image, self._fields, self._size = rng, image, fields, size
-        self.pen = ImageDraw.Draw(image)
-
-    def field(self) -> tuple[int, int]:
-        """The corner of the next field."""
-        row, column = divmod(next(self._fields), GRID[1])
-        return column * FIELD, row * FIELD
-
-    def free_cell(self) -> tuple[int, int]:
-        """A cell of a field, away from its edge."""
-        column, row = self._rng.integers(1, 3, size=2).tolist()
-        return column, row
-
-    def write(self, letter: str, color, corner: tuple[int, int], cell: tuple[int, int], fill):
-        """Write a letter into a cell of the field at this corner; on a card, where `fill` says of
-        which colour."""
-        jitter = self._rng.integers(-4, 5, size=2)
-        x, y = (corner[i] + cell[i] * CELL + CELL // 2 + int(jitter[i]) for i in (0, 1))
-        box = (x - CELL // 2, y - CELL // 2, x + CELL // 2, y + CELL // 2)
-        if fill is not None:
-            half = self._rng.integers(self._size[0], self._size[1], size=4, endpoint=True) // 2
-            box = (
-                max(x - int(half[0]), corner[0] + 2), max(y - int(half[1]), corner[1] + 2),
-                min(x + int(half[2]), corner[0] + FIELD - 2),
-                min(y + int(half[3]), corner[1] + FIELD - 2),
-            )  # fmt: skip
-            self.pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=fill)
-        self._image.paste(INK, (x - CELL // 2, y - CELL // 2), _glyph(letter))
-        return Card(letter, color, box, (x, y))
-
-
 def _draw(rng, noise, cards, size, two, alike, clutter, strays, ground) -> FineSample:
     """One sample, from its own generator."""
     counts = [int(rng.integers(low, high, endpoint=True)) for low, high in (cards, clutter, strays)]
@@ -246,10 +177,10 @@ def _draw(rng, noise, cards, size, two, alike, clutter, strays, ground) -> FineS
     fields = iter(rng.permutation(GRID[0] * GRID[1]).tolist())
 
     image = GROUNDS[ground](rng)
-    drawing = _Drawing(rng, image, fields, size)
+    drawing = Drawing(rng, image, fields, size)
     found: list[Card] = []
     for index, color in enumerate(colors + [None] * alike):
-        fill = CARDS[color] if color else _between(asked, mixed[index - len(colors)])
+        fill = CARDS[color] if color else between(asked, mixed[index - len(colors)])
         corner, cell = drawing.field(), drawing.free_cell()
         found.append(drawing.write(LETTERS[letters.pop(0)], color, corner, cell, fill))
         if strays[1] and index < number and size[1] <= 64 and rng.random() < 0.5:
@@ -260,7 +191,7 @@ def _draw(rng, noise, cards, size, two, alike, clutter, strays, ground) -> FineS
         cell = drawing.free_cell()
         found.append(drawing.write(LETTERS[letters.pop()], None, drawing.field(), cell, None))
     for _ in range(counts[1]):
-        _clutter(rng, drawing.pen, drawing.field(), CARDS[str(rng.choice(names))])
+        drawing.clutter(CARDS[str(rng.choice(names))])
     if noise:
         pixels = np.asarray(image, dtype=np.float32)
         pixels = pixels + noise * rng.standard_normal(pixels.shape, dtype=np.float32)
@@ -272,25 +203,3 @@ def _draw(rng, noise, cards, size, two, alike, clutter, strays, ground) -> FineS
     wanted = tuple(sorted((c for c in found if c.color == asked), key=reading))
     question = (TWO if double else ONE).format(color=asked)
     return FineSample(image, question, asked, wanted, tuple(sorted(found, key=reading)))
-
-
-def _between(first: str, second: str) -> tuple[int, ...]:
-    """The colour half-way between two."""
-    return tuple((a + b) // 2 for a, b in zip(CARDS[first], CARDS[second], strict=True))
-
-
-def _clutter(rng, pen: ImageDraw.ImageDraw, corner: tuple[int, int], color) -> None:
-    """A disc, or a bar, somewhere in a field."""
-    x, y = corner
-    if rng.random() < 0.5:
-        radius = int(rng.integers(14, 30))
-        x, y = (v + int(rng.integers(radius, FIELD - radius)) for v in (x, y))
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
-        return
-    length, width = int(rng.integers(60, 100)), int(rng.integers(6, 14))
-    across, along = int(rng.integers(0, FIELD - width)), int(rng.integers(0, FIELD - length))
-    if rng.random() < 0.5:
-        box = (x + along, y + across, x + along + length, y + across + width)
-    else:
-        box = (x + across, y + along, x + across + width, y + along + length)
-    pen.rectangle(box, fill=color)

@@ -112,9 +112,8 @@ def _figures(right: Mapping[str, list[bool]]) -> dict[str, Interval]:
 
 
 def _table(found: Mapping[str, Mapping], questions: int) -> Table:
-    table = Table(title=f"{questions} held-out questions of each split, embedded model 'fine'")
-    for column in ("split", *(TOLD[arm] for arm in ARMS), "won by looking closer"):
-        table.add_column(column)
+    title = f"{questions} held-out questions of each split, embedded model 'fine'"
+    table = Table("split", *(TOLD[arm] for arm in ARMS), "won by looking closer", title=title)
     for split, own in found.items():
         cells = [percent(own[arm]) for arm in ARMS]
         table.add_row(split, *cells, percent(own["difference"], "+"))

@@ -25,7 +25,9 @@ from vrga.annotations import Model
 from vrga.demo import build, learning
 from vrga.demo.data import LETTERS
 from vrga.demo.fine.batches import FineBatches
-from vrga.demo.fine.data import CARDS, GRID, sentences
+from vrga.demo.fine.cards import CARDS
+from vrga.demo.fine.data import sentences
+from vrga.demo.fine.grounds import GRID
 from vrga.demo.fine.settings import FINDING
 from vrga.demo.learning import LOOKING, LOOKING_SHARE, LOOKING_WEIGHT
 from vrga.hf.backends import set_backend

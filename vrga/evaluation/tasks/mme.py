@@ -21,12 +21,7 @@ PERCEPTION = (
     "artwork",
     "OCR",
 )
-COGNITION = (
-    "commonsense_reasoning",
-    "numerical_calculation",
-    "text_translation",
-    "code_reasoning",
-)
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
 def process(doc: dict, results: list[str]) -> dict:

@@ -15,7 +15,7 @@ from vrga.hf.prompt_reader import PromptReader
 from vrga.kernels.api import Kernels
 from vrga.method.attention_rows import Sample
 from vrga.method.call import exactly
-from vrga.method.prompt import Prompt, check_query, visible_keys
+from vrga.method.prompt import GridCells, Prompt, cells_mask, check_query, visible_keys
 from vrga.method.region import Region, find_regions
 from vrga.method.table import rules_of
 from vrga.steering.probe import Probe
@@ -23,7 +23,7 @@ from vrga.steering.settings import Options
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedPrompt:
     """A prompt, and its questions.
 
     Args:
@@ -52,7 +52,7 @@ class Asked:
         reader: PromptReader,
         host: Host,
         options: Options,
-    ) -> Asked:
+    ) -> AskedPrompt:
         """Read it from its first forward pass.
 
         Args:
@@ -85,6 +85,15 @@ class Asked:
         if options.config.question == "whole":
             words = reader.content(prompt, query, ends)
         return cls(prompt, query, words, end, int(query.max()), inputs.tokens.device)
+
+    def keys_of(self, cells: GridCells, name: str) -> Tensor:
+        """Cells of the images as keys of the prompt, bool [B, S].
+
+        Raises:
+            ValueError: cells that do not fit the images.
+        """
+        given = cells(self.prompt.grids) if callable(cells) else cells
+        return cells_mask(given, self.prompt, name)
 
     def probe(self, config: VRGAConfig, kernels: Kernels, past: int) -> Probe | None:
         """The probe of the questions' rows; None where no row has an image.

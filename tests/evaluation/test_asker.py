@@ -10,7 +10,7 @@ from PIL import Image
 import vrga
 from vrga import VRGAConfig
 from vrga.demo.data import make_samples
-from vrga.evaluation.asking import Asker
+from vrga.evaluation.asker import Asker
 from vrga.evaluation.items import drawn_items
 from vrga.evaluation.region_attention import cells_in
 from vrga.evaluation.request import Request, request

@@ -12,7 +12,7 @@ from vrga.closer.look import looks_of
 from vrga.closer.two_looks import TwoLooks
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
-from vrga.evaluation.asking import Asker
+from vrga.evaluation.asker import Asker
 from vrga.evaluation.batch import summary
 from vrga.evaluation.request import Answer, Ready
 from vrga.hf.second_look import check_pictures

@@ -22,7 +22,7 @@ INSTRUCTIONS = (
 )
 
 
-def question_of(task_name: str, doc: dict, text: str) -> str:
+def question_in(task_name: str, doc: dict, text: str) -> str:
     """The part of a prompt that is the question.
 
     Args:

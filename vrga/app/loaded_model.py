@@ -80,7 +80,7 @@ class Answered:
     seconds: float
 
 
-class Asker:
+class LoadedModel:
     """A model, and what can be asked of it.
 
     Args:

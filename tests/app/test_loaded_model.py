@@ -13,10 +13,9 @@ import torch
 from command import run
 
 import vrga
-from vrga.app import asker as asking
-from vrga.app import messages
-from vrga.app.asker import Answered, Asker, Question
+from vrga.app import loaded_model, messages
 from vrga.app.brush import cells_of, read_painted
+from vrga.app.loaded_model import Answered, LoadedModel, Question
 from vrga.app.visitors import Visits
 from vrga.app.word_queue import Said, Stopped
 from vrga.demo.data import PROMPTS, TEST_SEEDS, make_samples
@@ -29,8 +28,8 @@ SAMPLES = make_samples(2, seed=TEST_SEEDS.start, noise=140.0)
 
 
 @pytest.fixture(scope="module")
-def asker():
-    return Asker(None, max_new_tokens=64)
+def loaded():
+    return LoadedModel(None, max_new_tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -41,49 +40,49 @@ def paths(tmp_path_factory):
     return tuple(str(folder / f"{place}.png") for place in range(len(SAMPLES)))
 
 
-def asked(asker, *args, **more):
+def asked(loaded, *args, **more):
     """Everything that is told of a question."""
-    return list(asker.ask(Question(*args, **more), threading.Event()))
+    return list(loaded.ask(Question(*args, **more), threading.Event()))
 
 
 # --- the answers ---
 
 
-def test_both_answers_come_word_by_word_and_are_those_of_ask(asker, paths):
+def test_both_answers_come_word_by_word_and_are_those_of_ask(loaded, paths):
     text = PROMPTS["cot"].format(question=SAMPLES[0].question)
-    *said, found = asked(asker, paths[:1], text)
-    wanted = vrga.ask(asker.model, asker.processor, paths[0], text, max_new_tokens=64)
+    *said, found = asked(loaded, paths[:1], text)
+    wanted = vrga.ask(loaded.model, loaded.processor, paths[0], text, max_new_tokens=64)
     assert isinstance(found, Answered) and found.texts == (wanted.base, wanted.text)
     assert said and all(isinstance(one, Said) for one in said)
     for one in said:  # the base first, each a beginning of what it becomes
         assert wanted.base.startswith(one.base or "")
         assert one.steered is None or one.base == wanted.base
         assert wanted.text.startswith(one.steered or "")
-    assert "the region it found" in found.told and patch_of(asker.model) is None
+    assert "the region it found" in found.told and patch_of(loaded.model) is None
 
 
-def test_preset_and_gain_are_those_that_were_chosen(asker, paths):
-    found = asked(asker, paths[:1], SAMPLES[0].question, preset="published", gain=4.0)[-1]
+def test_preset_and_gain_are_those_that_were_chosen(loaded, paths):
+    found = asked(loaded, paths[:1], SAMPLES[0].question, preset="published", gain=4.0)[-1]
     assert found.traces[1].config == vars(vrga.VRGAConfig.published(gain=4.0))
-    masked = asked(asker, paths[:1], SAMPLES[0].question, preset="released_mask", gain=4.0)[-1]
+    masked = asked(loaded, paths[:1], SAMPLES[0].question, preset="released_mask", gain=4.0)[-1]
     assert masked.traces[1].config["method"] == "released_mask"
 
 
-def test_the_painted_region_is_what_is_steered_to(asker, paths):
+def test_the_painted_region_is_what_is_steered_to(loaded, paths):
     mask = np.zeros((60, 60), bool)
     mask[:20, 40:] = True  # two by two cells, top right
     question = Question(paths, SAMPLES[0].question, gain=10.0, painted=(mask, None))
-    found = list(asker.ask(question, threading.Event()))[-1]
+    found = list(loaded.ask(question, threading.Event()))[-1]
     region = found.traces[1].regions[0]
     first, second = (region.mask[grid.index].view(grid.h, grid.w) for grid in region.grids)
     assert first.sum() == 4 and first[:2, 4:].all() and not second.any()
     assert found.painted and "the painted region, 4 of 72 image tokens" in found.told
-    free = asked(asker, paths, SAMPLES[0].question, gain=10.0)[-1]
+    free = asked(loaded, paths, SAMPLES[0].question, gain=10.0)[-1]
     assert not torch.equal(found.traces[1].layer_maps[0], free.traces[1].layer_maps[0])
 
 
 def test_a_closer_look_answers_what_one_look_cannot(tmp_path):
-    fine = Asker("fine", max_new_tokens=28)
+    fine = LoadedModel("fine", max_new_tokens=28)
     (sample,) = make_fine_samples(1, seed=TEST_SEEDS.start, **FINE_SPLITS["fine-easy"])
     sample.image.save(tmp_path / "x.png")
     question = Question((str(tmp_path / "x.png"),), sample.question, closer=True)
@@ -111,32 +110,32 @@ def test_a_closer_look_answers_what_one_look_cannot(tmp_path):
     ],
     ids=["none", "empty", "many", "damaged", "preset", "gain"],
 )
-def test_what_cannot_be_asked_is_told_and_leaves_no_patch(asker, paths, question, error, told):
+def test_what_cannot_be_asked_is_told_and_leaves_no_patch(loaded, paths, question, error, told):
     with pytest.raises(error, match=told):
-        list(asker.ask(question(paths), threading.Event()))
-    assert patch_of(asker.model) is None
+        list(loaded.ask(question(paths), threading.Event()))
+    assert patch_of(loaded.model) is None
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(asker, paths, monkeypatch):
-    monkeypatch.setattr(asking, "MOST_PIXELS", 100)
-    monkeypatch.setattr(asking, "read_image", None)
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(loaded, paths, monkeypatch):
+    monkeypatch.setattr(loaded_model, "MOST_PIXELS", 100)
+    monkeypatch.setattr(loaded_model, "read_image", None)
     with pytest.raises(ValueError, match="0.png has 168 x 168 pixels: at most"):
-        asker.pictures(paths)
+        loaded.pictures(paths)
 
 
-def test_every_head_has_its_map_where_there_is_room(asker, paths, monkeypatch):
-    found = asked(asker, paths[:1], SAMPLES[0].question)[-1]
+def test_every_head_has_its_map_where_there_is_room(loaded, paths, monkeypatch):
+    found = asked(loaded, paths[:1], SAMPLES[0].question)[-1]
     (base, _) = json.loads(messages.answered(found))["page"]["runs"]
     names = [one["name"] for one in base["channels"]]
     assert sum(name.startswith("layer ") and "head" in name for name in names) == 48
     assert [f"layer {i}" for i in range(6)] == [n for n in names if n[:-1] == "layer "]
-    monkeypatch.setattr(asking, "MOST_MAPS", 1000)
-    fewer = asked(asker, paths[:1], SAMPLES[0].question)[-1].traces[1]
+    monkeypatch.setattr(loaded_model, "MOST_MAPS", 1000)
+    fewer = asked(loaded, paths[:1], SAMPLES[0].question)[-1].traces[1]
     assert len(fewer.heads) == int(fewer.regions[0].visual.sum()) < 48
 
 
 def test_an_answer_of_one_token_is_shown_without_maps(paths):
-    short = Asker(None, max_new_tokens=1)
+    short = LoadedModel(None, max_new_tokens=1)
     told = json.loads(messages.answered(asked(short, paths[:1], SAMPLES[0].question)[-1]))
     assert told["page"] is None and "a single token has no step" in told["notes"][-1]
 
@@ -144,37 +143,37 @@ def test_an_answer_of_one_token_is_shown_without_maps(paths):
 # --- stopping ---
 
 
-def test_an_answer_that_is_not_wanted_stops_at_the_next_word(asker, paths):
+def test_an_answer_that_is_not_wanted_stops_at_the_next_word(loaded, paths):
     stop = threading.Event()
     text = PROMPTS["cot"].format(question=SAMPLES[0].question)
-    words = asker.ask(Question(paths[:1], text), stop)
+    words = loaded.ask(Question(paths[:1], text), stop)
     next(words)
     stop.set()
     with pytest.raises(Stopped):
         for one in words:
             assert isinstance(one, Said)
-    assert patch_of(asker.model) is None
-    assert isinstance(asked(asker, paths[:1], SAMPLES[0].question)[-1], Answered)
+    assert patch_of(loaded.model) is None
+    assert isinstance(asked(loaded, paths[:1], SAMPLES[0].question)[-1], Answered)
 
 
-def test_an_answer_that_nobody_reads_on_ends(asker, paths):
+def test_an_answer_that_nobody_reads_on_ends(loaded, paths):
     """As the server does with one whose tab is gone: it drops what it was reading."""
     text = PROMPTS["cot"].format(question=SAMPLES[0].question)
-    words = asker.ask(Question(paths[:1], text), threading.Event())
+    words = loaded.ask(Question(paths[:1], text), threading.Event())
     next(words)
     words.close()
     assert not [one for one in threading.enumerate() if one.name == "vrga-answer"]
-    assert patch_of(asker.model) is None
+    assert patch_of(loaded.model) is None
 
 
-def test_what_the_model_raises_is_raised_by_the_reader(asker, paths, monkeypatch):
+def test_what_the_model_raises_is_raised_by_the_reader(loaded, paths, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(asker.model.lm_head, "forward", broken)
+    monkeypatch.setattr(loaded.model.lm_head, "forward", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
-        asked(asker, paths[:1], SAMPLES[0].question)
-    assert patch_of(asker.model) is None
+        asked(loaded, paths[:1], SAMPLES[0].question)
+    assert patch_of(loaded.model) is None
 
 
 # --- the brush ---

@@ -14,7 +14,7 @@ from vrga.images import read_image
 
 
 @dataclass(frozen=True)
-class Question:
+class AskedQuestion:
     """What one sample was asked, as far as it can still be had.
 
     Args:
@@ -30,7 +30,7 @@ class Question:
     missing: str | None = None
 
 
-class Questions:
+class AskedQuestions:
     """The questions of a run's samples, read from its data when they are asked for.
 
     Args:
@@ -42,7 +42,7 @@ class Questions:
         # lmms-eval's task and its rows, or why they cannot be had.
         self._tasks: dict[str, tuple[Any, Sequence[dict]] | str] = {}
 
-    def of(self, task: str, number: int) -> Question:
+    def of(self, task: str, number: int) -> AskedQuestion:
         """The question of a sample; never raises for what is gone, but says so.
 
         Args:
@@ -52,15 +52,15 @@ class Questions:
             self._tasks[task] = self._loaded(task)
         found = self._tasks[task]
         if isinstance(found, str):
-            return Question(missing=found)
+            return AskedQuestion(missing=found)
         (task_of, rows), text, right = found, None, None
         try:
             row = rows[number]
             text, right = str(task_of.doc_to_text(row)), _words(task_of.doc_to_target(row))
             images = tuple(read_image(one) for one in task_of.doc_to_visual(row) or ())
         except Exception as error:  # whatever a task's code, or a damaged file, may raise
-            return Question(text, right, missing=str(error) or type(error).__name__)
-        return Question(text, right, images)
+            return AskedQuestion(text, right, missing=str(error) or type(error).__name__)
+        return AskedQuestion(text, right, images)
 
     def _loaded(self, task: str) -> tuple[Any, Sequence[dict]] | str:
         try:
