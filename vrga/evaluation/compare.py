@@ -90,15 +90,13 @@ def compare(
 
 def _differing(before: dict, after: dict) -> dict[str, tuple]:
     """Settings that differ, by name: of those with fields, such as a config, those fields alone."""
-    found = {}
+    found: dict[str, tuple] = {}
     for name in sorted(before | after):
-        own = before.get(name), after.get(name)
-        if own[0] == own[1]:
-            continue
-        if all(isinstance(one, dict) for one in own):
-            found |= {f"{name}.{field}": two for field, two in _differing(*own).items()}
-        else:
-            found[name] = own
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= {f"{name}.{field}": two for field, two in _differing(old, new).items()}
+        elif old != new:
+            found[name] = old, new
     return found
 
 
