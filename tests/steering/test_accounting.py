@@ -405,3 +405,14 @@ def test_notes_of_drafts_that_were_rejected_go():
     ledger.note(10, 4, None)
     ledger.note(11, 1, "gain 1")
     assert ledger.passed == 2 and ledger.of_rows()[0].left_alone == {"gain 1": 1}
+
+
+def test_a_patch_that_is_taken_off_amid_an_answer_is_told(model):
+    def stop(ids, scores, **kwargs):
+        vrga.unpatch(model)
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    inputs = QWEN.batch([1]).inputs
+    with vrga.patch(model, GAIN), pytest.raises(SteeringError, match="not, or not wholly"):
+        model.generate(**inputs, do_sample=False, max_new_tokens=7, min_new_tokens=7,
+                       stopping_criteria=[stop])  # fmt: skip

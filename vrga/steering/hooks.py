@@ -104,7 +104,7 @@ class Hooks:
             call.close()
         if call.run is not None:
             here.run = self._last = call.run
-        if self._host.attachment.is_attached and (self.settings.enabled or call.run is not None):
+        if call.run is not None or (self.settings.enabled and self._host.attachment.is_attached):
             call.end(output)
         return output
 
