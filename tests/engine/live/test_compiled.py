@@ -24,7 +24,7 @@ OWN = {
 
 def whole_pages(keys, values):
     """Pages as CPU_ATTN has them, a page's keys number by number and its values behind them."""
-    return torch.cat([keys.transpose(2, 3).flatten(2), values.flatten(2)], 2).contiguous()
+    return torch.cat([keys.transpose(2, 3).flatten(2), values.flatten(2)], 2).contiguous().numpy()
 
 
 def attend(layer, query, output, keys, values, table, scale):
