@@ -155,6 +155,7 @@ class CompiledRows:
         self._shares = np.zeros(len(rows), np.float32)
         self._requests = kept.requests(steered, heads) if rows else None
         self._counts: Any = 1 if self._requests is None else self._requests.counts[self._rows[:, 3]]
+        self._single = len(set(self._names)) == len(rows)
         self._kept = kept
         self._call: Callable[..., None] | None = None  # once the first layer has come
 
@@ -197,7 +198,10 @@ class CompiledRows:
         found: dict[str, list[tuple[int, float]]] = {}
         if self._requests is not None:
             means = (total(torch.from_numpy(self._shares)).numpy() / self._counts).tolist()
-            for name, step, mean in zip(self._names, self._steps, means, strict=True):
+            rows = zip(self._names, self._steps, means, strict=True)
+            if self._single:
+                return {name: [(step, mean)] for name, step, mean in rows}
+            for name, step, mean in rows:
                 found.setdefault(name, []).append((step, mean))
         return found
 

@@ -100,8 +100,8 @@ def run(
     if faulty:
         worker.kept.steady = None
     elif again is None and now.compiled is not None and not now.rows and Steady.may_be(now.pieces):
-        states = [getattr(record, _KEPT) for record in records]
-        worker.kept.steady = Steady(states, starts, now.pieces, now.compiled)
+        known = [getattr(record, _KEPT) for record in records]
+        worker.kept.steady = Steady(known, starts, now.pieces, now.compiled)
     return output, reports
 
 
