@@ -1,20 +1,30 @@
 """Minutes of mixed requests to vLLM with VRGA: every answer as alone, and memory that stays.
 
     PYTHONPATH=tests/helpers .venv-engine/bin/python -m benchmarks.soak --minutes 10
+    PYTHONPATH=tests/helpers .venv-engine/bin/python -m benchmarks.soak --minutes 10 --kinds base
 
 Requests of every kind, unsteered ones among them, come in a drawn order, sixteen at once; one in
 eight is aborted on the way. Each answer must have the tokens, and each steered one the region, that
-the same request had alone at the start. The engine is in this process, whose resident memory is
-read after every hundred steps.
+the same request had alone at the start. With `--kinds base` nothing is steered: what grows then is
+not ours.
+
+The engine is in this process. After every hundred steps three things are read: its resident memory;
+what of it programs have asked malloc for and not given back, which freed memory that is kept for
+later does not count in; and Python's blocks. Objects of vrga's classes are counted in the middle
+and at the end, where nothing but the sixteen requests in flight may be alive.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import random
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import engine_cases
@@ -29,11 +39,35 @@ OWN = {
 KINDS = (*engine_cases.KINDS, *OWN)
 
 
-def resident() -> float:
-    """Megabytes of memory that this process holds."""
+class _Malloc(ctypes.Structure):
+    """`struct mallinfo2` of glibc; `mapped` and `used` are bytes that are in use."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "free_chunks", "fast_chunks", "maps", "mapped", "most", "fast", "used", "free",
+        "top",
+    )]  # fmt: skip
+
+
+def memory() -> dict[str, float]:
+    """Megabytes that this process holds, and has in use of malloc; thousands of Python's blocks."""
     import psutil
 
-    return psutil.Process().memory_info().rss / 2**20
+    read = ctypes.CDLL("libc.so.6").mallinfo2
+    read.restype = _Malloc
+    malloc = read()
+    return {
+        "resident": psutil.Process().memory_info().rss / 2**20,
+        "in use": (malloc.mapped + malloc.used) / 2**20,
+        "blocks": sys.getallocatedblocks() / 1000,
+    }
+
+
+def alive() -> dict[str, int]:
+    """How many objects of vrga's own classes there are, by class."""
+    gc.collect()
+    kinds = (type(one) for one in gc.get_objects())
+    found = Counter(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+    return {name: count for name, count in sorted(found.items()) if name.startswith("vrga.")}
 
 
 def told(output) -> tuple:
@@ -49,14 +83,15 @@ class Soak:
     Args:
         llm: the engine.
         seed: of the order.
+        kinds: of requests.
     """
 
-    def __init__(self, llm, seed: int):
+    def __init__(self, llm, seed: int, kinds: Sequence[str] = KINDS):
         self._core, self._draw = llm.llm_engine, random.Random(seed)
         samples = engine_cases.samples(QUESTIONS)
         self._asked = {}
         for i, sample in enumerate(samples):
-            for j, kind in enumerate(KINDS):
+            for j, kind in enumerate(kinds):
                 prompt = engine_cases.prompt_of(sample, "back" if kind == "back" else "cot")
                 params = engine_cases.asked(OWN.get(kind, kind), 12 + (5 * i + j) % 20)
                 params.logprobs = None
@@ -101,23 +136,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of requests")
     asked = parser.parse_args()
+    kinds = asked.kinds.split(",")
+    if unknown := set(kinds) - set(KINDS):
+        parser.error(f"--kinds has {', '.join(unknown)}; there are {', '.join(KINDS)}")
     engine_cases.set_small()
     with tempfile.TemporaryDirectory() as folder:
         llm = engine_cases.start(Path(folder), max_logprobs=1, enable_prefix_caching=True,
                                  max_num_seqs=AT_ONCE, num_gpu_blocks_override=64)  # fmt: skip
-        soak = Soak(llm, asked.seed)
-        end, memory = time.monotonic() + 60 * asked.minutes, [resident()]
-        while time.monotonic() < end:
+        soak = Soak(llm, asked.seed, kinds)
+        begin = time.monotonic()
+        told: list[dict[str, float]] = []
+        objects: list[dict[str, int]] = []
+        while (minutes := (time.monotonic() - begin) / 60) < asked.minutes:
             for _ in range(EVERY):
                 soak.step()
-            memory.append(resident())
-    middle = memory[len(memory) // 2 :]
-    print(
-        f"{asked.minutes:g} minutes: {soak.answered} answers, {soak.aborted} requests aborted, "
-        f"{soak.wrong} not as alone; resident memory {memory[1]:.0f} MB after the first "
-        f"{EVERY} steps, {middle[0]:.0f} MB in the middle, {memory[-1]:.0f} MB at the end"
-    )
+            if not objects and minutes > asked.minutes / 2:
+                objects.append(alive())
+            told.append({"minutes": minutes, "answers": soak.answered, **memory()})
+            print("  ".join(f"{name} {value:.1f}" for name, value in told[-1].items()), flush=True)
+        objects.append(alive())
+    middle = told[len(told) // 2]
+    print(f"{asked.minutes:g} minutes: {soak.answered} answers, {soak.aborted} requests aborted, "
+          f"{soak.wrong} not as alone")  # fmt: skip
+    for name in ("resident", "in use", "blocks"):
+        print(f"{name}: {told[0][name]:.1f} after the first {EVERY} steps, {middle[name]:.1f} in "
+              f"the middle, {told[-1][name]:.1f} at the end")  # fmt: skip
+    for name in sorted(set().union(*objects)):
+        print(f"{name}: {', '.join(str(one.get(name, 0)) for one in objects)}")
     return int(bool(soak.wrong))
 
 

@@ -138,12 +138,12 @@ class Reader:
         """Position of the question's last token."""
         if asked.query is not None:
             return int(question_end(prompt, [asked.query], self._decode)[0])
-        family, vision = self.family, self.family.vision_ids(self.config)
-        found = user_end(prompt, self._ends, vision, header=family.header, unlisted=family.unlisted)
         if self.marks is not None:
             told = template_end(prompt, self._decode, self.marks, 0)
             if told is not None and prompt.image[0, :told].any():
                 return told
+        family, vision = self.family, self.family.vision_ids(self.config)
+        found = user_end(prompt, self._ends, vision, header=family.header, unlisted=family.unlisted)
         return int(found[0])
 
     @property

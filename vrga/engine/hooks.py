@@ -111,9 +111,10 @@ def hook_reports() -> None:
         found = own(scheduler, scheduled, output)
         for outputs in found.values():
             for one in outputs.outputs:
-                summary = summaries.get(one.request_id)
-                if summary is not None and one.finish_reason is not None:
-                    add_summary(one, summary)
+                if one.finish_reason is not None:
+                    summary = summaries.get(one.request_id)
+                    if summary is not None:
+                        add_summary(one, summary)
         return found
 
     wrap(Scheduler, "update_from_output", update_from_output)

@@ -19,6 +19,7 @@ from vrga.engine.answer_rows import Piece
 from vrga.engine.compiled_rows import Kept
 from vrga.engine.passing import Passing
 from vrga.engine.plan import Plan
+from vrga.engine.steady import Steady
 from vrga.engine.steered import Steered
 from vrga.engine.summary import told_region
 from vrga.hf.families import FAMILIES
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _KEPT = (
     "vrga_steered"  # attribute of the runner's own record of a request, which it drops when done
 )
+_UNSEEN = object()  # of a record that comes for the first time
 _NOW: ContextVar[Passing | None] = ContextVar("vrga_passing", default=None)
 
 
@@ -62,8 +64,8 @@ def passing() -> Passing | None:
 def run(
     worker: Worker,
     records: Sequence[Any],
-    starts: Sequence[int],
-    lengths: Sequence[int],
+    starts: list[int],
+    lengths: list[int],
     ids: Tensor,
     forward: Callable[[], Any],
 ) -> tuple[Any, dict[str, dict]]:
@@ -78,7 +80,14 @@ def run(
     Returns:
         What it returned, and a report of each steered request in it.
     """
-    now = _begin(worker, records, starts, lengths, ids)
+    states = [getattr(record, _KEPT, _UNSEEN) for record in records]
+    steady = worker.kept.steady
+    again = None if steady is None else steady.goes_on(states, starts, lengths)
+    if again is not None:
+        now: Passing | None = Passing((), worker.heads, worker.kept, again)
+    else:
+        worker.kept.steady = None
+        now = _begin(worker, records, starts, lengths, ids)
     if now is None:
         return forward(), {}
     before = _NOW.set(now)
@@ -86,7 +95,14 @@ def run(
         output = forward()
     finally:
         _NOW.reset(before)
-    return output, _end(worker, now)
+    reports = _end(worker, now)
+    faulty = any(state.fault is not None for _, state in now.members)
+    if faulty:
+        worker.kept.steady = None
+    elif again is None and now.compiled is not None and not now.rows and Steady.may_be(now.pieces):
+        known = [getattr(record, _KEPT) for record in records]
+        worker.kept.steady = Steady(known, starts, now.pieces, now.compiled)
+    return output, reports
 
 
 def attend(*args: Any, by: Callable[..., None] = Passing.attend) -> None:
@@ -121,10 +137,10 @@ def give_up(reason: str) -> None:
 
 
 def _give_up(now: Passing, error: Exception) -> None:
-    for piece in now.pieces:
-        if piece.state.fault is None:
-            piece.state.fault = f"{type(error).__name__}: {error}"
-            logger.error("request %s cannot be steered", piece.name, exc_info=error)
+    for name, state in now.members:
+        if state.fault is None:
+            state.fault = f"{type(error).__name__}: {error}"
+            logger.error("request %s cannot be steered", name, exc_info=error)
 
 
 def _begin(
@@ -136,9 +152,6 @@ def _begin(
 ) -> Passing | None:
     pieces = []
     for place, record in enumerate(records):
-        params = record.sampling_params
-        if params is None or not params.extra_args:
-            continue
         state = _state(worker, record)
         if state is None:
             continue
@@ -159,8 +172,8 @@ def _state(worker: Worker, record: Any) -> Steered | None:
     """What is known of a request; made when its first pass comes."""
     if hasattr(record, _KEPT):
         return getattr(record, _KEPT)
-    plan = Plan.within(record.sampling_params.extra_args)
-    state = None
+    params, state = record.sampling_params, None
+    plan = None if params is None else Plan.within(params.extra_args)
     if plan is not None:
         spans = worker.spans(plan.config.tag) if plan.config.when == "back" else None
         try:
@@ -209,13 +222,13 @@ def _end(worker: Worker, now: Passing) -> dict[str, dict]:
         except Exception as error:
             _give_up(now, error)
     reports = {}
-    for piece in now.pieces:
-        state, report = piece.state, dict[str, Any]()
+    for name, state in now.members:
+        report = dict[str, Any]()
         if state.fault is not None:
             report["fault"] = state.fault
         elif state.region is not None and not state.told:
             report["region"], state.told = told_region(state.region), True
-        if piece.name in now.shares:
-            report["share"] = now.shares[piece.name]
-        reports[piece.name] = report
+        if name in now.shares:
+            report["share"] = now.shares[name]
+        reports[name] = report
     return reports

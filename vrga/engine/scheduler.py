@@ -10,6 +10,7 @@ from vrga.engine.plan import Plan
 from vrga.engine.summary import Summary
 
 FIELD = "vrga"  # of the answer's transfer parameters, which vLLM hands through to the client
+_UNREAD: Any = object()
 _PLAN, _SUMMARY = "vrga_plan", "vrga_summary"  # attributes of the scheduler's requests
 
 
@@ -70,15 +71,11 @@ def take_reports(scheduler: Any, names: Any, reports: dict[str, dict]) -> list[s
     ends = []
     for name in names:
         request = scheduler.requests.get(name)
-        plan = None if request is None else plan_of(request)
-        if request is None or plan is None:
-            continue
-        if not hasattr(request, _SUMMARY):
-            setattr(request, _SUMMARY, Summary(_name(plan.config)))
-        summary: Summary = getattr(request, _SUMMARY)
-        summary.take(reports.get(name))
-        if summary.fault is not None:
-            ends.append(name)
+        summary = None if request is None else summary_of(request)
+        if summary is not None:
+            summary.take(reports.get(name))
+            if summary.fault is not None:
+                ends.append(name)
     return ends
 
 
@@ -88,5 +85,10 @@ def add_summary(output: Any, summary: Summary) -> None:
 
 
 def summary_of(request: Any) -> Summary | None:
-    """What is known of a steered request."""
-    return getattr(request, _SUMMARY, None)
+    """What is known of a steered request; None of one that is not steered."""
+    found = getattr(request, _SUMMARY, _UNREAD)
+    if found is _UNREAD:
+        plan = plan_of(request)
+        found = None if plan is None else Summary(_name(plan.config))
+        setattr(request, _SUMMARY, found)
+    return found

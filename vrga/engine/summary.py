@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vrga.engine.request import Box
@@ -38,11 +37,11 @@ def boxes_of(cells: Tensor) -> list[Box]:
 
     Each is as wide as a row allows, and as high as rows are alike.
     """
-    h, w = cells.shape
+    (h, w), rows = cells.shape, cells.tolist()
     done: list[tuple[int, int, int, int]] = []
     growing: dict[tuple[int, int], int] = {}  # (first, end) of columns -> first row
     for row in range(h + 1):
-        runs = _runs(cells[row]) if row < h else []
+        runs = _runs(rows[row]) if row < h else []
         for run in [run for run in growing if run not in runs]:
             done.append((run[0], growing.pop(run), run[1], row))
         for run in runs:
@@ -58,12 +57,11 @@ def _share(edge: int, count: int) -> float:
     return round(edge / count, EDGE_DIGITS)
 
 
-def _runs(row: Tensor) -> list[tuple[int, int]]:
+def _runs(row: list[bool]) -> list[tuple[int, int]]:
     """Runs of true values, as (first, end)."""
-    edges = torch.diff(row.int(), prepend=torch.zeros(1, dtype=torch.int32),
-                       append=torch.zeros(1, dtype=torch.int32))  # fmt: skip
-    firsts, ends = (edges == 1).nonzero()[:, 0], (edges == -1).nonzero()[:, 0]
-    return list(zip(firsts.tolist(), ends.tolist(), strict=True))
+    edges = [i for i, (one, next_) in enumerate(zip([False, *row], [*row, False], strict=True))
+             if one != next_]  # fmt: skip
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 @dataclass
@@ -93,9 +91,12 @@ class Summary:
                 "is another one"
             )
             return
-        self.fault = report.get("fault", self.fault)
-        self.region = report.get("region", self.region)
-        self.shares.update(report.get("share", ()))
+        if "share" in report:
+            self.shares.update(report["share"])
+        if "region" in report:
+            self.region = report["region"]
+        if "fault" in report:
+            self.fault = report["fault"]
 
     def to_dict(self) -> dict[str, Any]:
         """As it goes out with the answer."""

@@ -1,11 +1,14 @@
 """The compiled rows of a CPU: outputs, shares and regions are those of the rows in torch."""
 
+from dataclasses import replace
+
 import pytest
 import test_runner
 import torch
 from test_runner import HEADS, KV, LAYERS, PROMPT, SCALE, WHOLE
 
 from vrga.config import VRGAConfig
+from vrga.engine.compiled_rows import Kept
 from vrga.engine.runner import attend as attend_in_torch
 from vrga.engine.runner import attend_compiled
 
@@ -24,7 +27,7 @@ OWN = {
 
 def whole_pages(keys, values):
     """Pages as CPU_ATTN has them, a page's keys number by number and its values behind them."""
-    return torch.cat([keys.transpose(2, 3).flatten(2), values.flatten(2)], 2).contiguous()
+    return torch.cat([keys.transpose(2, 3).flatten(2), values.flatten(2)], 2).contiguous().numpy()
 
 
 def attend(layer, query, output, keys, values, table, scale):
@@ -101,3 +104,37 @@ def test_what_lies_behind_the_last_key_of_a_page_is_not_read(monkeypatch):
         model(WHOLE, [one], [(0, PROMPT)])
         found.append(model(WHOLE, [one], [(PROMPT + 9, PROMPT + 10)])[0])
     assert found[0].isfinite().all() and torch.equal(*found)
+
+
+def test_answers_that_go_on_are_those_of_torch_as_requests_come_end_and_come_again(monkeypatch):
+    """Passes of the same answers are put together once: what differs must be seen."""
+    configs = [OWN["dynamic"], None, OWN["static"], OWN["less"]]
+    passes = [  # (request, past, end) in each
+        [(0, 0, PROMPT), (1, 0, PROMPT), (2, 0, PROMPT)],
+        *([(i, at, at + 1) for i in range(3)] for at in range(PROMPT, PROMPT + 6)),
+        [(i, at, at + 1) for i, at in ((2, PROMPT + 6), (1, PROMPT + 6), (0, PROMPT + 6))],
+        *([(2, at, at + 1), (0, at, at + 1)] for at in range(PROMPT + 7, PROMPT + 9)),
+        [(2, 40, 41), (0, 20, 21)],  # a prompt's row, of a request that comes again
+        [(2, 41, 42), (0, 21, PROMPT + 1), (3, 0, PROMPT)],
+        *([(2, at, at + 1), (0, at, at + 1), (3, at, at + 1)] for at in range(42, 45)),
+    ]
+    found = {}
+    for own in (attend, attend_in_torch):
+        monkeypatch.setattr(test_runner, "attend", own)
+        model = test_runner.Model(len(configs))
+        records = [test_runner.record(i, config) for i, config in enumerate(configs)]
+        worker = replace(WHOLE, kept=Kept())
+        found[own] = []
+        for one in passes:
+            spans = [(past, end) for _, past, end in one]
+            found[own].append(model(worker, [records[i] for i, _, _ in one], spans))
+    steered = 0
+    for (_, reports), (_, others) in zip(*found.values(), strict=True):
+        assert reports.keys() == others.keys()
+        for name, told in others.items():
+            steps, shares = zip(*told.get("share", [(-1, 0.0)]), strict=True)
+            own_steps, own_shares = zip(*reports[name].get("share", [(-1, 0.0)]), strict=True)
+            assert steps == own_steps
+            torch.testing.assert_close(own_shares, shares, atol=1e-5, rtol=0)
+            steered += steps != (-1,)
+    assert steered > 25
