@@ -137,7 +137,7 @@ def train_answers(
 
 def main() -> None:
     parser = learning.options(__doc__.splitlines()[0], WEIGHTS, vision_steps=500, batch=16)
-    parser.set_defaults(steps=300)
+    parser.set_defaults(steps=900)
     parser.add_argument("--read-steps", type=int, default=800, help="of the answers' first course")
     parser.add_argument("--find-steps", type=int, default=200, help="of one picture alone")
     parser.add_argument("--start", type=Path, help="the second course alone, of this checkpoint")
