@@ -180,7 +180,7 @@ def test_two_images(picture):
         (["--image", "PICTURE", "--no-vrga", "--gain", "3"], "leave out --no-vrga"),
         (["--image", "PICTURE", "--no-vrga", "--preset", "default"], "leave out --no-vrga"),
         (["--image", "PICTURE", "--question", " \n"], "is empty: say what to ask"),
-        (["--image", "PICTURE", "--max-pixels", "10"], "pixels: at least"),
+        (["--image", "PICTURE", "--max-pixels", "10"], "images of at least"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(picture, arguments, told, capsys):
