@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,5 +67,6 @@ def report(
     check_file(output, "--output")
     from vrga.report import write_report
 
-    path = write_report(traces, output, row=row or 0, megabytes=16.0 if size is None else size)
+    given: dict[str, Any] = {"row": row, "megabytes": size}
+    path = write_report(traces, output, **{k: v for k, v in given.items() if v is not None})
     console.print(f"report: {path}", style="dim", soft_wrap=True)

@@ -119,10 +119,8 @@ def _pictures(images) -> list[Image.Image]:
     for one in given:
         if isinstance(one, (str, Path)) and Path(one).suffix.lower() in VIDEOS:
             raise ValueError(f"{one} is a video, and a closer look is taken at pictures alone")
-        if isinstance(one, (str, Path)):
-            found.append(read_image(Path(one)))
-        elif isinstance(one, Image.Image):
-            found.append(read_image(one))  # upright, and of any mode
+        if isinstance(one, (str, Path, Image.Image)):
+            found.append(read_image(Path(one) if isinstance(one, str) else one))
         else:
             kind = "a video, or a list of frames" if _is_video(one) else f"a {type(one).__name__}"
             raise ValueError(
