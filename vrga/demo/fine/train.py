@@ -2,12 +2,13 @@
 
 First the vision tower alone learns to name the letter and the card's colour in every token, of
 overviews and of crops; letters in overviews as well, which it cannot, so that what follows does
-not rest on its having never tried. Then the text model learns to answer, in two courses. The first
-is of all that it will be asked: the overview alone, a larger picture alone, and the overview with
-crops of the original; it learns to read crops there, and hardly to find. The second begins with
-steps of one picture alone, where the places of cards are what there is to learn, and goes on with
-all. Some heads are taught to look, from the question mark to the card and from the answer's colour
-to its letter, as in `vrga.demo.train`.
+not rest on its having never tried. Then the text model learns to answer, in three courses. The
+first is of all that it will be asked: the overview alone, a larger picture alone, and the overview
+with crops of the original; it learns to read crops there, and hardly to find. The second is of one
+picture alone, where the places of cards are what there is to learn, until heads look at them: when
+they begin to differs much from one training to the next. The third is of all again. Some heads are
+taught to look, from the question mark to the card and from the answer's colour to its letter, as in
+`vrga.demo.train`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ COARSE = 0.3  # weight of letters in overviews, where they cannot be told
 # Weights of the letters in the loss of the answers: those that a crop shows, and those that can
 # only be guessed, whose gradients are mostly noise.
 READ, GUESSED = 4.0, 0.25
+FOUND = 0.2  # the heads' loss at which they look at the cards
 
 
 def train_vision(model: Model, batches: FineBatches, steps: int) -> dict[str, float]:
@@ -93,21 +95,24 @@ def looking_loss(attentions: tuple[Tensor, ...], looks: Tensor) -> Tensor:
 
 
 def train_answers(
-    model: Model, batches: FineBatches, find_steps: int, steps: int, rate: float, keep
-) -> dict[str, float]:
-    """Teach the text model to answer; the last shares of letters that it gets right.
+    model: Model, batches: FineBatches, steps: int, rate: float, keep, finding: bool = False
+) -> tuple[dict[str, float], int]:
+    """Teach the text model to answer; the last shares of letters that it gets right, and the steps.
 
     Args:
-        find_steps: asked about one picture alone, before the others.
+        steps: how many; with `finding`, the most.
         keep: called every 200 steps, to save what there is.
+        finding: of one picture alone, until the heads find the cards in it.
+
+    Raises:
+        SystemExit: they do not, after all steps.
     """
-    learner = learning.answers_learner(model, find_steps + steps, rate)
+    learner = learning.answers_learner(model, steps, rate)
     encode = batches.processor.tokenizer.encode
     letters = torch.tensor([encode(f" {letter}")[0] for letter in LETTERS])
     course: list[dict[str, float]] = []
-    bar = trange(find_steps + steps, desc="answers", mininterval=10)
+    bar = trange(steps, desc="finding" if finding else "answers", mininterval=10)
     for step in bar:
-        finding = step < find_steps
         inputs, labels, looks, kinds = batches.conversations(finding)
         output = model.model(**inputs, use_cache=False, output_attentions=True)
         wanted = labels[:, 1:]
@@ -128,19 +133,32 @@ def train_answers(
             if rows.any():
                 told[kind] = right[rows][asked[rows]].float().mean().item()
         course.append(told)
-        bar.set_postfix({k: f"{v:.3f}" for k, v in learning.recent(course).items()}, refresh=False)
+        last = learning.recent(course)
+        bar.set_postfix({k: f"{v:.3f}" for k, v in last.items()}, refresh=False)
         if step % 200 == 199:
             keep()
+        if finding and len(course) >= 20 and last["look"] < FOUND:
+            bar.close()
+            break
+    else:
+        if finding:
+            raise SystemExit(
+                f"the heads do not find the cards after {steps} steps (their loss is "
+                f"{last['look']:.2f}, and {FOUND} is what finds); "
+                "give more --find-steps or another --seed"
+            )
     set_backend(model, "sdpa", everywhere=True)
-    return learning.recent(course)
+    return last, len(course)
 
 
 def main() -> None:
     parser = learning.options(__doc__.splitlines()[0], WEIGHTS, vision_steps=500, batch=16)
     parser.set_defaults(steps=900)
     parser.add_argument("--read-steps", type=int, default=800, help="of the answers' first course")
-    parser.add_argument("--find-steps", type=int, default=200, help="of one picture alone")
-    parser.add_argument("--start", type=Path, help="the second course alone, of this checkpoint")
+    parser.add_argument(
+        "--find-steps", type=int, default=1000, help="of one picture alone, at most"
+    )
+    parser.add_argument("--start", type=Path, help="only to find and answer, of this checkpoint")
     given = parser.parse_args()
 
     started = time.perf_counter()
@@ -162,15 +180,16 @@ def main() -> None:
         build.save(model, processor, given.output, FINDING)
 
     if given.start is None:
-        train_answers(model, batches, 0, given.read_steps, given.rate, keep)
-    letters = train_answers(model, batches, given.find_steps, given.steps, given.rate, keep)
+        train_answers(model, batches, given.read_steps, given.rate, keep)
+    _, found = train_answers(model, batches, given.find_steps, given.rate, keep, finding=True)
+    letters, _ = train_answers(model, batches, given.steps, given.rate, keep)
     seconds = time.perf_counter() - started
     model.eval()
     keep()
     print("letters:", letters, flush=True)
     learning.write_record(
         given, model, seconds, pictures_a_step=given.batch, read_steps=given.read_steps,
-        find_steps=given.find_steps, vision_tower=vision, letters=letters,
+        find_steps=found, vision_tower=vision, letters=letters,
         start=None if given.start is None else given.start.name,
     )  # fmt: skip
 
