@@ -1,5 +1,6 @@
 """The split `fine`, its arms and their figures."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from vrga import Zoom, look_closer
 from vrga.analysis.closer import _known, analyze, pooled
 from vrga.analysis.study import Study
 from vrga.demo.data import CELL, LETTERS, TEST_SEEDS
-from vrga.demo.fine import arms, photos, stamps
+from vrga.demo.fine import arms, photos, stamps, train
 from vrga.demo.fine.arms import FOUND, LARGER, ONCE, RANDOM, TOLD, TRUE, TWICE, run_fine_arms
 from vrga.demo.fine.batches import FineBatches
 from vrga.demo.fine.cards import CARDS
@@ -187,6 +188,22 @@ def test_training_crops_hold_the_asked_letters_and_some_what_was_not_asked_for()
                 for cell, grid in cells
             )
     assert 0 < beside < 20
+
+
+def test_finding_is_taught_until_heads_look_and_no_further(monkeypatch):
+    model = copy.deepcopy(untrained()[0])
+    batches = FineBatches(untrained()[1], 1, seed=3)
+    kept = []
+
+    def taught(steps, found):
+        monkeypatch.setattr(train, "FOUND", found)
+        return train.train_answers(model, batches, steps, 1e-4, lambda: kept.append(1), True)
+
+    last, steps = taught(30, found=9.0)  # any loss at all, of 20 steps
+    assert steps == 20 and 0 < last["look"] < 9 and not {"closer", "elsewhere"} & set(last)
+    with pytest.raises(SystemExit, match=r"after 2 steps .* --find-steps or another --seed"):
+        taught(2, found=9.0)
+    assert not kept
 
 
 def test_batched_arms_say_what_look_closer_says(monkeypatch):
