@@ -1,4 +1,7 @@
-"""The kernels as a patch uses them: here alone it is decided which implementation computes.
+"""The kernels as a patch uses them: which implementation computes what it hands over.
+
+Whether a call needs a bias, a gate or sums is told by `vrga/method/steered_keys.py`; in vLLM the
+engine's wing chooses for itself.
 
 "auto":   on CUDA kernels/decode.py and probe.py; on a CPU, for one query row, kernels/biased.py
           where the gate is known and kernels/gated.py where the step decides it; else, where a

@@ -21,6 +21,7 @@ ALIASES = {
     "solution-back-7b": "ShuoY/Solution-back-7B",
 }
 TAG = "back"
+PLAIN, VALID = 0.667, 1.0  # what the format reward pays for the two forms
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,23}")
 
@@ -173,9 +174,9 @@ def reward(text: str, tag: str = TAG) -> float:
     if any_tag.search(text[end:]) or not last_box(text[end:]):
         return 0.0
     if kinds == ["think"]:
-        return 0.667
+        return PLAIN
     alternating = ["think", tag] * (len(kinds) // 2) + ["think"]
-    return 1.0 if kinds == alternating and len(kinds) >= 3 else 0.0
+    return VALID if kinds == alternating and len(kinds) >= 3 else 0.0
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,12 @@ def table(tokenizer):
 
 def streamed(table, ids):
     """(inside, opened) after each token of one row."""
-    phase = BackSpans(table, 1, torch.device("cpu"))
+    spans = BackSpans(table, 1, torch.device("cpu"))
     inside, opened = [], []
     for past, token in enumerate(ids):
-        phase.advance(torch.tensor([[token]]), past)
-        inside.append(bool(phase.inside[0, 0]))
-        opened.append(bool(phase.opened[0, 0]))
+        spans.advance(torch.tensor([[token]]), past)
+        inside.append(bool(spans.inside[0, 0]))
+        opened.append(bool(spans.opened[0, 0]))
     return inside, opened
 
 
@@ -117,23 +117,23 @@ def test_rows_are_followed_on_their_own_and_together(tokenizer, table):
 
 def test_rejected_drafts_are_forgotten(tokenizer, table):
     first, drafts, other = (tokenizer.encode(t) for t in ("see <", "back> it", "br> it"))
-    phase = BackSpans(table, 1, torch.device("cpu"), 10)
-    phase.advance(torch.tensor([first]), 10)
-    phase.advance(torch.tensor([drafts]), 10 + len(first))
-    assert phase.inside[0, -1]
-    phase.advance(torch.tensor([other]), 10 + len(first))
-    assert not phase.inside.any()
+    spans = BackSpans(table, 1, torch.device("cpu"), 10)
+    spans.advance(torch.tensor([first]), 10)
+    spans.advance(torch.tensor([drafts]), 10 + len(first))
+    assert spans.inside[0, -1]
+    spans.advance(torch.tensor([other]), 10 + len(first))
+    assert not spans.inside.any()
 
 
 def test_beams_take_their_parents_state(tokenizer, table):
-    phase = BackSpans(table, 3, torch.device("cpu"))
+    spans = BackSpans(table, 3, torch.device("cpu"))
     opens, word = tokenizer.encode("<back>"), tokenizer.encode(" dog")
     ids = torch.tensor([opens, opens[:-1] + word, word * len(opens)])
-    phase.advance(ids, 5)
-    assert phase.inside[:, -1].tolist() == [True, False, False]
-    phase.reorder(torch.tensor([2, 0, 0]))
-    phase.advance(torch.tensor([word] * 3), 5 + len(opens))
-    assert phase.inside[:, 0].tolist() == [False, True, True]
+    spans.advance(ids, 5)
+    assert spans.inside[:, -1].tolist() == [True, False, False]
+    spans.reorder(torch.tensor([2, 0, 0]))
+    spans.advance(torch.tensor([word] * 3), 5 + len(opens))
+    assert spans.inside[:, 0].tolist() == [False, True, True]
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,7 +17,7 @@ from traces import filled_trace
 
 import vrga
 from vrga import Trace, VRGAConfig
-from vrga.images import COLD, HEAT, STRENGTH, heat_colors
+from vrga.heat import COLD, HEAT, STRENGTH, heat_colors
 from vrga.intervals import pearson
 from vrga.method.prompt import Grid
 from vrga.method.timeline import Relocation

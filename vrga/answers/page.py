@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vrga.images import data_uri, heat_colors, outline
+from vrga.heat import heat_colors, outline
+from vrga.images import data_uri
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
 from vrga.text_diff import marked_words

@@ -93,9 +93,9 @@ class Batches(learning.DrawnBatches):
 
     def _opens(self, target: list[int]) -> Tensor:
         """Whether each token of a target completes a <back> tag, bool [T]."""
-        phase = BackSpans(self.tags, 1, torch.device("cpu"))
-        phase.advance(torch.tensor([target]), 0)
-        return phase.opened[0]
+        spans = BackSpans(self.tags, 1, torch.device("cpu"))
+        spans.advance(torch.tensor([target]), 0)
+        return spans.opened[0]
 
     def _encode(self, sample: Sample, kind: str) -> tuple[list[int], list[int]]:
         if kind == "caption":

@@ -11,7 +11,7 @@ from torch import Tensor
 from vrga.engine.answer_rows import Piece, Rows, rows_of
 from vrga.engine.compiled_rows import CompiledRows, Kept, probe
 from vrga.engine.cuda_rows import PagedRows
-from vrga.engine.pages import row_attention
+from vrga.engine.row_attention import row_attention
 from vrga.engine.steered import Steered
 from vrga.kernels.pages import gathered
 

@@ -12,6 +12,9 @@ from vrga.annotations import Model
 from vrga.hf.families import FAMILIES, family_of
 from vrga.hf.layouts import by_patches
 
+# Families whose processor shrinks a picture, and no more.
+_SHRINK = {kind for kind, family in FAMILIES.items() if family.layout is by_patches}
+
 
 def check_kind(kind: object) -> None:
     """Refuse a kind of model whose processor does more to a picture than shrink it.
@@ -22,11 +25,11 @@ def check_kind(kind: object) -> None:
     Raises:
         ValueError: such a kind, or one that vrga does not know.
     """
-    if kind not in FAMILIES or FAMILIES[str(kind)].layout is not by_patches:
+    if kind not in _SHRINK:
         raise ValueError(
             f"{kind} models cannot look closer here: their processor cuts pictures into tiles of "
-            "its own, or makes all of one size, so that a crop is not seen as it is; the Qwen-VL "
-            "families (qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe) can"
+            "its own, or makes all of one size, so that a crop is not seen as it is; "
+            f"{', '.join(sorted(_SHRINK))} can"
         )
 
 

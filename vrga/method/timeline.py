@@ -15,8 +15,8 @@ class Relocation:
         row: of the batch.
         step: the first one that is steered to it.
         region: what is steered to.
-        opened: step whose token opened the <back> where it was found; None where a search moved
-            another beam into the row, and in a trace that was loaded.
+        opened: step of the token at which it was found, which opened a <back> or was uncertain;
+            None where a search moved another beam into the row, and in a trace that was loaded.
     """
 
     row: int
@@ -32,10 +32,10 @@ class Relocation:
 
 @dataclass(frozen=True)
 class Episode:
-    """One <back> at which the region was found anew.
+    """One token at which the region was found anew: it opened a <back>, or was uncertain.
 
     Args:
-        row: of the batch; position: of the token that opened the span, in the padded row.
+        row: of the batch; position: of the token, in the padded row.
         region: what it looks at, steered to from here on; before: what was steered to before.
     """
 
@@ -70,7 +70,7 @@ class Timeline:
 
     @property
     def episodes(self) -> list[Episode]:
-        """Each <back> at which a region was found, in order."""
+        """Each token at which a region was found anew, in order."""
         found, before = [], list(self.first)
         for later in self.relocated:
             row = later.row
@@ -80,10 +80,10 @@ class Timeline:
         return found
 
     def turn(self, row: int, region: Region, *, opened: int, position: int) -> None:
-        """A row turns to the region that it found at a <back>.
+        """A row turns to the region that it found anew.
 
         Args:
-            opened: position of the token that opened the span.
+            opened: position of the token at which it was found.
             position: the first one that is steered to the region: drafts that came in one pass
                 with that token were not.
         """

@@ -59,12 +59,12 @@ class Uncertainty:
         self._newest.copy_(entropy_of(logits))
         self._place.add_(1)
 
-    def begin(self, past: int, rows: int) -> None:
-        """`rows` tokens of each row of the batch come behind `past` keys; of several, what they
+    def begin(self, past: int, tokens: int) -> None:
+        """`tokens` tokens of each row of the batch come behind `past` keys; of several, what they
         were drawn from is not known."""
         self.forget_from(past)
         self.drawn = None
-        if rows > 1:
+        if tokens > 1:
             return
         self.drawn = self._behind.get(past - 1)
         if self.drawn is None and int(self._place) == past - 1:

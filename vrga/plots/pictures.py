@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 from torch import Tensor
 
-from vrga.images import heat_colors, outline, to_rgb
+from vrga.heat import heat_colors, outline
+from vrga.images import to_rgb
 from vrga.method.prompt import Grid
 from vrga.method.region import Region
 from vrga.recording.trace import Trace

@@ -60,9 +60,9 @@ class Meter:
         self.settle()
         self._keys = keys
 
-    def begin(self, past: int, rows: int) -> None:
-        """A pass of `rows` tokens behind `past` keys begins."""
-        self.recorder.begin(past, rows)
+    def begin(self, past: int, tokens: int) -> None:
+        """A pass of `tokens` tokens behind `past` keys begins."""
+        self.recorder.begin(past, tokens)
 
     def begin_compiled(self) -> None:
         """A compiled step begins."""

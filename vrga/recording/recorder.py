@@ -155,16 +155,16 @@ class Recorder:
             return f"steps={self._wanted!r} names none of those that came, 0 to {self.passed - 1}"
         return "its config steers passes of a single token alone, and every pass brought drafts"
 
-    def begin(self, past: int, rows: int) -> None:
+    def begin(self, past: int, tokens: int) -> None:
         """A forward pass after the prefill begins.
 
         What was taken at the positions of its queries was of drafts that were rejected.
 
         Args:
-            past: keys before it; rows: its queries.
+            past: keys before it; tokens: its queries.
         """
         first = past - self._timeline.start
-        self._numbers, self._inside, self._drawn = range(first, first + rows), None, None
+        self._numbers, self._inside, self._drawn = range(first, first + tokens), None, None
         self._due = any(map(self._wants_step, self._numbers))
         self._forget_from(first)
 

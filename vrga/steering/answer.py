@@ -44,7 +44,7 @@ class Answer:
         Raises:
             SteeringError: it has other rows than the prompt.
         """
-        ids, rows = inputs.ids, inputs.width
+        ids, tokens = inputs.ids, inputs.width
         ledger = self.account.ledger
         given = None if ids is None else len(ids)
         if given not in (None, ledger.rows):
@@ -53,30 +53,30 @@ class Answer:
                 "of the cache were chosen or repeated, so it is not known which region is whose; "
                 "fill a cache with these rows, or switch the patch off (patch.enabled = False)"
             )
-        step, single = self.step, self._located.config.reproduces and rows > 1
+        step, single = self.step, self._located.config.reproduces and tokens > 1
         if step is None:
-            ledger.note(past, rows, GAIN)
+            ledger.note(past, tokens, GAIN)
             return
         if self.timeline.forget_from(past):  # of rejected drafts
             step.steer_to(self.timeline.now)
-        step.begin(past, ids, rows)
+        step.begin(past, ids, tokens)
         if not step.applied:
-            ledger.note(past, rows, GAIN)
+            ledger.note(past, tokens, GAIN)
         elif single:
-            ledger.note(past, rows, SINGLE)
+            ledger.note(past, tokens, SINGLE)
         else:
-            ledger.note(past, rows, *step.chosen_rows)
+            ledger.note(past, tokens, *step.chosen_rows)
         opened = step.opened_on_host(past)
         if opened is not None:
             step.probe = self._located.asked.probe_at(opened, self._located.kernels, past)
             if step.probe is not None:
                 step.probe.begin(past, self._located.host.holds(inputs))
 
-    def pass_by(self, past: int, ids: Tensor | None, rows: int) -> None:
-        """A pass of `rows` tokens goes by while the patch is switched off."""
-        self.account.ledger.note(past, rows, OFF)
-        if self.step is not None and self.step.phase is not None and ids is not None:
-            self.step.phase.advance(ids, past)
+    def pass_by(self, past: int, ids: Tensor | None, tokens: int) -> None:
+        """A pass of `tokens` tokens goes by while the patch is switched off."""
+        self.account.ledger.note(past, tokens, OFF)
+        if self.step is not None and self.step.spans is not None and ids is not None:
+            self.step.spans.advance(ids, past)
 
     def begin_compiled(self, ids: Tensor | None, *, off: bool) -> None:
         """Begin a compiled step, whose tokens are int64 [B, 1]: the state of its prompt stands.
@@ -120,7 +120,7 @@ class Answer:
         step = self.step
         if step is None:
             return
-        for followed in (step.phase, step.uncertainty):
+        for followed in (step.spans, step.uncertainty):
             if followed is not None:
                 followed.reorder(beams)
         if not self.timeline.relocated:

@@ -39,7 +39,7 @@ class ChosenRows:
 
     Args:
         config: the method's numbers.
-        phase: follows the rows' <back> spans, where something needs them, or None.
+        spans: follows the rows' <back> spans, where something needs them, or None.
         uncertainty: of the rows' tokens, likewise.
         applied: False where steps are measured alone, so that nothing hangs on the choice.
     """
@@ -47,19 +47,19 @@ class ChosenRows:
     def __init__(
         self,
         config: VRGAConfig,
-        phase: BackSpans | None,
+        spans: BackSpans | None,
         uncertainty: Uncertainty | None = None,
         applied: bool = True,
     ):
-        self._config, self.phase, self.uncertainty = config, phase, uncertainty
+        self._config, self.spans, self.uncertainty = config, spans, uncertainty
         self._applied = applied
         self.opened: Tensor | None = None  # tokens of this pass where a region is found anew
 
     @property
-    def _spans(self) -> BackSpans:
+    def _followed(self) -> BackSpans:
         """What follows the spans; the config asks for it wherever it is read."""
-        assert self.phase is not None
-        return self.phase
+        assert self.spans is not None
+        return self.spans
 
     @property
     def _entropies(self) -> Uncertainty:
@@ -75,13 +75,13 @@ class ChosenRows:
         named = {"back": OUTSIDE, "uncertain": CERTAIN, "always": opening(self._config)}
         return named[self._config.when]
 
-    def follow(self, ids: Tensor | None, past: int | None, rows: int) -> bool:
+    def follow(self, ids: Tensor | None, past: int | None, tokens: int) -> bool:
         """Follow what decides through new tokens; whether it decides anything.
 
         Args:
             ids: int64 [B, Q]; None where they are not known.
             past: keys before them; None in a compiled step.
-            rows: Q.
+            tokens: Q.
 
         Raises:
             ValueError: no ids where the config's `when` or `relocate` needs them.
@@ -93,13 +93,13 @@ class ChosenRows:
                 f"when={config.when!r} with relocate={config.relocate!r} follows the "
                 "tokens: give the model input_ids, not inputs_embeds, in decode steps"
             )
-        if self.phase is not None and ids is not None:
-            self.phase.advance(ids, past)
-        if self.uncertainty is not None and not self._hears(self.uncertainty, past, rows):
+        if self.spans is not None and ids is not None:
+            self.spans.advance(ids, past)
+        if self.uncertainty is not None and not self._hears(self.uncertainty, past, tokens):
             return False
         return config.when != "always" or config.relocate != "question"
 
-    def _hears(self, uncertainty: Uncertainty, past: int | None, rows: int) -> bool:
+    def _hears(self, uncertainty: Uncertainty, past: int | None, tokens: int) -> bool:
         """Whether it is known what distribution the new tokens were drawn from.
 
         Raises:
@@ -108,9 +108,9 @@ class ChosenRows:
         if past is None:
             uncertainty.begin_compiled()
             return True
-        if rows > 1:
+        if tokens > 1:
             check_singly(self._config)
-        uncertainty.begin(past, rows)
+        uncertainty.begin(past, tokens)
         if uncertainty.drawn is None and self._applied:
             raise SteeringError(
                 "the model's logits behind the token before this one were not seen, and when or "
@@ -131,14 +131,14 @@ class ChosenRows:
         config, inside = self._config, None
         self.opened = None
         if config.relocate == "back":
-            self.opened = self._spans.opened
+            self.opened = self._followed.opened
         elif config.relocate == "uncertain" and past is not None:
             self.opened = self._entropies.rises(past)[:, None]
         if callable(config.when):
             assert ids is not None  # as `follow` has seen to
             return _without(self._called(config.when, ids, past), self.opened)
         if config.when == "back":
-            inside = self._spans.inside
+            inside = self._followed.inside
         elif config.when == "uncertain":
             inside = self._entropies.uncertain[:, None]
         return _without(inside, self.opened)
@@ -161,7 +161,7 @@ class ChosenRows:
         config = self._config
         if callable(config.when) or "uncertain" in (config.when, config.relocate):
             return asked if asked.device.type == "cpu" else None
-        told = self._spans.on_host(past)
+        told = self._followed.on_host(past)
         if told is None:
             return None
         inside, opened = told
@@ -174,7 +174,7 @@ class ChosenRows:
         found anew."""
         if self.opened is None:
             return None
-        told = self._spans.on_host(past) if self._config.relocate == "back" else None
+        told = self._followed.on_host(past) if self._config.relocate == "back" else None
         return self.opened.cpu() if told is None else told[1]
 
 

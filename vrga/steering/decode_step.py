@@ -52,7 +52,7 @@ class DecodeStep:
         meter: measures the steps, or None.
         applied: False leaves every output as the model's own attention gives it, so that the
             steps are only measured.
-        phase: follows the rows' <back> spans, where the config asks for them, or None.
+        spans: follows the rows' <back> spans, where the config asks for them, or None.
         uncertainty: of the rows' tokens, likewise.
         ablated: heads that lose the image, bool [B, L, H], with ``ablate="given"``.
 
@@ -68,13 +68,13 @@ class DecodeStep:
         *,
         meter: Meter | None = None,
         applied: bool = True,
-        phase: BackSpans | None = None,
+        spans: BackSpans | None = None,
         uncertainty: Uncertainty | None = None,
         ablated: Tensor | None = None,
     ):
         self.config, self.applied = config, applied
-        self.meter, self.phase, self.uncertainty = meter, phase, uncertainty
-        self._choice = ChosenRows(config, phase, uncertainty, applied)
+        self.meter, self.spans, self.uncertainty = meter, spans, uncertainty
+        self._choice = ChosenRows(config, spans, uncertainty, applied)
         self.probe: Probe | None = None
         self._kernels, self._keys, self._ablated_heads = kernels, keys, ablated
         self._random = torch.Generator("cpu").manual_seed(config.seed)
@@ -93,13 +93,13 @@ class DecodeStep:
 
     # --- a pass ---
 
-    def begin(self, past: int, ids: Tensor | None = None, rows: int = 1) -> None:
+    def begin(self, past: int, ids: Tensor | None = None, tokens: int = 1) -> None:
         """Start a forward pass.
 
         Args:
             past: cached keys before it.
             ids: its tokens, int64 [B, Q]; None where they are not known.
-            rows: Q.
+            tokens: Q.
 
         Raises:
             ValueError: no ids where the config's `when` or `relocate` needs them.
@@ -107,8 +107,8 @@ class DecodeStep:
         """
         views = PassViews(self._keys)
         if self.meter is not None:
-            self.meter.begin(past, rows)
-        chosen = self._chosen(ids, past, rows)
+            self.meter.begin(past, tokens)
+        chosen = self._chosen(ids, past, tokens)
         told = None if chosen is None else self._choice.on_host(chosen, past)
         mask = None if told is not None and bool(told.all()) else chosen
         idle = told is not None and not bool(told.any())
@@ -149,11 +149,11 @@ class DecodeStep:
         """Compiled steps of each row that were left alone, int64 [B], by reason."""
         return {self._choice.reason: self._left}
 
-    def _chosen(self, ids: Tensor | None, past: int | None, rows: int) -> Tensor | None:
+    def _chosen(self, ids: Tensor | None, past: int | None, tokens: int) -> Tensor | None:
         """Which of the new tokens are to be steered, bool [B, Q]; None for all."""
-        decides = self._choice.follow(ids, past, rows)
+        decides = self._choice.follow(ids, past, tokens)
         if self.meter is not None:
-            inside = None if self.phase is None or ids is None else self.phase.inside
+            inside = None if self.spans is None or ids is None else self.spans.inside
             self.meter.note(inside, None if self.uncertainty is None else self.uncertainty.drawn)
         return self._choice.among(ids, past) if decides else None
 

@@ -61,9 +61,9 @@ class GenerateCall:
         run = self.run
         step = None if run is None else run.step
         if run is not None and isinstance(step, DecodeStep):
-            beams, phase = self.options.beams, step.phase
-            if phase is not None and not beams and len(ids) == len(phase.state):
-                phase.look_ahead(ids[:, -1:], ids.shape[1] - 1)
+            beams, spans = self.options.beams, step.spans
+            if spans is not None and not beams and len(ids) == len(spans.state):
+                spans.look_ahead(ids[:, -1:], ids.shape[1] - 1)
             self._chosen += 1
             if self._chosen % CHUNK == 0 and self._recording is not None:
                 run.answer.settle()

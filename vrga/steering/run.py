@@ -246,10 +246,10 @@ class Run:
         self.reached = past + inputs.width
         self.answer.next_step(past, inputs)
 
-    def pass_by(self, past: int, ids: Tensor | None, rows: int) -> None:
+    def pass_by(self, past: int, ids: Tensor | None, tokens: int) -> None:
         """A decode pass goes by while the patch is switched off."""
-        self.reached = past + rows
-        self.answer.pass_by(past, ids, rows)
+        self.reached = past + tokens
+        self.answer.pass_by(past, ids, tokens)
 
     def _follow_beams(self) -> None:
         """Let the answer follow its beams, as the cache does; until `forget_beams`."""

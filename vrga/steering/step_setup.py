@@ -56,16 +56,16 @@ class StepSetup:
             capacity=self.probe.capacity, devices=self.probe.devices,
         )  # fmt: skip
         recorder = None if self.recording is None else self.recording.recorder
-        phase, meter = self._phase(), None
+        spans, meter = self._spans(), None
         if recorder is not None:
             recorder.aim(self.located.timeline, groups if config.steers else groups.unweighted())
             stays = self.cache is not None and self.cache.only_grows
             meter = Meter(
                 recorder, config, kernels, keys, waits=self.in_call and stays,
-                bank=self._bank(recorder, follows=phase is not None),
+                bank=self._bank(recorder, follows=spans is not None),
             )  # fmt: skip
         return DecodeStep(
-            config, kernels, keys, meter=meter, applied=config.steers, phase=phase,
+            config, kernels, keys, meter=meter, applied=config.steers, spans=spans,
             uncertainty=self._uncertainty(), ablated=ablated,
         )  # fmt: skip
 
@@ -96,7 +96,7 @@ class StepSetup:
             hears=self._decided_by("uncertain"),
         )
 
-    def _phase(self) -> BackSpans | None:
+    def _spans(self) -> BackSpans | None:
         """What follows the rows' <back> spans, where they decide, or a recording tells them."""
         located, reader = self.located, self.located.reader
         told = self.recording is not None and reader.known_tokenizer is not None

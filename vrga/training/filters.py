@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from vrga.evaluation.items import Item
-from vrga.lookback import parse, spans_of
+from vrga.lookback import PLAIN, VALID, parse, spans_of
 from vrga.training.questions import Questions
 
-PLAIN, VALID = 0.667, 1.0  # what `lookback.reward` pays for the two forms
 # What falls where: of the model's answers, and of what the teacher returned.
 ANSWER_GATES = {
     "failed": "the answer failed",
