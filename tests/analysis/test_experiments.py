@@ -133,6 +133,8 @@ def test_questions_come_from_a_file(tmp_path):
     assert first.is_right("Red.", "direct")
     assert second.is_right("\\boxed{B}", "cot") and second.is_right("\\boxed{dog}", "back")
     assert not second.is_right("\\boxed{A}", "cot")
+    angles = dataclasses.replace(second, choices={"A": "30°", "B": "45°"})
+    assert angles.is_right("\\boxed{45}", "cot") and not angles.is_right("\\boxed{30}", "cot")
     assert third.is_right("\\boxed{yes}", "back") and not third.is_right("\\boxed{no}", "back")
 
 

@@ -63,7 +63,7 @@ class Item:
         box = prompt in self.boxed
         if self.choices:
             target = scoring.choice(self.answer, self.choices)
-            return target is not None and scoring.choice(text, self.choices, box=box) == target
+            return target is not None and scoring.is_option(text, target, self.choices, box=box)
         if self.answer.strip().lower() in ("yes", "no"):
             return scoring.yes_no(text, box=box) == (self.answer.strip().lower() == "yes")
         return scoring.same_math(scoring.answer(text, box=box), self.answer)

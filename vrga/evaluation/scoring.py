@@ -64,9 +64,10 @@ def answer(text: str, *, box: bool = False) -> str | None:
     return found or None
 
 
-def choice(
-    text: str, options: Sequence[str] | Mapping[str, str], *, box: bool = False
-) -> str | None:
+Options = Sequence[str] | Mapping[str, str]
+
+
+def choice(text: str, options: Options, *, box: bool = False) -> str | None:
     """The letter of the option that the answer names, by letter or by its exact text; see `picked`.
 
     Args:
@@ -81,9 +82,26 @@ def choice(
     found = answer(text, box=box)
     if found is None:
         return None
-    if not isinstance(options, Mapping):
-        options = {chr(ord("A") + i): text for i, text in enumerate(options)}
-    return picked(found, options)
+    return picked(found, _by_letter(options))
+
+
+def is_option(text: str, letter: str, options: Options, *, box: bool = False) -> bool:
+    """Whether the answer is this option, by its letter, its text or its value.
+
+    Args:
+        text: the model's output.
+        letter: of the right option; options, box: as for `choice`.
+    """
+    said, right = choice(text, options, box=box), _by_letter(options)[letter]
+    if said is not None:
+        return said == letter
+    return bool(right) and same_math(answer(text, box=box), right)  # "45" for the option "45°"
+
+
+def _by_letter(options: Options) -> Mapping[str, str]:
+    if isinstance(options, Mapping):
+        return options
+    return {chr(ord("A") + i): text for i, text in enumerate(options)}
 
 
 def yes_no(text: str, *, box: bool = False) -> bool | None:

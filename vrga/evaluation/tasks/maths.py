@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from vrga.evaluation.scoring import answer, choice, only_box, same_math
+from vrga.evaluation.scoring import answer, choice, is_option, only_box, same_math
 from vrga.evaluation.tasks import documents
 
 
@@ -34,8 +34,4 @@ def is_right(text: str, expected: str, options: dict[str, str], *, box: bool) ->
     letter = choice(expected, options)
     if letter is None:
         return same_math(answer(text, box=box), expected)
-    said = choice(text, options, box=box)
-    if said is not None:
-        return said == letter
-    # "45" for the option "45°"
-    return bool(options[letter]) and same_math(answer(text, box=box), options[letter])
+    return is_option(text, letter, options, box=box)
