@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,35 +51,31 @@ class Piece:
         return min(max(self.state.plan.prompt - self.past, 0), self.rows)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of the answers of some requests, attended to together.
+@dataclass(frozen=True, kw_only=True)
+class SteeredRows(ABC):
+    """Rows of the answers of some requests, as many of each, attended to together.
 
     Args:
         pieces: their requests.
         index: which rows of the pass, int64 [B, Q].
-        table: pages of each request, int64 [B, n].
-        keys: n times the size of a page, or fewer.
-        gate: open heads, bool [L, B, H], or None.
-        steered: which rows are, bool [B, Q], or None for all.
-        flags, images, extent, sets: as `decode_attention_reference` takes them.
+        steered: which of them are, bool [B, Q], or None for all.
+        table: pages of each request, int [B, n].
+        gate: open heads of this worker, bool [L, B, h], or None where each step decides.
+        layers: whether each opens any, where the gate is known.
+        flags, images: as the attention takes them.
         heads: of this worker, among all.
-        layers: whether each steers any of them, where the gate is known.
         stats, seen: of the layers that have attended, and which these were.
     """
 
     pieces: list[Piece]
     index: Tensor
-    table: Tensor
-    keys: int
-    gate: Tensor | None
     steered: Tensor | None
+    table: Tensor
+    gate: Tensor | None
+    layers: list[bool]
     flags: Tensor
     images: Tensor
-    extent: Tensor
-    sets: KeySets
     heads: slice
-    layers: list[bool] = field(default_factory=list)
     stats: list[Tensor] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)
 
@@ -90,30 +88,34 @@ class Rows:
         state = self.pieces[0].state
         config, groups = state.plan.config, state.groups
         own = query[self.index].transpose(1, 2)  # [B, H, Q, d]
-        stats = torch.empty(*own.shape[:3], GROUP + groups.count)
-        found = decode_attention_reference(
-            own,
-            gathered(keys, self.table),
-            gathered(values, self.table),
-            self.flags,
-            self.images,
+        stats = torch.empty(*own.shape[:3], GROUP + groups.count, device=own.device)
+        found = self._attention(
+            own, keys, values,
             scale=scale,
             opened=groups.opened,
             closed=groups.closed,
             focus=config.gate_focus,
             entropy=config.gate_entropy,
             gate=None if self.gate is None else self.gate[layer],
-            extent=self.extent,
             stats=stats,
-            sets=self.sets,
-        )  # [B, Q, H, d]
+        )  # fmt: skip
         self.stats.append(stats)
         self.seen.append(layer)
-        if self.gate is not None:  # heads that are shut keep the engine's own
-            found = torch.where(self.gate[layer][:, None, :, None], found, output[self.index])
+        changed = self._changed(layer, stats)
         if self.steered is not None:
-            found = torch.where(self.steered[:, :, None, None], found, output[self.index])
+            rows = self.steered[..., None]
+            changed = rows if changed is None else changed & rows
+        if changed is not None:  # else the engine's own stands nowhere
+            found = torch.where(changed[..., None], found, output[self.index])
         output[self.index] = found
+
+    @abstractmethod
+    def _attention(self, query: Tensor, keys: Tensor, values: Tensor, **numbers: Any) -> Tensor:
+        """Steered attention of queries [B, H, Q, d] over keys and values in pages, [B, Q, H, d]."""
+
+    @abstractmethod
+    def _changed(self, layer: int, stats: Tensor) -> Tensor | None:
+        """Which rows and heads steering changes, bool [B, Q, H]; None: all may be."""
 
     def shares(self, total: Callable[[Tensor], Tensor]) -> dict[str, list[tuple[int, float]]]:
         """Share of attention on the region after steering, as (step, share) of each request's rows.
@@ -123,22 +125,49 @@ class Rows:
         Args:
             total: a sum over the workers.
         """
-        chosen = [piece.state.region for piece in self.pieces]
+        regions = [piece.state.region for piece in self.pieces]
         sums = torch.zeros(self.index.shape)  # [B, Q]
         if self.stats:  # else no head of this worker's is steered
-            stats = torch.stack(self.stats)  # [l, B, H, Q, C]
+            stats = torch.stack(self.stats).cpu()  # [l, B, h, Q, C]
             share = self.pieces[0].state.groups.shares(stats)["region"]
-            visual = [r.visual[self.seen][:, self.heads] for r in chosen if r is not None]
+            visual = [r.visual[self.seen][:, self.heads] for r in regions if r is not None]
             sums = (share * torch.stack(visual, 1)[..., None]).sum((0, 2))
-        counts = [max(1, int(r.visual.sum())) for r in chosen if r is not None]
-        mean = total(sums) / torch.tensor(counts)[:, None]
-        steered = torch.ones_like(mean, dtype=torch.bool) if self.steered is None else self.steered
+        counts = torch.tensor([max(1, int(r.visual.sum())) for r in regions if r is not None])
+        mean = total(sums.to(self.index.device)).cpu() / counts[:, None]
+        kept = torch.ones_like(mean, dtype=torch.bool)
+        if self.steered is not None:
+            kept = self.steered.cpu()
         found: dict[str, list[tuple[int, float]]] = {}
-        for i, piece in enumerate(self.pieces):
-            begin = int(self.index[i, 0]) - piece.first + piece.past - piece.state.plan.prompt
-            pairs = zip(mean[i].tolist(), steered[i].tolist(), strict=True)
+        firsts = self.index[:, 0].tolist()
+        told = zip(self.pieces, firsts, mean.tolist(), kept.tolist(), strict=True)
+        for piece, first, means, rows in told:
+            begin = first - piece.first + piece.past - piece.state.plan.prompt
+            pairs = zip(means, rows, strict=True)
             found[piece.name] = [(begin + q, x) for q, (x, kept) in enumerate(pairs) if kept]
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(SteeredRows):
+    """Rows that the reference attends to, over keys and values taken out of their pages.
+
+    Args:
+        extent, sets: as `decode_attention_reference` takes them.
+    """
+
+    extent: Tensor
+    sets: KeySets
+
+    def _attention(self, query: Tensor, keys: Tensor, values: Tensor, **numbers: Any) -> Tensor:
+        keys, values = gathered(keys, self.table), gathered(values, self.table)
+        return decode_attention_reference(
+            query, keys, values, self.flags, self.images, extent=self.extent, sets=self.sets,
+            **numbers,
+        )  # fmt: skip
+
+    def _changed(self, layer: int, stats: Tensor) -> Tensor | None:
+        # Heads that are shut keep the engine's own, where it is known beforehand which are.
+        return None if self.gate is None else self.gate[layer][:, None]
 
 
 def rows_of(
@@ -217,7 +246,6 @@ def _rows(
             [[piece.first + start + i for i in range(count)] for piece, start, _ in parts]
         ),
         table=table[[piece.place for piece, _, _ in parts], :pages].long(),
-        keys=keys,
         gate=gate,
         steered=steered,
         flags=flags,

@@ -7,16 +7,16 @@ runs in plain torch, for tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vrga.engine.answer_rows import Piece
+from vrga.engine.answer_rows import Piece, SteeredRows
 from vrga.kernels.api import Kernels
-from vrga.kernels.columns import GATE, GROUP
+from vrga.kernels.columns import GATE
 
 if TYPE_CHECKING:
     from vrga.engine.passing import Passing
@@ -25,95 +25,28 @@ if TYPE_CHECKING:
 Told = list[bool] | None
 
 
-@dataclass(frozen=True)
-class PagedRows:
-    """Rows of the answers of some requests, as many of each, attended to together.
+@dataclass(frozen=True, kw_only=True)
+class PagedRows(SteeredRows):
+    """Rows that the decode kernel attends to, in the pages.
 
     Args:
-        pieces: their requests; first: step of each one's first row, from the first of its answer.
-        index: which rows of the pass, int64 [B, Q].
-        steered: which of them are, bool [B, Q], or None for all.
-        table: pages of each request, int32 [B, n]; lengths: keys, those of the rows among them,
-            int32 [B]; flags, images: as `paged_decode_attention_reference` takes them.
-        gate: open heads of this worker, bool [L, B, h], or None where each step decides.
-        layers: whether each opens any, where the gate is known.
-        heads: of this worker, among all.
+        lengths: keys of each request, those of the rows among them, int32 [B].
         kernels: they compute.
-        stats, seen: of the layers that have attended, and which these were.
     """
 
-    pieces: list[Piece]
-    first: list[int]
-    index: Tensor
-    steered: Tensor | None
-    table: Tensor
     lengths: Tensor
-    flags: Tensor
-    images: Tensor
-    gate: Tensor | None
-    layers: list[bool]
-    heads: slice
     kernels: Kernels
-    stats: list[Tensor] = field(default_factory=list)
-    seen: list[int] = field(default_factory=list)
 
-    def steer(
-        self, layer: int, query: Tensor, output: Tensor, keys: Tensor, values: Tensor, scale: float
-    ) -> None:
-        """Put steered attention in the place of the engine's; arguments of `Passing.attend`.
+    def _attention(self, query: Tensor, keys: Tensor, values: Tensor, **numbers: Any) -> Tensor:
+        return self.kernels.paged_decode_attention(
+            query, keys, values, self.table, self.lengths, self.flags, self.images, **numbers
+        )
 
-        Rows and heads whose weights are all 1 keep what the engine computed, to the bit.
-        """
-        if self.gate is not None and not self.layers[layer]:
-            return
-        state = self.pieces[0].state
-        config, groups = state.plan.config, state.groups
-        own = query[self.index].transpose(1, 2)  # [B, H, Q, d]
-        stats = torch.empty(*own.shape[:3], GROUP + groups.count, device=own.device)
-        found = self.kernels.paged_decode_attention(
-            own, keys, values, self.table, self.lengths, self.flags, self.images,
-            scale=scale,
-            opened=groups.opened,
-            closed=groups.closed,
-            focus=config.gate_focus,
-            entropy=config.gate_entropy,
-            gate=None if self.gate is None else self.gate[layer],
-            stats=stats,
-        )  # fmt: skip
-        self.stats.append(stats)
-        self.seen.append(layer)
-        changed = None
-        if all(weight == 1 for weight in groups.closed):
-            changed = stats[..., GATE].transpose(1, 2) > 0  # [B, Q, H]
-        if self.steered is not None:
-            rows = self.steered[..., None]
-            changed = rows if changed is None else changed & rows
-        if changed is not None:
-            found = torch.where(changed[..., None], found, output[self.index])
-        output[self.index] = found
-
-    def shares(self, total: Callable[[Tensor], Tensor]) -> dict[str, list[tuple[int, float]]]:
-        """As `vrga.engine.answer_rows.Rows.shares`."""
-        regions = [piece.state.region for piece in self.pieces]
-        sums = torch.zeros(self.index.shape)  # [B, Q]
-        if self.stats:  # else no head of this worker's is steered
-            stats = torch.stack(self.stats).cpu()  # [l, B, h, Q, C]
-            share = self.pieces[0].state.groups.shares(stats)["region"]
-            visual = [r.visual[self.seen][:, self.heads] for r in regions if r is not None]
-            sums = (share * torch.stack(visual, 1)[..., None]).sum((0, 2))
-        counts = torch.tensor([max(1, int(r.visual.sum())) for r in regions if r is not None])
-        mean = total(sums.to(self.index.device)).cpu() / counts[:, None]
-        kept = torch.ones_like(mean, dtype=torch.bool)
-        if self.steered is not None:
-            kept = self.steered.cpu()
-        return {
-            piece.name: [
-                (first + q, x) for q, (x, told) in enumerate(zip(means, rows, strict=True)) if told
-            ]
-            for piece, first, means, rows in zip(
-                self.pieces, self.first, mean.tolist(), kept.tolist(), strict=True
-            )
-        }
+    def _changed(self, layer: int, stats: Tensor) -> Tensor | None:
+        # Heads whose weights are all 1 keep what the engine computed, to the bit.
+        if any(weight != 1 for weight in self.pieces[0].state.groups.closed):
+            return None
+        return stats[..., GATE].transpose(1, 2) > 0
 
 
 def cuda_rows(
@@ -162,7 +95,6 @@ def _together(
         )
     return PagedRows(
         pieces=pieces,
-        first=[piece.past + piece.answer - piece.state.plan.prompt for piece in pieces],
         index=torch.tensor(
             [[p.first + p.answer + i for i in range(count)] for p in pieces], device=device
         ),
