@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from html import escape
 
 
@@ -14,9 +15,9 @@ def marked_words(first: str, second: str) -> tuple[str, str]:
     again are not its anchors: in a text that repeats itself it would take minutes.
     """
     words = [re.findall(r"\s+|\S+", text) for text in (first, second)]
-    start = _alike(*words)
+    start = alike(*words)
     rest = [side[start:] for side in words]
-    end = _alike(*(side[::-1] for side in rest))
+    end = alike(*(side[::-1] for side in rest))
     first_rest, second_rest = (side[: len(side) - end] for side in rest)
     marked = [[escape("".join(side[:start]))] for side in words]
     matcher = difflib.SequenceMatcher(None, first_rest, second_rest)
@@ -29,7 +30,7 @@ def marked_words(first: str, second: str) -> tuple[str, str]:
     return "".join([*marked[0], last]), "".join([*marked[1], last])
 
 
-def _alike(first: list[str], second: list[str]) -> int:
-    """How many words two texts begin with in common."""
+def alike(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many words, or letters, two texts begin with in common."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -326,7 +326,7 @@ def test_a_few_shot_prompts_last_turn_is_open():
 
 @pytest.mark.parametrize("template", [lambda said: "always the same", lambda said: 1 / 0])
 def test_a_template_that_tells_nothing_is_done_without(template):
-    assert TurnMarks.of(template) is None
+    assert TurnMarks.of(Chat(template), template) is None
     model, inputs = tiny_model(), batch([[(6, 6)]])
     end = inputs["input_ids"][0].tolist().index(EOS)
     with vrga.patch(model, tokenizer=Chat(template)) as patch:

@@ -26,19 +26,15 @@ def drawn(answer: Answer) -> str:
     images: list[Image.Image | None] = list(answer.images)
     if len(images) != len(region.grids):
         images = [None] * len(region.grids)  # cut into tiles, whose places are the model's
-    pictures = "".join(
-        picture(image, region, index) for index, image in enumerate(images) if region.grids
-    )
-    texts = [("with VRGA", answer.text)]
+    pictures = "".join(picture(image, region, index) for index, image in enumerate(images))
+    texts = {"with VRGA": escape(answer.text)}
     if answer.base is not None:
-        texts.insert(0, ("without VRGA", answer.base))
-    marked = [escape(text) for _, text in texts] if len(texts) == 1 else list(
-        marked_words(texts[0][1], texts[1][1])
-    )  # fmt: skip
+        base, steered = marked_words(answer.base, answer.text)
+        texts = {"without VRGA": base, "with VRGA": steered}
     rows = "".join(
         f"<dt style='opacity:.7'>{name}</dt><dd style='margin:0 0 .7em;white-space:pre-wrap'>"
         f"{text}</dd>"
-        for (name, _), text in zip(texts, marked, strict=True)
+        for name, text in texts.items()
     )
     told = f"{answer.config.name}; {int(region.mask.sum())} of {int(region.image.sum())} image "
     told += f"tokens outlined; {answer.steps}"

@@ -38,13 +38,6 @@ def _dtypes(device: torch.device) -> list[torch.dtype]:
     return [torch.float32, torch.float16, torch.bfloat16]
 
 
-def _compare(found: Tensor, wanted: Tensor, dtype: torch.dtype, told: str) -> float:
-    difference, scale = distance(found, wanted), float(wanted.abs().max())
-    if not difference <= 16 * torch.finfo(dtype).eps * max(scale, 1.0):
-        raise Fault(f"{told}: the outputs differ by {difference:.1e}", difference)
-    return difference
-
-
 def _largest(device: torch.device, check: Callable[..., tuple[Tensor, Tensor]]) -> Found:
     """The largest difference of a kernel over all dtypes and shapes.
 
@@ -66,7 +59,10 @@ def _largest(device: torch.device, check: Callable[..., tuple[Tensor, Tensor]]) 
             if not torch.equal(hidden, found == -torch.inf):
                 raise Fault(f"{told}: the kernel sees other keys than the reference")
             found, wanted = (x.masked_fill(hidden, 0) for x in (found, wanted))
-            figures.append(_compare(found, wanted, dtype, told))
+            difference, scale = distance(found, wanted), float(wanted.abs().max())
+            if not difference <= 16 * torch.finfo(dtype).eps * max(scale, 1.0):
+                raise Fault(f"{told}: the outputs differ by {difference:.1e}", difference)
+            figures.append(difference)
     return max(figures), ", ".join(map(str, dtypes))
 
 

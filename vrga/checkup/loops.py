@@ -134,11 +134,7 @@ class Loops:
         )
 
     def logits(
-        self,
-        row: Row,
-        answer: list[int],
-        config: VRGAConfig | None = None,
-        look: Look | None = None,
+        self, row: Row, answer: list[int], config: VRGAConfig | None, look: Look | None
     ) -> Tensor:
         """Logits before each token of an answer, float64 [T, V] on the CPU.
 

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import transformers
@@ -20,6 +21,7 @@ from vrga.hf.backends import set_backend
 from vrga.hf.families import family_of
 from vrga.hf.inputs import TYPES
 from vrga.hf.processors import processed
+from vrga.hf.second_look import turn_of
 
 END, IMAGE, VIDEO, VISION_START, VISION_END = 1, 90, 91, 92, 93
 WORDS = (2, 80)  # ids of tokens that are text
@@ -87,22 +89,6 @@ def _qwen(prefix: str, vision: dict, head_dim: bool = False) -> nn.Module:
     return getattr(transformers, prefix + "ForConditionalGeneration")._from_config(config)
 
 
-def _qwen2_vl() -> nn.Module:
-    return _qwen("Qwen2VL", dict(embed_dim=32, mlp_ratio=1, hidden_size=128))
-
-
-def _qwen2_5_vl() -> nn.Module:
-    vision = dict(hidden_size=32, intermediate_size=32, out_hidden_size=128, window_size=112,
-                  fullatt_block_indexes=[1])  # fmt: skip
-    return _qwen("Qwen2_5_VL", vision)
-
-
-def _qwen3_vl() -> nn.Module:
-    vision = dict(hidden_size=32, intermediate_size=32, out_hidden_size=128,
-                  num_position_embeddings=64, deepstack_visual_indexes=[0])  # fmt: skip
-    return _qwen("Qwen3VL", vision, head_dim=True)
-
-
 def _llava() -> nn.Module:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
     from transformers import LlavaForConditionalGeneration as Model
@@ -127,12 +113,18 @@ def _internvl() -> nn.Module:
 
 # Families that a tiny random model can be made of, by model_type.
 TINY: dict[str, Callable[[], Model]] = {
-    "qwen2_5_vl": _qwen2_5_vl,
-    "qwen2_vl": _qwen2_vl,
-    "qwen3_vl": _qwen3_vl,
+    "qwen2_5_vl": partial(_qwen, "Qwen2_5_VL", dict(
+        hidden_size=32, intermediate_size=32, out_hidden_size=128, window_size=112,
+        fullatt_block_indexes=[1],
+    )),
+    "qwen2_vl": partial(_qwen, "Qwen2VL", dict(embed_dim=32, mlp_ratio=1, hidden_size=128)),
+    "qwen3_vl": partial(_qwen, "Qwen3VL", dict(
+        hidden_size=32, intermediate_size=32, out_hidden_size=128, num_position_embeddings=64,
+        deepstack_visual_indexes=[0],
+    ), head_dim=True),
     "llava": _llava,
     "internvl": _internvl,
-}
+}  # fmt: skip
 
 
 def tiny(family: str, device: torch.device) -> Subject:
@@ -239,18 +231,14 @@ def checkpoint(name: str, device: torch.device) -> Subject:
 
 def _inputs(model: Model, processor, questions: list[str], images: list) -> dict[str, Tensor]:
     """The processor's inputs for questions, each about its image; padded on the left."""
-    shown = [{"type": "image"}] if images else []
+    shown = 1 if images else 0
     chats = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}],
-            add_generation_prompt=True,
-        )
+        processor.apply_chat_template(turn_of(shown, question), add_generation_prompt=True)
         for question in questions
     ]
     processor.tokenizer.padding_side = "left"
     found = processed(model, processor, chats, [[image] for image in images], {})
-    device = next(model.parameters()).device
-    return {name: value.to(device) for name, value in found.items()}
+    return dict(found.to(next(model.parameters()).device))
 
 
 def drawn_image() -> Image.Image:

@@ -112,11 +112,6 @@ def _mean_map(attention: np.ndarray, heads: Heads, image: list[int]) -> np.ndarr
     return total / (total.sum() + 1e-12)
 
 
-def _cells(pictures: list[Picture]) -> list[tuple[int, int, int]]:
-    """(image, row, column) of every image token, in order."""
-    return [(n, r, c) for n, p in enumerate(pictures) for r in range(p.h) for c in range(p.w)]
-
-
 def _sink_border(pictures: list[Picture], fraction: float) -> set[int]:
     """Image tokens where attention sinks sit: the corner, the first row, the first column."""
     border, first = set(), 0
@@ -132,7 +127,8 @@ def _sink_border(pictures: list[Picture], fraction: float) -> set[int]:
 
 def _dilated(pictures: list[Picture], chosen: set[int], steps: int) -> set[int]:
     """Image tokens at most `steps` rows and columns from a chosen one of the same image."""
-    cells = _cells(pictures)
+    # (image, row, column) of every image token, in order.
+    cells = [(n, r, c) for n, p in enumerate(pictures) for r in range(p.h) for c in range(p.w)]
     grown = set()
     for i, (image, r, c) in enumerate(cells):
         for j in chosen:

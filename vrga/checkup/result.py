@@ -88,7 +88,7 @@ class Checkup:
         for check in self.checks:
             if check.status != "holds":
                 notes.setdefault((check.status, check.why), []).append(check.name)
-        for (status, why), names in sorted(notes.items(), key=_fails_first):
+        for (status, why), names in sorted(notes.items(), key=lambda one: one[0][0] != "fails"):
             lines = textwrap.fill(
                 f"{status}: {', '.join(names)}: {why}", WIDTH, subsequent_indent="  ",
                 break_long_words=False, break_on_hyphens=False,
@@ -101,10 +101,6 @@ class Checkup:
         told = ", ".join(f"{number} {status}" for status, number in count.items() if number)
         end = "" if self.ok else "\nTo report this, paste all of the above."
         return f"{told}; {self.seconds:.1f} s{end}"
-
-
-def _fails_first(note: tuple[tuple[Status, str], list[str]]) -> bool:
-    return note[0][0] != "fails"
 
 
 def _figure(value: float | None) -> str:

@@ -60,21 +60,16 @@ def doctor(
         told = f"{subject.name} in {subject.dtype}, against {subject.loops.precision}"
         trials = Examination(subject).trials()
         if model is None and family is None:
-            trials += second_family(where)
+            trials.append(Trial(
+                f"{SECOND}: region and steps",
+                lambda: (Examination(tiny(SECOND, where)).follows(STATIC), "region and steps"),
+                "Do not use models of that family here",
+            ))  # fmt: skip
         checks = run([*trials, *kernels.trials(where)])
     finally:
         torch.set_num_threads(threads)
     seconds = time.perf_counter() - start
     return Checkup(tuple(checks), versions(where), told, seconds)
-
-
-def second_family(device: torch.device) -> list[Trial]:
-    """Two quick checks of another family."""
-
-    def steps() -> tuple[float | None, str]:
-        return Examination(tiny(SECOND, device)).follows(STATIC), "region and steps"
-
-    return [Trial(f"{SECOND}: region and steps", steps, "Do not use models of that family here")]
 
 
 def usable_device(name: str | None) -> torch.device:

@@ -10,17 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vrga.annotations import Cache
 from vrga.closer.at_back import at_back, looked_cells, whole
 from vrga.closer.closer import Closer, Cost, Look, Pictures
 from vrga.closer.crops import Crop, Decision
 from vrga.closer.two_looks import TwoLooks
-from vrga.hf.cache import cache_in
-from vrga.hf.greedy import Greedy, cut, plain_cache
+from vrga.hf.greedy import plain_cache
 from vrga.hf.inputs import TYPES
 from vrga.hf.second_look import seen_sizes, token_side, with_crops
 from vrga.method.region import Region
-from vrga.recording.trace import Trace
 from vrga.steering.patching import Patch
 
 
@@ -32,7 +29,7 @@ class Watch:
 
     Args:
         looks: how questions are asked; steered: the patch, which finds the regions.
-        pictures: that are asked about; length: tokens of the first prompt; device: of its ids.
+        pictures: that are asked about; length: tokens of the first prompt.
 
     Attributes:
         first: the question's region, when the first prompt is through; asked: of the newest
@@ -42,19 +39,12 @@ class Watch:
         came: when the first decision came, see `time.perf_counter`; None before.
     """
 
-    def __init__(
-        self,
-        looks: BackLooks,
-        steered: Patch,
-        pictures: Pictures,
-        length: int,
-        device: torch.device,
-    ):
+    def __init__(self, looks: BackLooks, steered: Patch, pictures: Pictures, length: int):
         self.looks, self.steered, self.pictures = looks, steered, pictures
         self.length = length
         self.first: Region | None = None
         self.asked: Region | None = None
-        self.said = torch.zeros(1, 0, dtype=torch.int64, device=device)
+        self.said = torch.zeros(1, 0, dtype=torch.int64, device=looks.model.device)
         self.taken: list[Look] = []
         self.came: float | None = None
         self._heard = 0
@@ -154,13 +144,17 @@ class BackLooks(TwoLooks):
         resample = int(self.processor.image_processor.resample)
         pictures = Pictures(images, seen_sizes(self.processor, inputs), resample)
         inputs = self._on_device(inputs)
-        watch = Watch(self, steered, pictures, length, inputs["input_ids"].device)
+        watch = Watch(self, steered, pictures, length)
         prompt, start, cache, query = inputs, 0, None, steered.query
         second, computed, reused, spoken = None, 0, 0, 0
         try:
             while True:
                 crops = len(watch.crops)
-                new, cache, trace = self._stretch(steered, prompt, watch, cache, start)
+                watch.begin()
+                left = self.max_new_tokens - watch.said.shape[1]
+                new, cache, trace = self._said(
+                    steered, prompt, [watch], watch.stops, left, cache, start
+                )
                 spoken += new.shape[1]
                 if crops:
                     second = watch.asked
@@ -190,29 +184,6 @@ class BackLooks(TwoLooks):
         if trace is not None:
             trace.attach(images=[found.images]).closer = found.numbers()
         return found
-
-    def _stretch(
-        self,
-        steered: Patch,
-        prompt: dict[str, Tensor],
-        watch: Watch,
-        cache: Cache | None,
-        start: int,
-    ) -> tuple[Tensor, Cache, Trace | None]:
-        """Tokens [1, T] from a prompt to the next look, or the answer's end, cache and trace."""
-        watch.begin()
-        length, left = prompt["input_ids"].shape[1], self.max_new_tokens - watch.said.shape[1]
-        if self.record:
-            output, trace = self._generate(steered, prompt, [watch], left)
-            return output.sequences[:, length:], cache_in(output), trace
-        held = cache if start else None
-        if held is not None:
-            cut(held, start)
-        answer = Greedy(self.model, prompt, left, held, start)
-        goes_on = answer.go_on()
-        while not watch.stops(answer.new) and goes_on:
-            goes_on = answer.go_on()
-        return answer.new, answer.cache, None
 
     def _prompt(
         self, messages: list[dict], first: dict[str, Tensor], watch: Watch, before: int

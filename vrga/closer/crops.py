@@ -267,15 +267,12 @@ def decide(
     most = max(one.magnification for one in crops)
     told = f"{len(crops)} crop{'s' * (len(crops) > 1)} of {100 * share:.0f} % of the picture"
     told += f", {most:.1f} times larger than seen"
+    # Each crop stands between two tokens that begin and end an image.
+    tokens, why = sum(2 + one.tokens(side) for one in crops), ""
     if share > zoom.share:
         why = f"not small against the picture: {told}; share={zoom.share} is the most"
-        return Decision(False, why, crops, share, most)
-    if most < zoom.gain:
+    elif most < zoom.gain:
         why = f"not enough more to see: {told}; gain={zoom.gain} is the least"
-        return Decision(False, why, crops, share, most)
-    # Each crop stands between two tokens that begin and end an image.
-    tokens = sum(2 + one.tokens(side) for one in crops)
-    if room is not None and tokens > room:
+    elif room is not None and tokens > room:
         why = f"no room: {told}, of {tokens} tokens; the model's context has {max(room, 0)} left"
-        return Decision(False, why, crops, share, most)
-    return Decision(True, told, crops, share, most)
+    return Decision(not why, why or told, crops, share, most)

@@ -122,7 +122,8 @@ def _pictures(images) -> list[Image.Image]:
         if isinstance(one, (str, Path, Image.Image)):
             found.append(read_image(Path(one) if isinstance(one, str) else one))
         else:
-            kind = "a video, or a list of frames" if _is_video(one) else f"a {type(one).__name__}"
+            frames = isinstance(one, (list, tuple)) or getattr(one, "ndim", 0) >= 4
+            kind = "a video, or a list of frames" if frames else f"a {type(one).__name__}"
             raise ValueError(
                 f"images holds {kind}: give PIL images or image files; a closer look is taken at "
                 "pictures alone"
@@ -130,7 +131,3 @@ def _pictures(images) -> list[Image.Image]:
     if not found:
         raise ValueError("images is empty: give one PIL image or image file at least")
     return found
-
-
-def _is_video(one: object) -> bool:
-    return isinstance(one, (list, tuple)) or getattr(one, "ndim", 0) >= 4

@@ -29,9 +29,7 @@ def closer_figure(
     Raises:
         ValueError: another number of originals than there are pictures in the answer.
     """
-    crops = closer.crops
-    seen = closer.images[len(crops) :] if closer.zoom.order == "crops" else closer.images
-    seen = seen[: len(closer.images) - len(crops)]
+    crops, seen = closer.crops, closer.pictures.shrunk()
     if len(originals) != len(seen):
         raise ValueError(f"{len(originals)} originals for an answer about {len(seen)} pictures")
     cut = [originals[crop.image].crop(crop.box).resize(crop.size) for crop in crops]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vrga.annotations import Cache, Model, ModelOutput, Processor
+from vrga.annotations import Cache, Model, Processor
 from vrga.closer.closer import Closer, Cost, Pictures
 from vrga.closer.crops import Decision, crops_around, decide, find_spots
 from vrga.closer.zoom import Zoom
@@ -151,7 +151,9 @@ class TwoLooks:
         room = context - length - self.max_new_tokens
         judge = Judge(steered, pictures, self.zoom, length, room, side)
         inputs = self._on_device(inputs)
-        new, cache, trace = self._first(steered, inputs, judge)
+        new, cache, trace = self._said(
+            steered, inputs, [judge], lambda new: judge.decision.zooms, self.max_new_tokens
+        )
         decision, region = judge.decision, steered.region[0]
         second, reused, prompt, answer = None, 0, 0, new.shape[1]
         if decision.zooms:
@@ -176,20 +178,6 @@ class TwoLooks:
         if trace is not None:
             trace.attach(images=[found.images]).closer = found.numbers()
         return found
-
-    def _first(
-        self, steered: Patch, inputs: dict[str, Tensor], judge: Judge
-    ) -> tuple[Tensor, Cache, Trace | None]:
-        """The first answer's tokens [1, T], one alone before a closer look, its cache and trace."""
-        if self.record:
-            output, trace = self._generate(steered, inputs, [judge], self.max_new_tokens)
-            new = output.sequences[:, inputs["input_ids"].shape[1] :]
-            return new, cache_in(output), trace
-        answer = Greedy(self.model, inputs, self.max_new_tokens)
-        goes_on = answer.go_on()
-        while goes_on and not judge.decision.zooms:
-            goes_on = answer.go_on()
-        return answer.new, answer.cache, None
 
     @contextmanager
     def _steering_of_second(self, steered: Patch) -> Iterator[None]:
@@ -223,30 +211,45 @@ class TwoLooks:
         inputs = self._on_device(inputs)
         if self.zoom.steer == "place":
             steered.given = lambda grids: [steered_cells(grids[0], region, len(crops), self.zoom)]
-        length = inputs["input_ids"].shape[1]
+        start = start if self.zoom.reuse and plain_cache(cache) and not self.record else 0
+        new, _, trace = self._said(
+            steered, inputs, [], lambda new: False, self.max_new_tokens, cache, start
+        )
+        return new, start, inputs["input_ids"].shape[1], trace
+
+    def _said(
+        self,
+        steered: Patch,
+        inputs: dict[str, Tensor],
+        criteria: list,
+        stops: Callable[[Tensor], bool],
+        longest: int,
+        cache: Cache | None = None,
+        start: int = 0,
+    ) -> tuple[Tensor, Cache, Trace | None]:
+        """Tokens [1, T] behind a prompt, `longest` at most, greedily; the cache, and the trace.
+
+        Args:
+            criteria: end it in generate(), which is recorded; stops: told of the tokens so far,
+                ends it otherwise.
+            cache: of the prompt's first `start` tokens; 0 begins one.
+        """
         if self.record:
-            output, trace = self._generate(steered, inputs, [], self.max_new_tokens)
-            return output.sequences[:, length:], 0, length, trace
-        held = cache if self.zoom.reuse and plain_cache(cache) else None
-        start = 0 if held is None else start
+            options: dict[str, object] = {"max_new_tokens": longest, "do_sample": False}
+            options |= {"return_dict_in_generate": True, "stopping_criteria": criteria}
+            if self.streamer is not None:
+                options["streamer"] = self.streamer
+            with steered.record(maps="visual", layer_maps=True) as trace:
+                output = self.model.generate(**inputs, **options)
+            return output.sequences[:, inputs["input_ids"].shape[1] :], cache_in(output), trace
+        held = cache if start else None
         if held is not None:
             cut(held, start)
-        answer = Greedy(self.model, inputs, self.max_new_tokens, held, start)
-        while answer.go_on():
-            pass
-        return answer.new, start, length, None
-
-    def _generate(
-        self, steered: Patch, inputs: dict[str, Tensor], criteria: list, longest: int
-    ) -> tuple[ModelOutput, Trace]:
-        """Greedy generate() of so many tokens at most, and its trace."""
-        options: dict[str, object] = {"max_new_tokens": longest, "do_sample": False}
-        options |= {"return_dict_in_generate": True, "stopping_criteria": criteria}
-        if self.streamer is not None:
-            options["streamer"] = self.streamer
-        with steered.record(maps="visual", layer_maps=True) as trace:
-            output = self.model.generate(**inputs, **options)
-        return output, trace
+        answer = Greedy(self.model, inputs, longest, held, start)
+        goes_on = answer.go_on()
+        while not stops(answer.new) and goes_on:
+            goes_on = answer.go_on()
+        return answer.new, answer.cache, None
 
     def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.model.device) for name, value in inputs.items()}

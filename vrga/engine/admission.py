@@ -71,11 +71,7 @@ class Reader:
         template = None if tokenizer is None else template_beside(beside, tokenizer)
         if tokenizer is None or template is None:
             return None
-        return TurnMarks.of(
-            lambda messages: tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-        )
+        return TurnMarks.of(tokenizer, template)
 
     def admit(
         self, asked: Asked, ids: Sequence[int] | None, pictures: Sequence[Picture]

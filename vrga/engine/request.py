@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vrga.config import PRESETS, VRGAConfig
+from vrga.config_file import once
 from vrga.hf.chosen_config import choose
 
 ARGUMENT = "vrga"  # of SamplingParams.extra_args, and of vllm_xargs over HTTP
@@ -109,21 +110,13 @@ def _decoded(text: str, name: str) -> object:
     try:
         if len(text) > _LARGEST:
             raise ValueError(f"it has more than {_LARGEST} characters")
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         told = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise ValueError(
             f"{name}={_short(text)} is neither JSON ({told}) nor the name of a preset: "
             f"{', '.join(PRESETS)}"
         ) from error
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON, whose names must differ."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands in it twice")
-    return found
 
 
 def _check_names(fields: Mapping[str, object]) -> None:

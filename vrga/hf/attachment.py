@@ -91,17 +91,13 @@ class Attachment:
         """Whether the text model's attention is ours."""
         return self._text.config._attn_implementation == self._registered
 
-    @property
-    def current_backend(self) -> str:
-        """The text model's attention implementation as it is now."""
-        return self._text.config._attn_implementation
-
     def check(self) -> None:
         """Raise RuntimeError where the text model's attention is another's by now."""
         if not self.is_attached:
             raise RuntimeError(
-                f"the attention implementation was changed to {self.current_backend!r} while the "
-                "model is patched: call vrga.unpatch(model) first"
+                "the attention implementation was changed to "
+                f"{self._text.config._attn_implementation!r} while the model is patched: call "
+                "vrga.unpatch(model) first"
             )
 
     def _set_attention(self, name: str) -> None:

@@ -49,7 +49,10 @@ def register(delegate: str) -> str:
 
     def attend(module, query, key, value, attention_mask, **kwargs):
         step = kwargs.pop(KEYWORD, None)
-        own = _backend(delegate, module)
+        if delegate == "eager":  # which lives in the model's own file
+            own = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            own = ALL_ATTENTION_FUNCTIONS[delegate]
         if delegate not in ("eager", "sdpa"):
             # Flash attention looks its kernel up by the name in the module's config.
             module = _Seen(module, config=_Seen(module.config, _attn_implementation=delegate))
@@ -90,10 +93,3 @@ def _is_plain(delegate: str, function: Callable) -> bool:
     code = getattr(getattr(function, "func", function), "__code__", None)
     # By where it is written: a wrapper borrows the name of what it wraps.
     return code is not None and code.co_filename.startswith(TRANSFORMERS)
-
-
-def _backend(name: str, module: torch.nn.Module) -> Callable:
-    """The function of an attention implementation; eager's lives in the model's own file."""
-    if name == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[name]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vrga.annotations import Config, Model, Processor
-from vrga.hf.chosen_config import fetch_file
+from vrga.hf.chosen_config import own_file
 from vrga.hf.files import check_model, check_weights, embedded, first_line, read_config
 from vrga.hf.processors import load_processor
 
@@ -75,7 +75,7 @@ def load(
         ) from error
     _check_tensors(where, report)
     check_finite(where, model)
-    fetch_file(where)
+    own_file(where, fetch=True)  # into the cache, where `vrga.patch` looks for it
     return model.eval(), load_processor(where)
 
 

@@ -72,7 +72,7 @@ def choose(
     if config not in (None, "default"):
         VRGAConfig.named(config)  # refuses an unknown one
         return Chosen(getattr(VRGAConfig, config)(**given), f"preset {config}", fields=names)
-    path = _file(where, commit, fetch)
+    path = own_file(where, commit, fetch=fetch)
     if path is None:
         return Chosen(VRGAConfig(**given), "the default", fields=names)
     own = read(path, VRGAConfig.from_dict)
@@ -102,12 +102,9 @@ def chosen_for(model: str | None, preset: str | None = None, gain: float | None 
     return choose(preset, fields, where, fetch=True)
 
 
-def fetch_file(where: str | Path) -> None:
-    """Bring vrga_config.json of a hub id into the cache, where `vrga.patch` looks for it."""
-    _file(where, None, True)
-
-
-def _file(where: str | Path | None, commit: str | None, fetch: bool) -> Path | None:
+def own_file(
+    where: str | Path | None, commit: str | None = None, *, fetch: bool = False
+) -> Path | None:
     """vrga_config.json of a checkpoint; None where it brings none, or the hub is not reached."""
     if not where:
         return None

@@ -64,11 +64,6 @@ class Family:
     header: int = 8  # "\n<|im_start|>assistant\n", and an empty block of thoughts
     unlisted: int = 0
 
-    def modules(self, model: Model) -> tuple[Model, Model]:
-        """The multimodal model and its text model."""
-        outer = model.get_submodule(self.outer)
-        return outer, outer.get_submodule(self.text)
-
     def vision_ids(self, config: Config) -> set[int]:
         """Ids of the tokens that are not text: image placeholders and the marks around them."""
         found = [getattr(config, name, None) for name in self.vision_tokens]

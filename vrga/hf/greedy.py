@@ -97,11 +97,8 @@ class Greedy:
 def _images_in(model: Model, ids: Tensor, grids: Tensor) -> int:
     """How many of a prompt's images the tokens [S] hold."""
     merged = model.config.vision_config.spatial_merge_size**2
-    held, known = int((ids == model.config.image_token_id).sum()), 0
-    while held:
-        held -= int(grids[known].prod()) // merged
-        known += 1
-    return known
+    ends = (grids.prod(1) // merged).cumsum(0)  # of each image, in image tokens
+    return int((ends <= (ids == model.config.image_token_id).sum()).sum())
 
 
 def _greedy(

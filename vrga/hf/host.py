@@ -16,7 +16,7 @@ from vrga.hf.attachment import WRAPPED, Attachment
 from vrga.hf.cache import NAMES, KeyCache, cache_among, cache_in
 from vrga.hf.families import family_of, unwrapped
 from vrga.hf.generate_options import GenerateOptions, token_ids
-from vrga.hf.inputs import MEDIA, TYPES, ForwardInputs, columns
+from vrga.hf.inputs import MEDIA, TYPES, ForwardInputs
 from vrga.hf.versions import VERSION
 
 
@@ -50,7 +50,10 @@ class Host:
         self._needs_types = TYPES in self.parameters
         config = self.text.config
         self.shape = config.num_hidden_layers, config.num_attention_heads
-        self._check_layers()
+        # The attention layers are told apart by their numbers.
+        numbers = {getattr(module, "layer_idx", None) for module in self.text.modules()}
+        if not set(range(self.shape[0])) <= numbers:
+            raise self._missing(f"layer_idx on {type(self.text).__name__}'s attention layers")
         for name in ("set_attn_implementation", "_prepare_generation_config", "generate"):
             if not hasattr(self.model, name):
                 raise self._missing(f"{type(self.model).__name__}.{name}")
@@ -119,12 +122,6 @@ class Host:
             )
         return next(iter(found))
 
-    def _check_layers(self) -> None:
-        """The attention layers are told apart by their numbers."""
-        numbers = {getattr(module, "layer_idx", None) for module in self.text.modules()}
-        if not set(range(self.shape[0])) <= numbers:
-            raise self._missing(f"layer_idx on {type(self.text).__name__}'s attention layers")
-
     @property
     def device(self) -> torch.device:
         """Of the first weights."""
@@ -175,13 +172,9 @@ class Host:
             )
         return ForwardInputs.of(named)
 
-    def cut(self, inputs: ForwardInputs, chosen: slice, past: int) -> dict[str, Any]:
-        """The inputs of a pass for some of its tokens, behind `past` keys."""
-        return columns(inputs.named, chosen, inputs.width, past)
-
     def behind(self, inputs: ForwardInputs, chosen: slice, past: int, output: ModelOutput) -> dict:
-        """The same, for tokens that follow a pass which gave `output`."""
-        rest = self.cut(inputs, chosen, past)
+        """`ForwardInputs.cut`, for tokens that follow a pass which gave `output`."""
+        rest = inputs.cut(chosen, past)
         rest = {k: v for k, v in rest.items() if not k.startswith(MEDIA) and k not in NAMES}
         return rest | {self.cache_name: cache_in(output)}
 
@@ -202,12 +195,6 @@ class Host:
         wanted = self.text.config.use_cache if wanted is None else wanted
         made = bool(wanted) and not self.text.training
         return lambda layer, key: made
-
-    @staticmethod
-    def cache_among(kwargs: dict) -> KeyCache | None:
-        """The key cache among a pass's inputs, or None."""
-        raw = cache_among(kwargs)
-        return None if raw is None else KeyCache(raw)
 
     def run_of_call(self, args: tuple, kwargs: dict) -> Any | None:
         """What the cache among the whole model's inputs belongs to; for compiled steps."""

@@ -81,24 +81,23 @@ class ForwardInputs:
         media = [value for name, value in self.named.items() if name.startswith(PIXELS)]
         return any(v is not None and (isinstance(v, Tensor) or bool(v)) for v in media)
 
-
-def columns(inputs: dict, chosen: slice, width: int, past: int) -> dict:
-    """The inputs of a pass for some of its tokens; masks keep the keys before them."""
-    found = dict(inputs)
-    for name, value in inputs.items():
-        if not isinstance(value, Tensor):
-            continue
-        if name == "attention_mask":
-            if value.ndim != 2:
-                raise ValueError(
-                    f"assisted decoding needs an attention mask [B, S]; got {list(value.shape)}"
-                )
-            found[name] = value[:, : past + (width if chosen.stop is None else chosen.stop)]
-        elif name in SECOND or name.endswith("token_type_ids"):
-            found[name] = value[:, -width:][:, chosen]
-        elif name in LAST:
-            found[name] = value[..., -width:][..., chosen]
-    return found
+    def cut(self, chosen: slice, past: int) -> dict[str, Any]:
+        """Those of a pass for some of its tokens, behind `past` keys, which masks keep."""
+        found, width = dict(self.named), self.width
+        for name, value in self.named.items():
+            if not isinstance(value, Tensor):
+                continue
+            if name == "attention_mask":
+                if value.ndim != 2:
+                    raise ValueError(
+                        f"assisted decoding needs an attention mask [B, S]; got {list(value.shape)}"
+                    )
+                found[name] = value[:, : past + (width if chosen.stop is None else chosen.stop)]
+            elif name in SECOND or name.endswith("token_type_ids"):
+                found[name] = value[:, -width:][:, chosen]
+            elif name in LAST:
+                found[name] = value[..., -width:][..., chosen]
+        return found
 
 
 def refusal(method: str) -> Callable:

@@ -15,7 +15,7 @@ from vrga.hf.grids import read_prompt
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
 from vrga.hf.question_ends import Query, content_tokens, question_end, template_end, user_end
-from vrga.hf.tokenizers import load_tokenizer, template_beside, tokenizer_beside
+from vrga.hf.tokenizers import template_beside, tokenizer_beside
 from vrga.hf.turns import TurnMarks
 from vrga.method.prompt import Prompt, expanded
 
@@ -53,29 +53,25 @@ class PromptReader:
         self._looked = False  # for a tokenizer and its template, beside the model's weights
 
     @on_cpu
-    def read(
-        self, inputs: dict, shape: tuple[int, int], mask: Tensor | None, media: dict | None = None
-    ) -> Prompt:
+    def read(self, inputs: dict, shape: tuple[int, int], mask: Tensor | None) -> Prompt:
         """The prompt in the inputs of a forward pass or of generate().
 
         Args:
             shape: (B, S) of the tokens to read, the last S of the inputs.
             mask: the attention mask [B, S or more], or None.
-            media: where the sizes of images stand, if not among the inputs.
         """
         config, family = self.host.model.config, self.host.family
         given = ForwardInputs.of(inputs)
         ids, types = given.ids, given.types
-        media = inputs if media is None else media
         return read_prompt(
             None if ids is None else ids[:, -shape[1] :],
             mask,
             None if types is None else types[:, -shape[1] :],
-            cells=family.layout(config, media),
+            cells=family.layout(config, inputs),
             positions=given.positions,
             image_token=getattr(config, family.image_token),
             video_token=getattr(config, family.video_token, None),
-            named=tuple(name for name in family.inputs if media.get(name) is not None)
+            named=tuple(name for name in family.inputs if inputs.get(name) is not None)
             or family.inputs,
             shape=shape,
         )
@@ -262,11 +258,7 @@ class PromptReader:
         tokenizer = self.known_tokenizer  # which may find a template
         template = self._template
         if tokenizer is not None and template is not None:
-            self._marks = TurnMarks.of(
-                lambda messages: tokenizer.apply_chat_template(
-                    messages, chat_template=template, tokenize=False, add_generation_prompt=True
-                )
-            )
+            self._marks = TurnMarks.of(tokenizer, template)
             if self._marks is None:
                 self._template = None  # it tells nothing
         return self._marks
@@ -284,10 +276,19 @@ class PromptReader:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer given, or the model's own."""
-        if self.known_tokenizer is None:
-            self._tokenizer = load_tokenizer(self.host.model)  # which says what is missing
-        return self._tokenizer
+        """The tokenizer given, or the model's own.
+
+        Raises:
+            ValueError: the model was not loaded from a checkpoint with a tokenizer.
+        """
+        found = self.known_tokenizer
+        if found is None:
+            raise ValueError(
+                "query as text and <back> spans need a tokenizer, and none was found at "
+                f"{self.host.model.name_or_path!r}: pass "
+                "vrga.patch(model, tokenizer=processor.tokenizer)"
+            )
+        return found
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)

@@ -20,22 +20,6 @@ TOKENIZER_FILES = (
 )
 
 
-def load_tokenizer(model: Model) -> Tokenizer:
-    """The tokenizer saved beside a model's weights.
-
-    Raises:
-        ValueError: the model was not loaded from a checkpoint with a tokenizer.
-    """
-    found = tokenizer_beside(model)
-    if found is None:
-        raise ValueError(
-            f"query as text and <back> spans need a tokenizer, and none was found at "
-            f"{model.name_or_path!r}: pass "
-            "vrga.patch(model, tokenizer=processor.tokenizer)"
-        )
-    return found
-
-
 def tokenizer_beside(model: Model) -> Tokenizer | None:
     """The tokenizer saved beside a model's weights; None where there is none that can be loaded."""
     from transformers import AutoTokenizer

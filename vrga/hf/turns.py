@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+
+from vrga.annotations import Tokenizer
+from vrga.text_diff import alike
 
 FIRST, ANSWER, LAST = "qfirstq", "qanswerq", "qlastq"  # contents that no template has
 
@@ -21,13 +23,9 @@ class TurnMarks:
     closing: str
 
     @classmethod
-    def of(cls, render: Callable[[list[dict]], str]) -> TurnMarks | None:
-        """The marks of a template; None where it has none that can be told.
-
-        Args:
-            render: messages of a conversation -> its text, up to where an answer begins.
-        """
-        text = _rendered(render)
+    def of(cls, tokenizer: Tokenizer, template: str) -> TurnMarks | None:
+        """The marks of a template; None where it has none that can be told."""
+        text = _rendered(tokenizer, template)
         if text is None:
             return None
         first, answer, last = (text.find(content) for content in (FIRST, ANSWER, LAST))
@@ -35,8 +33,9 @@ class TurnMarks:
             return None
         before, between = text[:first], text[answer + len(ANSWER) : last]
         answered, open_end = text[first + len(FIRST) : answer], text[last + len(LAST) :]
-        opening = _common(before[::-1], between[::-1])[::-1].strip()
-        closing = _common(answered, open_end).strip()
+        tail = alike(before[::-1], between[::-1])
+        opening = before[len(before) - tail :].strip()
+        closing = answered[: alike(answered, open_end)].strip()
         return cls(opening, closing) if closing else None
 
     def question(self, text: str) -> tuple[int, int] | None:
@@ -55,8 +54,9 @@ class TurnMarks:
         return (start + len(self.opening) if start >= 0 else 0), end
 
 
-def _rendered(render: Callable[[list[dict]], str]) -> str | None:
-    """A conversation of two turns; contents as parts, or as plain text where a template wants."""
+def _rendered(tokenizer: Tokenizer, template: str) -> str | None:
+    """A conversation of two turns up to where an answer begins; contents as parts, or as plain
+    text where a template wants."""
     for content in (lambda text: [{"type": "text", "text": text}], lambda text: text):
         messages = [
             {"role": "user", "content": content(FIRST)},
@@ -64,15 +64,11 @@ def _rendered(render: Callable[[list[dict]], str]) -> str | None:
             {"role": "user", "content": content(LAST)},
         ]
         try:
-            text = render(messages)
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
         except Exception:  # a template is somebody's program: it may raise anything
             continue
         if all(text.count(mark) == 1 for mark in (FIRST, ANSWER, LAST)):
             return text
     return None
-
-
-def _common(one: str, other: str) -> str:
-    """What both begin with."""
-    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
-    return one[: min(len(one), len(other)) if length is None else length]

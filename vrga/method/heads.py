@@ -86,25 +86,23 @@ def image_sums(rows: Tensor, image: Tensor, absent: Tensor | None = None) -> Ima
     return ImageSums(rows.sum(-1), mass, -torch.xlogy(share, share).sum(-1))
 
 
-def head_statistics(
-    rows: Tensor, image: Tensor, keys: int | Tensor, images: int | Tensor | None = None
-) -> HeadStatistics:
+def head_statistics(rows: Tensor, image: Tensor, keys: int | Tensor) -> HeadStatistics:
     """Statistics of attention rows (paper, section "visual heads").
 
     Args:
         rows: attention probabilities, float [L, H, S]; zero on keys the query does not see.
         image: positions of the image tokens, int64 [n].
         keys: number of keys over which the mean attention is taken; one number, or [L].
-        images: number of image keys among them, likewise; 0 makes R 0. None: all n.
     """
-    return statistics_of(image_sums(rows, image), keys, len(image) if images is None else images)
+    return statistics_of(image_sums(rows, image), keys, len(image))
 
 
 def statistics_of(sums: ImageSums, keys: int | Tensor, images: int | Tensor) -> HeadStatistics:
     """Phase 1, step 1: R, H_img and EFR of heads [L, H] from what their rows add up to.
 
     R = mean(a over I) / mean(a over visible keys) = (mass / |I|) / (1 / S); EFR = H_img / R; see
-    `head_statistics`. Of several rows, [L, H, Q], `keys` and `images` are [L, Q].
+    `head_statistics`. `images`: number of image keys among `keys`, likewise; 0 makes R 0. Of
+    several rows, [L, H, Q], both are [L, Q].
     """
     mass, entropy = sums.mass, sums.entropy
     keys, images = (torch.as_tensor(x, device=mass.device) for x in (keys, images))

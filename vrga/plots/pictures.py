@@ -36,7 +36,9 @@ def picture(
     """An image (or white) under a map [h, w], glowing where it reaches `top`, and an outline."""
     image = Image.new("RGB", (grid.w, grid.h), "white") if image is None else to_rgb(image)
     axis.imshow(image, extent=(0, grid.w, grid.h, 0))
-    axis.set(xticks=[], yticks=[], aspect="equal" if _square(image, grid) else "auto")
+    # Cells are square where the image's own proportions are those of its token grid.
+    square = abs(image.width * grid.h - image.height * grid.w) < max(image.size)
+    axis.set(xticks=[], yticks=[], aspect="equal" if square else "auto")
     if heat is not None:
         top = heat.max() if top is None else top
         shade = heat_colors(heat / max(top, 1e-12))
@@ -131,8 +133,3 @@ def word(trace: Trace, row: int, token: int) -> str:
 def plain(text: str) -> str:
     """Text that matplotlib does not take for a formula."""
     return text.replace("$", r"\$")
-
-
-def _square(image: Image.Image, grid: Grid) -> bool:
-    """Whether the image's own proportions are those of its token grid."""
-    return abs(image.width * grid.h - image.height * grid.w) < max(image.width, image.height)

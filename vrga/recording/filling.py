@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -12,7 +12,6 @@ from vrga.kernels.columns import ENTROPY, GATE, MASS
 from vrga.recording.package_versions import versions
 from vrga.recording.recorder import Recorder
 from vrga.recording.trace import Trace
-from vrga.recording.transcript import Transcript
 
 
 def fill(
@@ -29,12 +28,10 @@ def fill(
         trace.config["when"] = getattr(config.when, "__name__", "callable")
     name = str(getattr(model, "name_or_path", "")) or type(model).__name__
     trace.versions = {"model": name} | versions()
-    said = recorder.said
-    if said is not None and (trace.image is None or len(said) == trace.image.shape[2]):
-        trace.ids = said
-        trace.transcript = Transcript(
-            said, recorder.prompt, recorder.padding, recorder.ends, tokenizer
-        )
+    heard = recorder.heard
+    if heard is not None and (trace.image is None or len(heard.said) == trace.image.shape[2]):
+        trace.ids = heard.said
+        trace.transcript = replace(heard, tokenizer=tokenizer)
         trace.ends = torch.tensor([len(answer) - 1 for answer in trace.transcript.answers])
 
 

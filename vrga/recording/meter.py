@@ -10,7 +10,6 @@ from vrga.kernels.api import Kernels
 from vrga.kernels.columns import GROUP
 from vrga.kernels.reference import KeySets
 from vrga.method.call import AttentionCall, exactly
-from vrga.method.key_groups import KeyGroups
 from vrga.method.key_views import PassViews, View
 from vrga.method.steered_keys import SteeredKeys
 from vrga.recording.recorder import Recorder
@@ -44,25 +43,10 @@ class Meter:
         self._waits, self._bank = waits, bank
         self._waiting: dict[int, Waiting] = {}  # layer -> steps
 
-    @property
-    def groups(self) -> KeyGroups:
-        """The groups whose sums are measured."""
-        return self.recorder.groups
-
-    @property
-    def _memory(self) -> Bank:
-        """Of compiled steps, which `wants` has refused where there is none."""
-        assert self._bank is not None
-        return self._bank
-
     def aim(self, keys: SteeredKeys) -> None:
         """Other regions are steered to from here on; what waits saw those before."""
         self.settle()
         self._keys = keys
-
-    def begin(self, past: int, tokens: int) -> None:
-        """A pass of `tokens` tokens behind `past` keys begins."""
-        self.recorder.begin(past, tokens)
 
     def begin_compiled(self) -> None:
         """A compiled step begins."""
@@ -109,7 +93,8 @@ class Meter:
             past: keys before the pass; views: of the pass.
         """
         if torch.compiler.is_compiling():
-            self._memory.put(call.layer, call.query, stats)
+            assert self._bank is not None  # `wants` has refused such a step
+            self._bank.put(call.layer, call.query, stats)
         elif self.recorder.maps_of(call.layer):
             self._observe(call, stats, past, views)
 
@@ -122,7 +107,8 @@ class Meter:
             opened: whether it is steered, or which of its query rows are, bool [B, Q].
         """
         if torch.compiler.is_compiling():
-            self._memory.put(call.layer, call.query, None)
+            assert self._bank is not None  # likewise
+            self._bank.put(call.layer, call.query, None)
             return
         self.recorder.count(call.layer)
         with exactly(call.query.device):
@@ -199,9 +185,7 @@ class Meter:
                 if waiting.steered:
                     gates = waiting.shut_where_left(stats)
             if recorder.maps_of(layer):
-                first = max(past + 1 - keys, 0)
-                sets = self._sets(view, query, keys)
-                recorder.keep_maps(layer, query, key, sets, gates, scale=waiting.scale, first=first)
+                recorder.keep_maps(layer, query, waiting, self._sets(view, query, keys), gates)
 
     def statistics(
         self, layer: int, query: Tensor, key: Tensor, view: View, waiting: Waiting
@@ -216,8 +200,8 @@ class Meter:
             view.images,
             stats,
             sets=lambda: self._sets(view, query, key.shape[2]),
-            opened=self.groups.opened,
-            closed=self.groups.closed,
+            opened=self.recorder.groups.opened,
+            closed=self.recorder.groups.closed,
             extent=view.extent,
             scale=waiting.scale,
             focus=self._config.gate_focus,
@@ -227,10 +211,11 @@ class Meter:
         return stats
 
     def _sets(self, view: View, query: Tensor, keys: int) -> KeySets:
-        return view.key_sets(query, keys, self.groups.opened, self.groups.closed)
+        groups = self.recorder.groups
+        return view.key_sets(query, keys, groups.opened, groups.closed)
 
     def _empty(self, query: Tensor) -> Tensor:
-        shape = (*query.shape[:3], GROUP + self.groups.count)
+        shape = (*query.shape[:3], GROUP + self.recorder.groups.count)
         return torch.empty(shape, dtype=torch.float32, device=query.device)
 
 
@@ -244,5 +229,12 @@ def _wait(
     """A call whose last query is at `past` waits, behind those that wait already."""
     plain, call = call.plain, call.as_softmax()
     waiting = Waiting(call.scale, call.window, plain) if waiting is None else waiting
-    waiting.add(call.query, stats, call.key, call.mask, past, opened)
+    waiting.queries.append(call.query)
+    if stats is not None:
+        waiting.stats.append(stats)
+    waiting.opened.append(opened)
+    mask = call.mask
+    if call.rows > 1 and mask is not None and mask.ndim == 4:
+        mask = mask[:, :, -1:]  # the rows before see less of the same keys
+    waiting.key, waiting.mask, waiting.past = call.key, mask, past
     return waiting

@@ -15,7 +15,8 @@ from vrga.method.maps import image_attention
 from vrga.method.region import Region
 from vrga.method.timeline import Relocation, Timeline
 from vrga.recording.choices import Heads, check_steps, chosen_heads, chosen_layers
-from vrga.recording.waiting import CHUNK
+from vrga.recording.transcript import Transcript
+from vrga.recording.waiting import CHUNK, Waiting
 
 if TYPE_CHECKING:
     from vrga.hf.inputs import ForwardInputs
@@ -39,10 +40,8 @@ class Recorder:
             from, float32 [B], where the config decides by it.
         off: whether the patch was switched off.
         rows: query rows taken so far, rejected drafts and steps that were not asked for included.
-        prompt, padding, said: token ids of the call of generate(), its attention mask, and the
-            ids of the answer, int64 [B, S] each, or None; with beams, which the rows of a trace do
-            not follow, none of the answer.
-        ends: ids that end an answer.
+        heard: what a call of generate() was given and returned; None without one, and with beams,
+            which the rows of a trace do not follow.
 
     Raises:
         ValueError: layers, steps or heads that there are not, or that are of another form, or heads
@@ -71,10 +70,7 @@ class Recorder:
         self.rows = 0
         self._timeline = Timeline([])
         self._answer: int | None = None  # steps that the answer has, once it is known
-        self.prompt: Tensor | None = None
-        self.padding: Tensor | None = None
-        self.said: Tensor | None = None
-        self.ends: set[int] = set()
+        self.heard: Transcript | None = None
         self._numbers = range(0)  # steps whose queries the current forward pass has
         self._inside: Tensor | None = None  # of these queries, bool [B, Q]
         self._drawn: Tensor | None = None  # likewise, float32 [B], of a single query
@@ -102,14 +98,16 @@ class Recorder:
     def hear(self, given: ForwardInputs, said: Tensor, ends: set[int]) -> None:
         """What generate() was given, the ids of its answer int64 [B, T], and what ends one."""
         ids, mask = given.ids, given.mask
+        prompt: Tensor | None = None
+        padding: Tensor | None = None
         if ids is not None:
             times = len(said) // len(ids)  # num_return_sequences
-            self.prompt = ids.cpu().repeat_interleave(times, 0)
+            prompt = ids.cpu().repeat_interleave(times, 0)
             if mask is not None and mask.shape == ids.shape:
-                self.padding = mask.cpu().repeat_interleave(times, 0)
-        self.said, self.ends = said.cpu(), ends
+                padding = mask.cpu().repeat_interleave(times, 0)
+        self.heard = Transcript(said.cpu(), prompt, padding, ends, None)
         # Drafts may have gone on behind the answer; its last token is never a query.
-        self._answer = self.said.shape[1] - 1
+        self._answer = said.shape[1] - 1
         self._forget_from(self._answer)
 
     @property
@@ -228,31 +226,26 @@ class Recorder:
         return self._layer_maps or bool(self.mapped[layer].any())
 
     def keep_maps(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        sets: KeySets,
-        stats: Tensor | None,
-        *,
-        scale: float,
-        first: int,
+        self, layer: int, query: Tensor, waiting: Waiting, sets: KeySets, stats: Tensor | None
     ) -> None:
         """Where the chosen heads of one layer look on the image in some steps, after steering.
 
         Args:
-            query: one row of each step, [B, H, steps, d]; key: the cache [B, H_kv, S, d].
+            query: one row of each step, [B, H, steps, d]; waiting: these steps, and their keys.
             sets: of the keys, for these query rows.
             stats: [B, H, steps, 3 + groups], for the gate; None: attention as it is.
-            first: position of the first key, which a sliding window's cache moves.
         """
+        key = waiting.key
+        assert key is not None  # of the queries that wait
         chosen = self.mapped[layer].nonzero().flatten().tolist()
         heads = list(range(self.shape[1])) if self._layer_maps else chosen
         gate = None if stats is None else stats[:, heads, :, GATE]
         if query.device not in self._placed:
             self._placed[query.device] = self._index.to(query.device)
+        # Of the first key, which a sliding window's cache moves.
+        first = max(waiting.past + 1 - key.shape[2], 0)
         places = self._placed[query.device] - first
-        found = image_attention(query, key, heads, sets, gate, places, scale=scale)
+        found = image_attention(query, key, heads, sets, gate, places, scale=waiting.scale)
         if self._layer_maps:
             found = torch.cat([found.mean(1, keepdim=True), found[:, chosen]], 1)
         # Half precision: its smallest step, 6e-8, is far below what any picture shows.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from vrga.method.region import Region
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 def fitted(images: Sequence[Image.Image], region: Region) -> list[Image.Image]:

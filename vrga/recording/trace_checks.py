@@ -36,8 +36,11 @@ def check_trace(trace: Trace, images: Sequence[int] | None) -> None:
         _tensor("uncertainty", trace.uncertainty, (steps, rows))
         if _bounds("uncertainty", trace.uncertainty)[0] < 0:
             raise ValueError("uncertainty is negative, and no entropy")
-    if images is not None:
-        _counts("images", images, [len(region.grids) for region in trace.regions])
+    wanted = [len(region.grids) for region in trace.regions]
+    if images is not None and (
+        not isinstance(images, list) or any(isinstance(x, bool) for x in images) or images != wanted
+    ):
+        raise ValueError(f"images are {images!r:.80}; the grids of the rows are {wanted}")
     if trace.closer is not None and not _is_closer(trace.closer):
         raise ValueError("closer is no decision of a closer look with its crops and its cost")
     for name in ("config", "versions"):
@@ -95,7 +98,7 @@ def _maps(trace: Trace, measured: Tensor, shape: tuple[int, int, int, int]) -> N
     steps, layers, rows, heads = shape
     if (trace.maps is None) != (trace.heads is None):
         raise ValueError("maps come with heads, or both are missing")
-    most = max(_tokens(region) for region in trace.regions)
+    most = max(sum(grid.h * grid.w for grid in region.grids) for region in trace.regions)
     for name in ("maps", "layer_maps"):
         found = getattr(trace, name)
         if found is None:
@@ -235,11 +238,6 @@ def _whole(name: str, value: object, low: int, end: int) -> None:
         raise ValueError(f"{name} is {value!r}")
 
 
-def _counts(name: str, found: object, wanted: list[int]) -> None:
-    if not isinstance(found, list) or any(isinstance(x, bool) for x in found) or found != wanted:
-        raise ValueError(f"{name} are {found!r:.80}; the grids of the rows are {wanted}")
-
-
 def _strings(name: str, found: object) -> None:
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise ValueError(f"{name} is no list of texts")
@@ -251,7 +249,3 @@ def _is_finite(value: object) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_finite(one) for key, one in value.items())
     return all(map(_is_finite, value)) if isinstance(value, list) else True
-
-
-def _tokens(region: Region) -> int:
-    return sum(grid.h * grid.w for grid in region.grids)

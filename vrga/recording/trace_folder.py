@@ -104,16 +104,11 @@ def read(path: Path) -> Trace:
 
 def _assembled(words: dict, tensors: dict[str, Tensor]) -> tuple[Trace, Any]:
     """The trace without its images, and how many images the rows have."""
-    whole: dict[str, Any] = {name: tensors[name] for name in _WHOLE if name in tensors}
-    trace = Trace(**whole)
-    floats = (*MEASURES, "uncertainty")
-    for names, dtype in ((floats, torch.float32), (("maps", "layer_maps"), torch.float16)):
-        for name in names:
-            if name in tensors:
-                setattr(trace, name, _as(dtype, tensors[name]))
-    for name in ("config", "versions", "texts", "asked"):
-        setattr(trace, name, words[name])
-    trace.closer = words.get("closer")  # older folders have none
+    half = dict.fromkeys(("maps", "layer_maps"), torch.float16)
+    there = {name: tensors[name] for name in _WHOLE if name in tensors}
+    whole: dict[str, Any] = {k: _as(half.get(k, torch.float32), x) for k, x in there.items()}
+    whole |= {name: words[name] for name in ("config", "versions", "texts", "asked")}
+    trace = Trace(**whole, closer=words.get("closer"))  # older folders have none
     if trace.ends is None and trace.texts is not None:  # an older folder
         trace.ends = torch.tensor([len(texts) - 1 for texts in trace.texts])
     trace.regions = [

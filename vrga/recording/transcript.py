@@ -52,23 +52,18 @@ class Transcript:
         texts = [token_texts(answer, decode) for answer in self.answers]
         if self.prompt is None:
             return texts, None
-        asked = [
-            prompt_ids(self.prompt, self.padding, regions, row) for row in range(len(self.prompt))
-        ]
+        asked = [self._asked(self.prompt, regions, row) for row in range(len(self.prompt))]
         return texts, [decode(ids, skip_special_tokens=True).strip() for ids in asked]
 
-
-def prompt_ids(
-    prompt: Tensor, padding: Tensor | None, regions: list[Region], row: int
-) -> list[int]:
-    """A row's prompt without padding; every run of image tokens as one."""
-    kept = torch.ones(prompt.shape[1], dtype=torch.bool)
-    if padding is not None:
-        kept = padding[row] != 0
-    if row < len(regions) and len(regions[row].image) == len(kept):
-        # Not region.image: methods differ in what they count as image, and the prompt is one.
-        image = torch.zeros_like(kept)
-        for grid in regions[row].grids:
-            image[grid.index] = True
-        kept[1:] &= ~(image[1:] & image[:-1])
-    return prompt[row, kept].tolist()
+    def _asked(self, prompt: Tensor, regions: list[Region], row: int) -> list[int]:
+        """A row's prompt without padding; every run of image tokens as one."""
+        kept = torch.ones(prompt.shape[1], dtype=torch.bool)
+        if self.padding is not None:
+            kept = self.padding[row] != 0
+        if row < len(regions) and len(regions[row].image) == len(kept):
+            # Not region.image: methods differ in what they count as image, and the prompt is one.
+            image = torch.zeros_like(kept)
+            for grid in regions[row].grids:
+                image[grid.index] = True
+            kept[1:] &= ~(image[1:] & image[:-1])
+        return prompt[row, kept].tolist()

@@ -55,24 +55,6 @@ class Waiting:
     mask: Tensor | None = None
     past: int = -1
 
-    def add(
-        self,
-        query: Tensor,
-        stats: Tensor | None,
-        key: Tensor,
-        mask: Tensor | None,
-        past: int,
-        opened: Tensor | bool = False,
-    ) -> None:
-        """A pass more, whose last query is at `past`, and its statistics where they are known."""
-        if query.shape[2] > 1 and mask is not None and mask.ndim == 4:
-            mask = mask[:, :, -1:]  # the rows before see less of the same keys
-        self.queries.append(query)
-        if stats is not None:
-            self.stats.append(stats)
-        self.opened.append(opened)
-        self.key, self.mask, self.past = key, mask, past
-
     @property
     def steered(self) -> bool:
         """Whether some step that waits for its statistics is steered."""

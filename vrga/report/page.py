@@ -18,6 +18,7 @@ from vrga.intervals import pearson
 from vrga.recording.trace import SHARES, Trace
 from vrga.report.channels import channels_of, fitting, levels
 from vrga.report.comparison import opening, question_of, side_by_side, verdict
+from vrga.text_diff import alike
 
 LONGEST_SIDE = 1280  # pixels of an image in the page
 # Controls that turn the direction of all text after them: shown as signs. Arabic needs none.
@@ -119,9 +120,7 @@ def _asked(traces: Sequence[Trace], row: int) -> str:
     asked = [trace.asked[row] for trace in traces if trace.asked is not None]
     if len(set(asked)) > 1:
         # Long prompts may begin alike.
-        pairs = enumerate(zip(*asked, strict=False))
-        parted = next((i for i, (a, b) in pairs if a != b), min(map(len, asked)))
-        start = max(parted - 30, 0)
+        start = max(alike(*asked) - 30, 0)
         first, second = (text[start : start + 80] for text in asked)
         raise ValueError(
             f"the traces are of different prompts, from character {start + 1} on {first!r} and "

@@ -10,7 +10,6 @@ from vrga.steering.chosen_rows import opening
 from vrga.steering.decode_step import DecodeStep
 from vrga.steering.located import Located
 from vrga.steering.passes import SteeringError
-from vrga.steering.probe import Probe
 from vrga.steering.steps import (
     EMPTY,
     GAIN,
@@ -47,19 +46,19 @@ class Account:
         for counter in (self.ran, self.off):
             torch._dynamo.mark_static_address(counter)
 
-    def _count_compiled(self, step: Probe | DecodeStep | None) -> None:
+    def _count_compiled(self, step: DecodeStep | None) -> None:
         """Note the steps that compiled code ran, by its own count; waits for the device."""
         ran, off = int(self.ran), int(self.off)
         if not ran + off:
             return
         left = {OFF: torch.full((self.ledger.rows,), off)}
-        if isinstance(step, DecodeStep) and step.applied:
-            left |= step.left_compiled
+        if step is not None and step.applied:
+            left |= {step.choice.reason: step.left}
         else:
             left |= {GAIN: torch.full((self.ledger.rows,), ran)}
         self.ledger.note_compiled(ran + off, left)
 
-    def steps(self, step: Probe | DecodeStep | None) -> list[Steps]:
+    def steps(self, step: DecodeStep | None) -> list[Steps]:
         """What became of the answer's steps, row by row.
 
         Args:
@@ -70,25 +69,21 @@ class Account:
         if self.said is not None and len(self.said) == self.ledger.rows:
             ends = answer_ends(self.said, set(self._located.options.ends))
         found = self.ledger.of_rows(ends)
-        boosts, idle = self._located.config.boosts, self._ablates_nothing
+        config = self._located.config
+        chosen = config.method == "ablation" and config.ablate != "given"
+        idle = chosen and config.first_layer >= self._located.host.shape[0]
         for row, region in enumerate(timeline.now):
             # A region found anew may be empty where the first was not, and the other way round.
             if not region.grids:
                 found[row] = found[row].all_left_alone(IMAGELESS)
-            elif boosts and not timeline.relocated and not region.mask.any():
-                unsure = region.certainty < self._located.config.abstain
+            elif config.boosts and not timeline.relocated and not region.mask.any():
+                unsure = region.certainty < config.abstain
                 found[row] = found[row].all_left_alone(UNSURE if unsure else EMPTY)
             elif idle:
                 found[row] = found[row].all_left_alone(SHALLOW)
         return found
 
-    @property
-    def _ablates_nothing(self) -> bool:
-        config = self._located.config
-        chosen = config.method == "ablation" and config.ablate != "given"
-        return chosen and config.first_layer >= self._located.host.shape[0]
-
-    def check_sum(self, expected: int, beams: bool, step: Probe | DecodeStep | None) -> None:
+    def check_sum(self, expected: int, beams: bool, step: DecodeStep | None) -> None:
         """Every step must be accounted for.
 
         Args:

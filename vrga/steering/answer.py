@@ -66,7 +66,7 @@ class Answer:
             ledger.note(past, tokens, SINGLE)
         else:
             ledger.note(past, tokens, *step.chosen_rows)
-        opened = step.opened_on_host(past)
+        opened = step.choice.opened_on_host(past)
         if opened is not None:
             step.probe = self._located.asked.probe_at(opened, self._located.kernels, past)
             if step.probe is not None:

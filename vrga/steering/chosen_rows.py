@@ -41,18 +41,12 @@ class ChosenRows:
         config: the method's numbers.
         spans: follows the rows' <back> spans, where something needs them, or None.
         uncertainty: of the rows' tokens, likewise.
-        applied: False where steps are measured alone, so that nothing hangs on the choice.
     """
 
     def __init__(
-        self,
-        config: VRGAConfig,
-        spans: BackSpans | None,
-        uncertainty: Uncertainty | None = None,
-        applied: bool = True,
+        self, config: VRGAConfig, spans: BackSpans | None, uncertainty: Uncertainty | None
     ):
         self._config, self.spans, self.uncertainty = config, spans, uncertainty
-        self._applied = applied
         self.opened: Tensor | None = None  # tokens of this pass where a region is found anew
 
     @property
@@ -111,7 +105,7 @@ class ChosenRows:
         if tokens > 1:
             check_singly(self._config)
         uncertainty.begin(past, tokens)
-        if uncertainty.drawn is None and self._applied:
+        if uncertainty.drawn is None and self._config.steers:  # else steps are measured alone
             raise SteeringError(
                 "the model's logits behind the token before this one were not seen, and when or "
                 "relocate='uncertain' decides by them: call the whole model, not the part of it "

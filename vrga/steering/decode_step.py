@@ -50,14 +50,15 @@ class DecodeStep:
         kernels: that compute.
         keys: that the steps see, steered to the first regions.
         meter: measures the steps, or None.
-        applied: False leaves every output as the model's own attention gives it, so that the
-            steps are only measured.
         spans: follows the rows' <back> spans, where the config asks for them, or None.
         uncertainty: of the rows' tokens, likewise.
         ablated: heads that lose the image, bool [B, L, H], with ``ablate="given"``.
 
     Attributes:
+        applied: False, with a config that steers nothing, leaves every output as the model's own
+            attention gives it, so that the steps are only measured.
         probe: measures the query rows of this pass as well, or None.
+        choice: which query rows are steered; left: compiled steps of each row that were not.
     """
 
     def __init__(
@@ -67,21 +68,19 @@ class DecodeStep:
         keys: SteeredKeys,
         *,
         meter: Meter | None = None,
-        applied: bool = True,
         spans: BackSpans | None = None,
         uncertainty: Uncertainty | None = None,
         ablated: Tensor | None = None,
     ):
-        self.config, self.applied = config, applied
+        self.config, self.applied = config, config.steers
         self.meter, self.spans, self.uncertainty = meter, spans, uncertainty
-        self._choice = ChosenRows(config, spans, uncertainty, applied)
+        self.choice = ChosenRows(config, spans, uncertainty)
         self.probe: Probe | None = None
         self._kernels, self._keys, self._ablated_heads = kernels, keys, ablated
         self._random = torch.Generator("cpu").manual_seed(config.seed)
         self._pass = StepPass(PassViews(keys))
-        # Compiled steps that were left alone, of each row.
-        self._left = torch.zeros(keys.rows, dtype=torch.int64, device=keys.device)
-        torch._dynamo.mark_static_address(self._left)
+        self.left = torch.zeros(keys.rows, dtype=torch.int64, device=keys.device)
+        torch._dynamo.mark_static_address(self.left)
 
     def steer_to(self, regions: list[Region]) -> None:
         """Make these the regions, one per row of the batch."""
@@ -107,9 +106,9 @@ class DecodeStep:
         """
         views = PassViews(self._keys)
         if self.meter is not None:
-            self.meter.begin(past, tokens)
+            self.meter.recorder.begin(past, tokens)
         chosen = self._chosen(ids, past, tokens)
-        told = None if chosen is None else self._choice.on_host(chosen, past)
+        told = None if chosen is None else self.choice.on_host(chosen, past)
         mask = None if told is not None and bool(told.all()) else chosen
         idle = told is not None and not bool(told.any())
         self._pass = StepPass(views, past, chosen, mask, idle)
@@ -129,7 +128,7 @@ class DecodeStep:
             self.meter.begin_compiled()
         chosen = self._chosen(ids, None, 1)
         if chosen is not None:
-            self._left.add_((~chosen[:, -1]).to(self._left.device))
+            self.left.add_((~chosen[:, -1]).to(self.left.device))
         self._pass = StepPass(PassViews(self._keys), 0, chosen, chosen)
 
     @property
@@ -138,24 +137,15 @@ class DecodeStep:
         chosen, bool [B, Q]; at which others a region is found anew. None: all are steered."""
         if self._pass.chosen is None:
             return None, None, None
-        return self._choice.reason, self._pass.chosen, self._choice.opened
-
-    def opened_on_host(self, past: int) -> Tensor | None:
-        """At which tokens of the current pass a region is found anew, bool [B, Q] on the CPU."""
-        return self._choice.opened_on_host(past)
-
-    @property
-    def left_compiled(self) -> dict[str, Tensor]:
-        """Compiled steps of each row that were left alone, int64 [B], by reason."""
-        return {self._choice.reason: self._left}
+        return self.choice.reason, self._pass.chosen, self.choice.opened
 
     def _chosen(self, ids: Tensor | None, past: int | None, tokens: int) -> Tensor | None:
         """Which of the new tokens are to be steered, bool [B, Q]; None for all."""
-        decides = self._choice.follow(ids, past, tokens)
+        decides = self.choice.follow(ids, past, tokens)
         if self.meter is not None:
             inside = None if self.spans is None or ids is None else self.spans.inside
             self.meter.note(inside, None if self.uncertainty is None else self.uncertainty.drawn)
-        return self._choice.among(ids, past) if decides else None
+        return self.choice.among(ids, past) if decides else None
 
     # --- its layers ---
 

@@ -62,11 +62,10 @@ class ForwardPass:
             return call.output()
         return self._step.attend(call)
 
-    def is_of(self, cache: KeyCache | None) -> bool:
-        """Whether the text model's pass with this cache is the one that began, and not a later
+    def is_of(self, raw: object | None) -> bool:
+        """Whether the text model's pass with this raw cache is the one that began, and not a later
         one behind a pass that failed."""
-        mine = None if self._cache is None else self._cache.raw
-        return not self.injected and mine is (None if cache is None else cache.raw)
+        return not self.injected and raw is (None if self._cache is None else self._cache.raw)
 
     def _check_keys(self, call: AttentionCall) -> None:
         """The number of keys must agree with our book-keeping.

@@ -21,21 +21,15 @@ class GenerateCall:
     Args:
         options: of the call; recording: that it is part of, or None.
         outer: the call that it is made in, by an assistant or a logits processor, or None.
-        own: whether generate() is transformers' own, whose output is known: the prompt's tokens
-            and the answer's.
 
     Attributes:
         run: the run of its prompt; None until its first forward pass.
     """
 
     def __init__(
-        self,
-        options: GenerateOptions,
-        recording: Recording | None,
-        outer: GenerateCall | None,
-        own: bool,
+        self, options: GenerateOptions, recording: Recording | None, outer: GenerateCall | None
     ):
-        self.options, self._recording, self.outer, self._own = options, recording, outer, own
+        self.options, self._recording, self.outer = options, recording, outer
         self.run: Run | None = None
         assert options.inputs is not None  # without any, generate() itself says what it misses
         self._inputs, self._width = options.inputs, options.inputs.width
@@ -84,7 +78,7 @@ class GenerateCall:
                 "model.compile()), or in a generate() of another library that does not call it: "
                 "undo that, or run `vrga doctor`"
             )
-        if not self._own or not isinstance(sequences, Tensor):
+        if not self.options.own or not isinstance(sequences, Tensor):
             return  # somebody else's generate(), which may return or draw what it likes
         run, given = self.run, self._inputs
         # Of embeddings, generate() returns the new tokens alone.

@@ -9,6 +9,7 @@ from torch import nn
 
 from vrga.hf.announced_prompt import AnnouncedPrompt
 from vrga.hf.attention import KEYWORD
+from vrga.hf.cache import cache_among
 from vrga.hf.host import Host
 from vrga.hf.inputs import ForwardInputs
 from vrga.hf.logits import logits_of
@@ -93,7 +94,7 @@ class Hooks:
         self._host.check_parts()
         self._host.attachment.set_aside_compiled()
         here, outer = self._here, self._here.call
-        call = here.call = GenerateCall(options, self.recording, outer, options.own)
+        call = here.call = GenerateCall(options, self.recording, outer)
         here.announced = None
         config = self.settings.config
         followed = self.recording is not None or "back" in (config.when, config.relocate)
@@ -208,7 +209,7 @@ class Hooks:
         """
         check_singly(self.settings.config)
         past, length = found.past, found.length
-        head = module(**self._host.cut(inputs, slice(0, length), past))
+        head = module(**inputs.cut(slice(0, length), past))
         rest = self._host.behind(inputs, slice(length, None), past, head)
         later = ForwardInputs.of(rest)
         assert later.cache is not None  # `behind` has put it there
@@ -245,13 +246,12 @@ class Hooks:
         Raises:
             SteeringError: such a call on the cache of a prompt that is steered.
         """
-        here, cache = self._here, self._host.cache_among(kwargs)
-        passing = here.passing
-        if passing is not None and passing.is_of(cache):
+        here, passing = self._here, self._here.passing
+        if passing is not None and passing.is_of(cache_among(kwargs)):
             passing.injected = True
             return passing
         here.passing = None
-        if cache is not None and self._mine(cache.run) is not None:
+        if self._mine(self._host.run_in(kwargs)) is not None:
             raise SteeringError(
                 f"{type(self._host.text).__name__} is called by itself on the cache of a patched "
                 "model's prompt, so that the pass would not be steered: call the model, or switch "

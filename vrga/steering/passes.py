@@ -39,11 +39,6 @@ class Progress:
         """Whether the prompt is through, so that the answer goes on."""
         return self.reached >= self.end
 
-    def end_of(self, announced: int) -> int:
-        """Keys when the prompt is complete, where generate() is called again on its cache: what it
-        announces counts an answer so far to the prompt, and that stays an answer."""
-        return self.end if self.answering else announced
-
 
 @dataclass(frozen=True)
 class Pass:
@@ -93,9 +88,17 @@ def what_is(
     if announced is not None:
         end = announced(past)
         if past + tokens > end:  # 22 tokens for a prompt of 20: two drafts
-            return _split(past, tokens, end, drafts=may_cut or not in_call)
+            if in_call and not may_cut:
+                raise SteeringError(
+                    f"the model is given {past + tokens} tokens for a prompt of {end}: something "
+                    "puts tokens before the prompt, such as the virtual tokens of a prompt-tuned "
+                    "or prefix-tuned adapter; positions of image tokens are not known then: merge "
+                    "or leave off the adapter, or switch the patch off (patch.enabled = False)"
+                )
+            return Pass("split", past, length=end - past)
         if past and progress is not None and not opens_turn():  # generate() on its last answer
-            return _goes_on(past, tokens, progress, progress.end_of(end))
+            # What it announces counts an answer so far to the prompt; it stays an answer.
+            return _goes_on(past, tokens, progress, progress.end if progress.answering else end)
         return Pass("prompt", past)  # all of its 20 tokens, or the first 8
     if progress is None:
         if past:  # a cache that the unpatched model filled
@@ -117,22 +120,6 @@ def what_is(
     if not in_call and opens_turn():  # the user's next question, by hand
         return Pass("prompt", past)
     return Pass("step", _agreed(past, tokens, progress, may_cut))  # one token; drafts, several
-
-
-def _split(past: int, tokens: int, end: int, *, drafts: bool) -> Pass:
-    """A pass that brings more tokens than the prompt has left: drafts, where there may be any.
-
-    Raises:
-        SteeringError: there are none.
-    """
-    if not drafts:
-        raise SteeringError(
-            f"the model is given {past + tokens} tokens for a prompt of {end}: something "
-            "puts tokens before the prompt, such as the virtual tokens of a prompt-tuned "
-            "or prefix-tuned adapter; positions of image tokens are not known then: merge "
-            "or leave off the adapter, or switch the patch off (patch.enabled = False)"
-        )
-    return Pass("split", past, length=end - past)
 
 
 def _goes_on(past: int, tokens: int, progress: Progress, end: int) -> Pass:

@@ -65,8 +65,8 @@ class StepSetup:
                 bank=self._bank(recorder, follows=spans is not None),
             )  # fmt: skip
         return DecodeStep(
-            config, kernels, keys, meter=meter, applied=config.steers, spans=spans,
-            uncertainty=self._uncertainty(), ablated=ablated,
+            config, kernels, keys, meter=meter, spans=spans, uncertainty=self._uncertainty(),
+            ablated=ablated,
         )  # fmt: skip
 
     def _groups(self) -> KeyGroups:
