@@ -130,6 +130,7 @@ def test_questions_in_every_form(tmp_path, text, encoding):
         ("3", "line 1: 3 is no object"),
         (b"\xff\xff{", "is no text in UTF-8"),
         ("[]", "holds no question"),
+        ('{"question": "x", "answer": "y", "answer": "z"}', "field 'answer' stands twice"),
     ],
 )
 def test_files_of_no_questions_are_named(tmp_path, text, told):
@@ -151,6 +152,12 @@ def test_files_of_no_questions_are_named(tmp_path, text, told):
         ({"answer": float("nan")}, "answer is nan"),
         ({"images": [None]}, "images a list of paths"),
         ({"image": 3}, "image is one path"),
+        ({"image": ""}, "image is one path"),
+        ({"image": False}, "image is one path"),
+        ({"image": []}, "image is one path"),
+        ({"image": "a.png", "images": ["b.png"]}, "give one of them"),
+        ({"question": True}, "question True is no text"),
+        ({"answer": False}, "answer False is no text"),
         ({"id": [1]}, "id .1. is no text"),
         ({"box": [0, 0, float("inf"), 1]}, "is not .left, top"),
         ({"box": [0, 0, "1", 1]}, "is not .left, top"),

@@ -30,10 +30,10 @@ def parsed(text: str) -> object:
     """JSON, in which half a surrogate pair, which no tokenizer and no file takes, is U+FFFD.
 
     Raises:
-        ValueError: no JSON.
+        ValueError: no JSON, or an object with a field twice, of which Python would take the last.
     """
     try:
-        return _whole(json.loads(text))
+        return _whole(json.loads(text, object_pairs_hook=_once))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -41,6 +41,15 @@ def parsed(text: str) -> object:
 def whole_characters(text: str) -> str:
     """A text with U+FFFD for each half of a surrogate pair."""
     return _SURROGATE.sub("\ufffd", text)
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} stands twice in one object")
+    return found
 
 
 def _whole(value: object) -> object:
