@@ -79,7 +79,7 @@ def read(path: Path, make: Callable[[dict[str, object]], _Made]) -> _Made:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"it has more than {_LARGEST >> 20} MB")
         text = path.read_text("utf-8-sig")
-        return make(json.loads(text, object_pairs_hook=_once))
+        return make(json.loads(text, object_pairs_hook=once))
     except (ValueError, RecursionError) as error:
         told = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise ValueError(
@@ -88,7 +88,7 @@ def read(path: Path, make: Callable[[dict[str, object]], _Made]) -> _Made:
         ) from error
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object of JSON, whose names must differ: of two values json takes the last in silence."""
     found = dict(pairs)
     if len(found) < len(pairs):
