@@ -2,8 +2,10 @@
 
 import errno
 import json
+import subprocess
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from command import run
@@ -16,6 +18,7 @@ from vrga.training.questions import Questions
 from vrga.training.rollouts import FIELDS, Store, keys_of
 from vrga.training.teachers import grid, replies
 
+ROOT = Path(__file__).parents[2]
 QUESTIONS = Questions(limit=12)
 ITEMS = QUESTIONS.items()
 ITEM = ITEMS[0]
@@ -284,6 +287,15 @@ def test_what_was_stopped_says_how_it_goes_on(folder, monkeypatch, error, status
 def test_too_few_chains_for_the_rate_are_told_as_that(folder):
     done = data(folder, "--reflection", 0.03)  # takes 100 rows, of which there are 10
     assert "no number of rows has exactly this share" in str(done.exception)
+
+
+def test_make_train_demo_goes_on_with_the_steps_that_had_begun(folder):
+    how = ["make", "-n", "train-demo", "RESUME=--resume", f"TRAINED={folder}"]
+    told = subprocess.run(how, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line.split("bin/vrga")[1] for line in told.splitlines() if "vrga train" in line]
+    found = subprocess.check_output(["sh", "-c", "\n".join(f"echo{x}" for x in lines)], text=True)
+    resumed = {line.split()[1] for line in found.splitlines() if "--resume" in line}
+    assert resumed == {"rollouts", "evaluate"}  # which finds out itself what is there
 
 
 def test_rows_that_are_not_there_or_damaged_are_told(folder):
