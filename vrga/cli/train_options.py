@@ -62,7 +62,8 @@ def given_for(reader: str, read: bool, **options: Any) -> dict[str, Any]:
         ValueError: one was given, and nothing will read it.
     """
     found = {name: value for name, value in options.items() if value is not None}
-    for name, value in () if read else found.items():
+    if found and not read:
+        name, value = next(iter(found.items()))
         raise ValueError(
             f"--{name} {value}: read by {reader} alone, and there is none: leave it out"
         )
