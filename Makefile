@@ -26,11 +26,13 @@ demo: $(ENV)/demo-ready
 # out/train-demo. Killed, it goes on where it was with another "make train-demo RESUME=--resume".
 TRAINED ?= out/train-demo
 RESUME ?=
+# A step that had not begun has nothing to go on with.
+again = $(if $(RESUME),`test ! -e $(TRAINED)/$(1)/run.json || echo --resume`)
 train-demo: $(ENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/vrga train rollouts --limit 300 --samples 8 --output $(TRAINED) $(RESUME)
-	OMP_NUM_THREADS=1 $(BIN)/vrga train data $(TRAINED) --reflection 0.5 $(RESUME)
-	OMP_NUM_THREADS=1 $(BIN)/vrga train sft $(TRAINED) $(RESUME)
-	OMP_NUM_THREADS=1 $(BIN)/vrga train rl $(TRAINED) $(RESUME)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train rollouts --limit 300 --samples 8 --output $(TRAINED) $(call again,rollouts)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train data $(TRAINED) --reflection 0.5 $(call again,data)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train sft $(TRAINED) $(call again,sft)
+	OMP_NUM_THREADS=1 $(BIN)/vrga train rl $(TRAINED) $(call again,rl)
 	OMP_NUM_THREADS=1 $(BIN)/vrga train evaluate $(TRAINED) --limit 300 --samples 2 $(RESUME)
 	OMP_NUM_THREADS=1 $(BIN)/vrga train report $(TRAINED)
 

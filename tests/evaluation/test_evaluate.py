@@ -267,8 +267,10 @@ def test_unknown_tasks_are_named(tmp_path):
     [
         (("--tasks", " ,"), "--tasks names no task"),
         (("--tasks", "pope", "--split", "noise"), "--split is for the grid task"),
+        (("--tasks", "grid", "--limit", 10_001), "the grid task has at most 10000"),
+        (("--tasks", "grid", "--data", "."), "none of the tasks grid is read from files"),
     ],
-    ids=["no task", "no grid"],
+    ids=["no task", "no grid", "too many", "no files"],
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, options, told):
     with pytest.raises(ValueError, match=told):

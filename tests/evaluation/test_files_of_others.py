@@ -130,6 +130,7 @@ def test_questions_in_every_form(tmp_path, text, encoding):
         ("3", "line 1: 3 is no object"),
         (b"\xff\xff{", "is no text in UTF-8"),
         ("[]", "holds no question"),
+        ('{"question": "x", "answer": "y", "answer": "z"}', "'answer' stands in it twice"),
     ],
 )
 def test_files_of_no_questions_are_named(tmp_path, text, told):
@@ -151,6 +152,12 @@ def test_files_of_no_questions_are_named(tmp_path, text, told):
         ({"answer": float("nan")}, "answer is nan"),
         ({"images": [None]}, "images a list of paths"),
         ({"image": 3}, "image is one path"),
+        ({"image": ""}, "image is one path"),
+        ({"image": False}, "image is one path"),
+        ({"image": []}, "image is one path"),
+        ({"image": "a.png", "images": ["b.png"]}, "give one of them"),
+        ({"question": True}, "question True is no text"),
+        ({"answer": False}, "answer False is no text"),
         ({"id": [1]}, "id .1. is no text"),
         ({"box": [0, 0, float("inf"), 1]}, "is not .left, top"),
         ({"box": [0, 0, "1", 1]}, "is not .left, top"),
@@ -245,6 +252,16 @@ def test_a_torn_last_line_does_not_swallow_the_next_sample(tmp_path):
     assert set(third.done) == {"1", "3"} and third.damaged == 1
 
 
+def test_a_users_own_file_beside_the_samples_is_left_alone(tmp_path):
+    Store(tmp_path, {"a": 1}).add([{"key": "1"}])
+    for name in ("samples.backup.jsonl", "samples-mine.jsonl"):
+        (tmp_path / name).write_bytes((tmp_path / SAMPLES).read_bytes().replace(b'"1"', b'"2"'))
+    again = Store(tmp_path, {"a": 1}, resume=True)
+    assert [one["key"] for one in again.finish()] == ["1"]
+    assert (tmp_path / "samples.backup.jsonl").exists()
+    assert (tmp_path / "samples-mine.jsonl").exists()
+
+
 def test_a_sample_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
     store, synced = Store(tmp_path, {"a": 1}), []
 
@@ -271,6 +288,7 @@ WHOLE = {
         WHOLE | {"text": 3},
         WHOLE | {"score": "1"},
         WHOLE | {"score": True},
+        WHOLE | {"score": float("nan")},
         WHOLE | {"tokens": None},
         WHOLE | {"region": []},
     ],

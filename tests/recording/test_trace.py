@@ -458,7 +458,7 @@ def test_rows_of_beams_have_no_texts(model, returned):
         (lambda p: (p / "trace.json").write_text("[1]"), ValueError, "not of a trace"),
         (lambda p: (p / "trace.json").write_text("{"), ValueError, "is damaged"),
         (lambda p: (p / "trace.json").write_bytes(b"\xff\xfe"), ValueError, "is damaged"),
-        (lambda p: edit(p, version=2), ValueError, "format version 2; this vrga reads 1"),
+        (lambda p: edit(p, version=2), ValueError, "format version 2, and this vrga reads 1"),
         (lambda p: edit(p, regions=[]), ValueError, "do not fit together"),
         (lambda p: edit(p, texts=[["a"]]), ValueError, "do not fit together"),
         (lambda p: edit(p, config=None, regions=[{}, {}]), ValueError, "do not fit together"),

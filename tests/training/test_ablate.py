@@ -61,11 +61,11 @@ def done(monkeypatch):
     return made
 
 
-def ablate(folder, name="sft"):
-    return ablation.ablate(
-        name, folder, seeds=2, questions=3, samples=2, limit=8, answers=2,
-        console=Console(quiet=True),
-    )  # fmt: skip
+SMALL = {"seeds": 2, "questions": 3, "samples": 2, "limit": 8, "answers": 2}
+
+
+def ablate(folder, name="sft", **other):
+    return ablation.ablate(name, folder, **{**SMALL, **other}, console=Console(quiet=True))
 
 
 def test_arms_are_trained_once_and_compared_over_all_seeds(tmp_path, done):
@@ -98,6 +98,36 @@ def test_every_ablation_differs_in_one_thing():
             assert len(changed) == 1 or (name == "zoom" and changed == {"rl", "reflection"})
         places = [(arm.rows, arm.model) for arm in arms.values()]
         assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"seeds": 41}, "--seeds 41: at least 1, at most 40"),
+        ({"samples": 0}, "--samples 0"),
+        ({"answers": 0}, "--answers 0"),
+        ({"split": "x"}, "split 'x': known are"),
+        ({"limit": 10_001}, "at most 10000"),
+        ({"config": "x"}, "--config x: no such file"),
+    ],
+    ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
+)
+def test_what_would_be_refused_after_a_training_is_refused_before(tmp_path, done, other, told):
+    with pytest.raises((ValueError, OSError), match=told):
+        ablate(tmp_path, **other)
+    assert not done
+
+
+def test_trainings_of_other_rows_or_settings_do_not_stand_for_those_that_were_asked_for(
+    tmp_path, done
+):
+    ablate(tmp_path)
+    for other in ({"rows": 20}, {"config": "chain"}):
+        with pytest.raises(ValueError, match="are of other --rows or --config"):
+            ablate(tmp_path, **other)
+    (tmp_path / "trainings.json").write_text("{")
+    with pytest.raises(ValueError, match="trainings.json is damaged"):
+        ablate(tmp_path)
 
 
 def test_an_ablation_that_there_is_not_is_refused(tmp_path):

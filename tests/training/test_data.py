@@ -1,8 +1,11 @@
 """Rows: which answers are chosen, what a teacher may do to them, and at which rate."""
 
+import errno
 import json
+import subprocess
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from command import run
@@ -15,6 +18,7 @@ from vrga.training.questions import Questions
 from vrga.training.rollouts import FIELDS, Store, keys_of
 from vrga.training.teachers import grid, replies
 
+ROOT = Path(__file__).parents[2]
 QUESTIONS = Questions(limit=12)
 ITEMS = QUESTIONS.items()
 ITEM = ITEMS[0]
@@ -235,6 +239,63 @@ def test_a_teacher_that_is_none_is_refused(teacher, model, told):
     with pytest.raises(ValueError) as refused:
         list(replies({"1": (ITEM, CHAIN)}, teacher, "semantic", "back", model=model))
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--style", "x"), "--style x: known are"),
+        (("--teacher", "gird"), "--teacher gird: grid"),
+        (("--teacher-model", "m"), "is for a teacher on a server"),
+        (("--teacher", "os:getcwd", "--timeout", "inf"), "--timeout inf: seconds above 0"),
+        (("--teacher", "os:getcwd", "--timeout", "nan"), "--timeout nan: seconds above 0"),
+    ],
+    ids=["style", "teacher", "model", "endless", "nan"],
+)
+def test_how_spans_are_made_is_checked_also_where_none_are(folder, options, told):
+    assert told in str(data(folder, "--reflection", 0, *options).exception)
+    assert not (folder / "data").exists()
+
+
+def test_rollouts_that_were_interrupted_or_lost_a_line_are_not_all_there_is(folder):
+    path = folder / "rollouts" / "samples.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    for left in (lines[:20], [*lines[:20], "{}\n", *lines[21:]]):
+        path.write_text("".join(left))
+        told = str(data(folder, "--reflection", 0).exception)
+        assert f"is not whole, {20 if len(left) == 20 else 47} of 48 answers: go on with" in told
+    assert not (folder / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "the disk is full"), 3)],
+    ids=["interrupted", "full"],
+)
+def test_what_was_stopped_says_how_it_goes_on(folder, monkeypatch, error, status):
+    def stopped(*args, **more):
+        raise error
+
+    monkeypatch.setattr("vrga.training.data.make", stopped)
+    done = data(folder)
+    assert done.exit_code == status and "go on with --resume" in done.output
+    monkeypatch.setattr("vrga.training.ablate.ablate", stopped)
+    done = run("train", "ablate", "sft", "--output", folder)
+    assert done.exit_code == status and "go on with the same command" in done.output
+
+
+def test_too_few_chains_for_the_rate_are_told_as_that(folder):
+    done = data(folder, "--reflection", 0.03)  # takes 100 rows, of which there are 10
+    assert "no number of rows has exactly this share" in str(done.exception)
+
+
+def test_make_train_demo_goes_on_with_the_steps_that_had_begun(folder):
+    how = ["make", "-n", "train-demo", "RESUME=--resume", f"TRAINED={folder}"]
+    told = subprocess.run(how, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line.split("bin/vrga")[1] for line in told.splitlines() if "vrga train" in line]
+    found = subprocess.check_output(["sh", "-c", "\n".join(f"echo{x}" for x in lines)], text=True)
+    resumed = {line.split()[1] for line in found.splitlines() if "--resume" in line}
+    assert resumed == {"rollouts", "evaluate"}  # which finds out itself what is there
 
 
 def test_rows_that_are_not_there_or_damaged_are_told(folder):

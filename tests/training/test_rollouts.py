@@ -170,6 +170,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_loaded(file, tmp
     for more, told in (
         (("--server", "http://x/v1"), "--server needs --model"),
         (("--server", "localhost:8000", "--model", "m"), "give an address"),
+        (("--server", "http://x/v1", "--model", "m", "--timeout", "inf"), "--timeout inf: seconds"),
         (("--samples", 0), "at least 1"),
         (("--temperature", 0), "above 0"),
     ):

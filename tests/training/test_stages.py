@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections import namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -121,12 +122,18 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_one_that_was_not_interrupted(begu
     assert "holds a run already" in str(refused.exception)
     other = run("train", name, begun, *SMALL[name], *EVERY, "--set", "seed=1", "--resume")
     assert "other settings (seed: 0, now 1)" in str(other.exception)
-    # A checkpoint whose writing was cut short counts for nothing.
+    # A checkpoint whose writing was cut short counts for nothing, and so does one cut short later.
     (begun / name / "checkpoint-3").mkdir()
+    cut = shutil.copytree(begun / name / "checkpoint-2", begun / name / "checkpoint-4")
+    (cut / "optimizer.pt").write_bytes((cut / "optimizer.pt").read_bytes()[:-9])
     done = run("train", name, begun, *SMALL[name], *EVERY, "--resume")
     assert done.exit_code == 0, (done.output, done.exception)
     assert "step 3 of 3" in done.output and "step 2 of 3" not in done.output
     paths = (begun / name / "model", trained / name / "model")
+    assert differ(*map(weights, paths)) == ([], 0.0)
+    # A run that is through takes no step more.
+    shutil.rmtree(paths[0])
+    assert run("train", name, begun, *SMALL[name], *EVERY, "--resume").exit_code == 0
     assert differ(*map(weights, paths)) == ([], 0.0)
     kept = ("step", "loss", "reward", "answers")
     one, whole = (
@@ -134,6 +141,44 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_one_that_was_not_interrupted(begu
         for path in paths
     )
     assert one == whole
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_weights_that_a_step_has_spoilt_are_not_saved(tmp_path, name):
+    made = stage.Stage(tmp_path, None, SFT(), {}, False)
+    kept, state = record.Record(made, None), SimpleNamespace(global_step=3, max_steps=9)
+    kept.on_log(None, state, None, {"loss": 1.0, "grad_norm": 2.0})
+    with pytest.raises(ValueError, match=f"step 3: {name} is nan, and the weights are lost"):
+        kept.on_log(None, state, None, {"loss": 1.0, "grad_norm": 2.0, name: float("nan")})
+
+
+def test_an_adapter_wider_than_the_model_is_refused(tmp_path):
+    made = stage.Stage(tmp_path, None, SFT(lora=99_999), {}, False)
+    with pytest.raises(ValueError, match="lora=99999: must be at most 128, this model's width"):
+        made.adapter(vrga.load()[0])
+
+
+def test_a_model_whose_writing_was_cut_short_is_not_there(tmp_path, monkeypatch):
+    made = stage.Stage(tmp_path, None, SFT(), {}, False)
+
+    class Trainer:
+        def save_model(self, path):
+            Path(path).mkdir(exist_ok=True)
+            (Path(path) / "config.json").write_text("{}")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "complete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made._write(Trainer(), None)
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(stage, "complete", lambda *args: None)
+    for _ in range(2):
+        made._write(Trainer(), None)
+        assert (tmp_path / "model" / "config.json").exists()
+        assert not (tmp_path / "model.new").exists()
 
 
 @pytest.mark.slow
@@ -149,6 +194,8 @@ def test_an_adapter_is_merged_and_resumes_too(begun):
     shutil.rmtree(folder / "checkpoint-3")
     done = run("train", *lora, folder, "--resume")
     assert done.exit_code == 0 and "step 2 of 3" not in done.output
+    assert differ(weights(folder / "model"), merged) == ([], 0.0)
+    assert run("train", *lora, folder, "--resume").exit_code == 0
     assert differ(weights(folder / "model"), merged) == ([], 0.0)
 
 
@@ -186,8 +233,9 @@ def test_a_run_begins_where_it_is_told_to(begun, trained, tmp_path):
     assert "leave out --from-base" in str(both.exception)
     many = run("train", "rl", begun, "--from-base", "--set", "batch=60", "--output", tmp_path / "b")
     assert "batch=60 questions, and 24 are of mixed success" in str(many.exception)
-    odd = run("train", "sft", begun, "--set", "batch=7", "--set", "per_device=2")
+    odd = run("train", "sft", begun, "--set", "batch=77", "--set", "per_device=2")
     assert "do not divide" in str(odd.exception)
+    assert "a step takes batch=77 rows, and there are" in odd.output
 
 
 @pytest.mark.slow

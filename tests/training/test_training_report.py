@@ -8,6 +8,7 @@ import pytest
 from command import run
 
 from vrga import lookback
+from vrga.evaluation.request import Answer
 from vrga.evaluation.store import Store
 from vrga.training.evaluate import evaluate, summary
 from vrga.training.hacking import hacking
@@ -188,6 +189,32 @@ def test_the_same_questions_are_asked_before_and_after(folder, monkeypatch):
     assert found["models"]["sft"]["against_base"][0] == 1
     page = write_report(folder)[0].read_text()
     assert page.count("sft: right") == page.count("base: wrong") == 8
+    (folder / "evaluation" / "base" / "run.json").unlink()
+    assert "sft: right" not in write_report(folder)[0].read_text()  # beside nothing
+    (folder / "evaluation" / "results.json").write_text('{"models"')
+    told = str(run("train", "report", folder).exception)
+    assert "results.json is damaged" in told and "vrga train evaluate" in told
+
+
+def test_answers_of_a_model_that_was_trained_anew_are_not_those_of_the_new_one(folder, monkeypatch):
+    from rich.console import Console
+
+    class Answers:
+        def ask(self, requests):
+            for one in requests:
+                yield Answer(one.id, text=PLAIN, tokens=5)
+
+    monkeypatch.setattr("vrga.training.rollouts.loaded", lambda *args: (None, None))
+    monkeypatch.setattr("vrga.training.rollouts.Asker", lambda *args, **more: Answers())
+    (folder / "sft" / "model").mkdir()
+    (folder / "sft" / "model" / "config.json").write_text("{}")
+    how = {"limit": 2, "samples": 1, "console": Console(quiet=True)}
+    evaluate(folder, **how)
+    evaluate(folder, **how, resume=True)
+    record = folder / "sft" / "samples.jsonl"
+    record.write_text(record.read_text().replace("1.0", "1.5"))
+    with pytest.raises(ValueError, match="evaluation/sft has other settings .trained: "):
+        evaluate(folder, **how, resume=True)
 
 
 def test_questions_of_training_are_not_held_out(tmp_path, folder):
@@ -203,5 +230,8 @@ def test_questions_of_training_are_not_held_out(tmp_path, folder):
     store.add([{"key": "1/0", "id": "1", "sample": 0, "text": PLAIN, "tokens": 5, "score": 1.0,
                 "reward": 0.667, "error": None}])  # fmt: skip
     store.finish()
-    assert "holds the questions of training" in str(run("train", "evaluate", again, path).exception)
+    path.with_name("more.jsonl").write_text('{"question": "c", "answer": "d"}\n' + path.read_text())
+    for same in (path, path.with_name("more.jsonl")):
+        told = str(run("train", "evaluate", again, same).exception)
+        assert "1 of its questions are those of training: give held-out" in told
     assert "give a file of held-out ones" in str(run("train", "evaluate", again).exception)

@@ -26,6 +26,7 @@ from vrga.demo.fine.arms import ANEW, FOUND, LARGER, ONCE, PLACE, TOLD, TRUE, As
 from vrga.demo.fine.data import FineSample, fine_split_options, is_right, make_fine_samples
 from vrga.demo.fine.settings import CLOSER, FINDING
 from vrga.demo.fine.timing import seconds_of_ways
+from vrga.evaluation.json_text import read_object
 from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import Table, percent, say_config
 from vrga.hf.checkpoints import load
@@ -100,7 +101,7 @@ def _known(path: Path, settings: dict) -> dict | None:
     """
     if not path.exists():
         return None
-    told = json.loads(path.read_text("utf-8"))
+    told = read_object(path, "give another --output, or leave out --resume")
     for key, value in json.loads(json.dumps(settings)).items():
         if told["settings"].get(key) != value:
             raise ValueError(

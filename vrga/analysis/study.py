@@ -72,6 +72,8 @@ class Study:
     def __post_init__(self):
         if self.data is not None and self.split != "clean":
             raise ValueError("--split is for drawn questions: leave it out with a data file")
+        if self.data is None and (self.limit or 0) > APART:
+            raise ValueError(f"--limit {self.limit}: at most {APART} drawn questions")
 
     @property
     def longest(self) -> int:

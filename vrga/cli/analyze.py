@@ -59,7 +59,7 @@ def ablate(
     first_layer: Annotated[
         int | None, typer.Option(help="For step; 6, or a quarter of the layers.")
     ] = None,
-    style: options.Style = "semantic",
+    style: options.Style = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 300 drawn ones.")] = None,
     split: options.Split = None,
     batch_size: options.Batch = 32,
@@ -72,8 +72,8 @@ def ablate(
     check_known("--selection", selections, SELECTIONS)
     check_known("--prompt", [prompt], PROMPTS)
     study = _study(
-        output, data, model, limit, split, style=style, batch=batch_size,
-        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+        output, data, model, limit, split, style=style, prompts=[prompt],
+        batch=batch_size, max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
     from vrga.analysis.ablate import analyze
 
@@ -91,7 +91,7 @@ def rrar(
     prompts: Annotated[
         str, typer.Option(help="Of direct, cot, guided (the prompt names the place), back.")
     ] = "cot,direct,guided,back",
-    style: options.Style = "semantic",
+    style: options.Style = None,
     limit: options.Limit = None,
     split: options.Split = None,
     batch_size: options.Batch = 32,
@@ -102,8 +102,8 @@ def rrar(
     """Attention on the box over attention on the image, by prompt and by right and wrong."""
     check_known("--prompts", prompts.split(","), (*PROMPTS, "guided"))
     study = _study(
-        output, data, model, limit, split, style=style, batch=batch_size,
-        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+        output, data, model, limit, split, style=style, prompts=prompts.split(","),
+        batch=batch_size, max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
     from vrga.analysis.rrar import analyze
 
@@ -119,7 +119,7 @@ def dispersion(
     prompt: options.Prompt = "cot",
     gain: Annotated[float, typer.Option(help="Factor on attention to the region.")] = 1.5,
     bins: Annotated[int, typer.Option(help="Equal parts of an answer.")] = 10,
-    style: options.Style = "semantic",
+    style: options.Style = None,
     limit: options.Limit = None,
     split: options.Split = None,
     batch_size: options.Batch = 32,
@@ -131,8 +131,8 @@ def dispersion(
     VRGAConfig(gain=gain)  # refuses what is none
     check_known("--prompt", [prompt], PROMPTS)
     study = _study(
-        output, data, model, limit, split, style=style, batch=batch_size,
-        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+        output, data, model, limit, split, style=style, prompts=[prompt],
+        batch=batch_size, max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
     from vrga.analysis.dispersion import analyze
 
@@ -146,7 +146,7 @@ def recovery(
     model: options.Model = None,
     output: options.Output = Path("out/analyze/recovery"),
     prompt: options.Prompt = "cot",
-    style: options.Style = "semantic",
+    style: options.Style = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 200 drawn ones.")] = None,
     split: options.Split = None,
     config: Annotated[
@@ -161,8 +161,8 @@ def recovery(
     """Accuracy that steering wins, over gates and gains, beside the true region's upper bound."""
     check_known("--prompt", [prompt], PROMPTS)
     study = _study(
-        output, data, model, limit, split, style=style, batch=batch_size,
-        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+        output, data, model, limit, split, style=style, prompts=[prompt],
+        batch=batch_size, max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
     from vrga.analysis.recovery import analyze, named
 

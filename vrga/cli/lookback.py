@@ -35,7 +35,7 @@ def lookback(
         float | None,
         typer.Option(help="Nats from which a distribution is uncertain, if not the preset's."),
     ] = None,
-    style: options.Style = "semantic",
+    style: options.Style = None,
     preset: options.Start = None,
     gain: options.Gain = None,
     limit: options.Limit = None,
@@ -65,8 +65,9 @@ def lookback(
                 f"uncertain+relocate, and --steering is {steering}: name one, or leave it out"
             )
     study = options.study_of(
-        output, data, model, limit, split, (*SPLITS, *CHAIN_SPLITS), style=style, batch=batch_size,
-        max_new_tokens=max_new_tokens, seed=seed, resume=resume,
+        output, data, model, limit, split, (*SPLITS, *CHAIN_SPLITS), style=style,
+        prompts=prompts.split(","), batch=batch_size, max_new_tokens=max_new_tokens, seed=seed,
+        resume=resume,
     )  # fmt: skip
     closer = options.zoom_for(
         "chain" if model == "fine" or split in CHAIN_SPLITS else model, "zoom" in steering,

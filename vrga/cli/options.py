@@ -69,13 +69,17 @@ Split = Annotated[
     str | None, typer.Option(help=f"Of drawn questions: {', '.join(SPLITS)}; {HARD} if absent.")
 ]
 Style = Annotated[
-    str, typer.Option(help="The back prompt: semantic, solution, or a text with {question}.")
+    str | None,
+    typer.Option(
+        help="The back prompt for a file's questions: semantic (if absent), solution, or a text "
+        "with {question}."
+    ),
 ]
 Prompt = Annotated[str, typer.Option(help="direct, cot or back.")]
 Batch = Annotated[int, typer.Option(min=1, help="Rows per call of generate.")]
 Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Weights = Annotated[Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")]
-Seed = Annotated[int, typer.Option(help="Of sampling.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")]
 ZoomOption = Annotated[
     list[str] | None, typer.Option(help="field=value of Zoom, and again for more.")
 ]
@@ -96,26 +100,34 @@ def study_of(
     split: str | None,
     splits: Sequence[str] = SPLITS,
     *,
-    style: str = "semantic",
+    style: str | None = None,
+    prompts: Sequence[str] = (),
     **more,
 ) -> Study:
     """The study that the options mean; refuses what can be known to be wrong before imports.
 
     Args:
         splits: those of drawn questions that are known; more: of `Study`.
+        prompts: that are asked; of them back reads the style.
     """
     split = drawn_split(split, data)
     if data is not None and split != "clean":
         raise ValueError("--split is for drawn questions: leave it out with a data file")
     check_split(split, splits)
-    check_style(style)
+    check_style(style or "semantic")
+    if style is not None and (data is None or "back" not in prompts):
+        raise ValueError(
+            f"--style {style}: of the prompt back with a file's questions (drawn ones have their "
+            "own words): leave it out, or ask that"
+        )
     check_readable(data, "questions")
     check_model(model)
     check_folder(output, "--output")
     from vrga.analysis.study import Study
 
     typed = shlex.join(["vrga", *sys.argv[1:]])
-    return Study(output, data, model, limit, split, style, command=typed, console=console, **more)
+    more |= {"style": style or "semantic", "command": typed, "console": console}
+    return Study(output, data, model, limit, split, **more)
 
 
 def zoom_for(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vrga.beforehand import check_chain, check_file, check_folder, check_readable
+from vrga.beforehand import HARD, check_chain, check_file, check_folder, check_readable
 from vrga.cli.options import Model, Resume, console
 from vrga.cli.status import guarded
 from vrga.cli.train_options import (
@@ -20,6 +20,7 @@ from vrga.cli.train_options import (
     Seed,
     Set,
     bounds,
+    given_for,
     say,
     stage_options,
 )
@@ -51,9 +52,13 @@ def rollouts(
     server: Annotated[
         str | None, typer.Option(help="Ask this OpenAI-compatible server: http://host:8000/v1.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for a reply of the server.")] = 600.0,
-    parallel: Parallel = 8,
-    split: Annotated[str, typer.Option(help="Of drawn questions: similar, noise, ...")] = "similar",
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for a reply of the server; 600 if absent.")
+    ] = None,
+    parallel: Parallel = None,
+    split: Annotated[
+        str | None, typer.Option(help=f"Of drawn questions: similar, noise, ...; {HARD} if absent.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")] = None,
     seed: Seed = 0,
     resume: Resume = False,
@@ -61,7 +66,9 @@ def rollouts(
     """Answer every question several times, and score the answers."""
     check_readable(data, "questions")
     check_folder(output, "--output")
+    given_for("drawn questions", data is None, split=split)
     check_chain(split, model)
+    waiting = given_for("--server", server is not None, timeout=timeout, parallel=parallel)
     if server is None:
         check_model(model)
     elif model is None:
@@ -71,10 +78,10 @@ def rollouts(
     from vrga.training.server import Server
 
     asked = Questions(
-        None if data is None else str(data.resolve()), prompt=prompt, tag=tag, split=split,
-        seed=seed, limit=limit,
+        None if data is None else str(data.resolve()), prompt=prompt, tag=tag,
+        split=split or HARD, seed=seed, limit=limit,
     )  # fmt: skip
-    there = None if server is None else Server(server, timeout, parallel)
+    there = None if server is None else Server(server, **waiting)
     raise typer.Exit(
         guarded(
             lambda: ask(
@@ -105,8 +112,10 @@ def data(
     teacher_model: Annotated[
         str | None, typer.Option(help="The name of the server's model.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for a reply of the teacher.")] = 120.0,
-    parallel: Parallel = 8,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for a reply of the teacher; 120 if absent.")
+    ] = None,
+    parallel: Parallel = None,
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
@@ -114,12 +123,19 @@ def data(
     check_readable(folder, "training", folder=True)
     low, high = bounds(difficulty)
     from vrga.training.data import make
+    from vrga.training.teachers import is_address
 
-    make(
-        folder, style=style, reflection=reflection, difficulty=(low, high), chains=chains,
-        size=size, teacher=teacher, teacher_model=teacher_model, timeout=timeout,
-        parallel=parallel, seed=seed, resume=resume, console=console,
-    )  # fmt: skip
+    waiting = given_for("a teacher that is no grid", teacher != "grid", timeout=timeout)
+    waiting |= given_for("a teacher on a server", is_address(teacher), parallel=parallel)
+
+    def run() -> None:
+        make(
+            folder, style=style, reflection=reflection, difficulty=(low, high), chains=chains,
+            size=size, teacher=teacher, teacher_model=teacher_model, seed=seed, resume=resume,
+            console=console, **waiting,
+        )  # fmt: skip
+
+    raise typer.Exit(guarded(run, folder / "data", console))
 
 
 @train.command()
@@ -257,12 +273,15 @@ def ablate(
     samples: Annotated[int, typer.Option(help="Answers to each of them.")] = 8,
     rows: Annotated[int, typer.Option(min=1, help="Rows of SFT in each arm.")] = 80,
     limit: Annotated[int, typer.Option(min=1, help="Held-out questions.")] = 500,
-    answers: Annotated[int, typer.Option(help="Answers to each of them.")] = 4,
-    split: Annotated[str, typer.Option(help="Of drawn questions.")] = "similar",
+    answers: Annotated[
+        int | None, typer.Option(help="Answers to each of them, but of zoom; 4 if absent.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of drawn questions.")] = HARD,
     model: Model = None,
     config: Config = None,
 ) -> None:
     """One of the paper's ablations, on the embedded model; goes on with what is in the folder."""
+    own = given_for("ablations that sample, not by zoom,", ablation != "zoom", answers=answers)
     check_folder(output, "--output")
     check_chain("chain" if ablation == "zoom" else split, model)
     check_model(model)
@@ -271,7 +290,10 @@ def ablate(
     check_trl()
     from vrga.training.ablate import ablate
 
-    ablate(
-        ablation, output, seeds=seeds, questions=questions, samples=samples, rows=rows,
-        limit=limit, answers=answers, split=split, config=config, model=model, console=console,
-    )  # fmt: skip
+    def run() -> None:
+        ablate(
+            ablation, output, seeds=seeds, questions=questions, samples=samples, rows=rows,
+            limit=limit, split=split, config=config, model=model, console=console, **own,
+        )  # fmt: skip
+
+    raise typer.Exit(guarded(run, output, console, again="the same command"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,9 @@ Asked = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
-Parallel = Annotated[int, typer.Option(min=1, help="Questions under way on a server.")]
+Parallel = Annotated[
+    int | None, typer.Option(min=1, help="Questions under way on a server; 8 if absent.")
+]
 Config = Annotated[
     str | None,
     typer.Option(help="YAML with sft: and rl:, a path or embedded, chain, paper-7b; by the model."),
@@ -51,6 +53,21 @@ def say(text: str) -> None:
     """Say it once, of several processes."""
     if int(os.environ.get("RANK", 0)) == 0:
         console.print(text, style="dim", soft_wrap=True, markup=False, highlight=False)
+
+
+def given_for(reader: str, read: bool, **options: Any) -> dict[str, Any]:
+    """Options of `reader` that were given, by their names.
+
+    Raises:
+        ValueError: one was given, and nothing will read it.
+    """
+    found = {name: value for name, value in options.items() if value is not None}
+    if found and not read:
+        name, value = next(iter(found.items()))
+        raise ValueError(
+            f"--{name} {value}: read by {reader} alone, and there is none: leave it out"
+        )
+    return found
 
 
 def bounds(text: str) -> tuple[float, float]:

@@ -30,7 +30,7 @@ def tune(
         ),
     ] = None,
     prompt: options.Prompt = "cot",
-    style: options.Style = "semantic",
+    style: options.Style = None,
     split: options.Split = None,
     limit: Annotated[
         int | None, typer.Option(min=4, help="Questions in both halves; 1000 drawn ones.")
@@ -42,10 +42,12 @@ def tune(
 ) -> None:
     """Choose a configuration on one half of the questions, and report it on the other half."""
     check_known("--prompt", [prompt], PROMPTS)
+    if seed and data is None:
+        raise ValueError(f"--seed {seed}: of the halves of a file, and none is given: leave it out")
     base = chosen_for(model, preset and preset.value)
     configs = swept(base.config, sweep)
     study = options.study_of(
-        output, data, model, limit, split, style=style, batch=batch_size,
+        output, data, model, limit, split, style=style, prompts=[prompt], batch=batch_size,
         max_new_tokens=max_new_tokens, seed=seed, resume=resume,
     )  # fmt: skip
     say_config(options.errors, base)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vrga.evaluation.store import ANSWERED, merge, read_samples, read_settings
+from vrga.evaluation.store import ANSWERED, merge, parts, read_samples, read_settings
 from vrga.evaluation.tables import difference
 from vrga.evaluation.wording import Table, percent
 
@@ -159,7 +159,7 @@ def _read(folder: Path) -> tuple[list[dict], dict]:
     """Samples and settings of a finished or an unfinished run."""
     settings = read_settings(folder)
     samples: dict[str, dict] = {}
-    for path in sorted(folder.glob("samples*.jsonl")):
+    for path in parts(folder):
         # A line may be cut off, if the run was stopped.
         found, _ = read_samples(path, settings["hash"], ANSWERED)
         merge(samples, [one for one in found if isinstance(one.get("task"), str)])

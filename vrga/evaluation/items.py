@@ -126,10 +126,14 @@ def _item(row: object, number: str, folder: Path, style: str) -> Item:
         raise ValueError(f"{row!r:.80} is no object")
     unknown = "answer" in row and row["answer"] is None
     row = {name: value for name, value in row.items() if value is not None}
-    images = row["images"] if "images" in row else [row["image"]] if row.get("image") else []
-    if not isinstance(images, list) or not all(isinstance(x, str) and x.strip() for x in images):
-        given = {name: row[name] for name in ("image", "images") if name in row}
-        raise ValueError(f"{given!r:.200}: image is one path, images a list of paths")
+    given = {name: row[name] for name in ("image", "images") if name in row}
+    images = given["images"] if "images" in given else list(given.values())
+    listed = isinstance(images, list) and all(isinstance(x, str) and x.strip() for x in images)
+    if not listed or len(given) > 1:
+        raise ValueError(
+            f"{given!r:.200}: image is one path, images a list of paths; give one of them, or "
+            "neither where a question has no image"
+        )
     question = _words(row, "question")
     choices = read_options(row.get("choices"))
     answer = None if unknown else letter_of_key(row.get("choices"), _words(row, "answer"))
@@ -166,7 +170,7 @@ def _words(row: dict, name: str) -> str:
     value = row[name]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} is {value}: write a text or a number")
-    if not isinstance(value, (str, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"{name} {value!r:.80} is no text: write one text or number")
     if not str(value).strip():
         raise ValueError(f"{name} is empty")

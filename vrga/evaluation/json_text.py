@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 
+from vrga.config_file import once
+
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -30,12 +32,30 @@ def parsed(text: str) -> object:
     """JSON, in which half a surrogate pair, which no tokenizer and no file takes, is U+FFFD.
 
     Raises:
-        ValueError: no JSON.
+        ValueError: no JSON, or an object with a field twice, of which Python would take the last.
     """
     try:
-        return _whole(json.loads(text))
+        return _whole(json.loads(text, object_pairs_hook=once))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_object(path: Path, advice: str) -> dict:
+    """An object in a JSON file of a run.
+
+    Args:
+        advice: what to do where it is damaged.
+
+    Raises:
+        OSError: no such file. ValueError: a damaged one.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"{type(found).__name__} in the place of an object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {advice}") from error
+    return found
 
 
 def whole_characters(text: str) -> str:

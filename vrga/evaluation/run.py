@@ -25,6 +25,7 @@ from vrga.recording.package_versions import versions_and_device
 RESULTS, TABLE = "results.json", "table.md"
 BASE, STEERED, ZOOM = "base", "vrga", "zoom"
 LOCAL = "transformers"
+DRAWN = 10_000  # questions of the grid task at most; other commands' begin behind them
 FIELDS = {**ANSWERED, "task": (str,)}
 NOT_SETTINGS = ("batch", "device_map", "told")  # decide how fast, not what
 
@@ -72,6 +73,13 @@ class Evaluation:
             raise ValueError("--tasks names no task")
         if self.split != "clean" and "vrga_grid" not in map(own_task, self.tasks):
             raise ValueError("--split is for the grid task: leave it out with others")
+        if "vrga_grid" in map(own_task, self.tasks) and (self.limit or 0) > DRAWN:
+            raise ValueError(f"--limit {self.limit}: the grid task has at most {DRAWN} questions")
+        if self.data is not None and not self.files():
+            raise ValueError(
+                f"--data {self.data}: none of the tasks {', '.join(self.tasks)} is read from "
+                "files: leave it out, or name one that is"
+            )
         if (ZOOM in self.arms) != (self.zoom is not None):
             raise ValueError(f"arms={self.arms}, zoom={self.zoom}: one without the other")
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,7 @@ from vrga.config import VRGAConfig
 from vrga.evaluation.json_text import whole_characters
 
 SETTINGS, SAMPLES = "run.json", "samples.jsonl"
+_PART = re.compile(r"samples(\.\d+)?\.jsonl")
 _NONE, _NUMBER = type(None), (int, float)
 # What a finished sample of a question holds at least, and of which types.
 ANSWERED: Mapping[str, tuple[type, ...]] = {
@@ -81,7 +83,7 @@ class Store:
             self.hash = read_settings(self.folder)["hash"]
         self.done: dict[str, dict] = {}
         if resume:  # what failed is asked again: its image may have been mended
-            for path in self._parts():
+            for path in parts(self.folder):
                 self._read(path)
         name = SAMPLES if ranks == 1 else f"samples.{rank}.jsonl"
         # Unbuffered: after a failed write nothing waits to fail again.
@@ -96,19 +98,19 @@ class Store:
                 raise ValueError(
                     f"nothing to resume: {self.folder} has no {SETTINGS}; leave out --resume"
                 )
-            if self._parts():
+            if parts(self.folder):
                 raise ValueError(f"{self.folder} holds samples of a run without a {SETTINGS}")
             write_json(path, {"hash": self.hash, "settings": settings})
             return
-        if not any(part.stat().st_size for part in self._parts()):
+        if not any(part.stat().st_size for part in parts(self.folder)):
             if resume and self._has(settings):
                 return
             write_json(path, {"hash": self.hash, "settings": settings})
             return  # a run that was refused, or stopped before its first answer
         if not resume:
             raise ValueError(
-                f"{self.folder} holds a run already: go on with it (--resume), or give another "
-                "--output"
+                f"{self.folder} holds a run already: go on with it (--resume), remove it to begin "
+                "again, or give another --output where the command has one"
             )
         held, settings = (
             _completed(one) for one in (read_settings(self.folder)["settings"], settings)
@@ -117,8 +119,8 @@ class Store:
         if other:
             told = "; ".join(f"{n}: {held.get(n)!r}, now {settings.get(n)!r}" for n in other)
             raise ValueError(
-                f"the run in {self.folder} has other settings ({told}): give the same ones, or "
-                "another --output"
+                f"the run in {self.folder} has other settings ({told}): give the same ones, remove "
+                "it to begin again, or give another --output where the command has one"
             )
 
     def _has(self, settings: dict) -> bool:
@@ -128,9 +130,6 @@ class Store:
         except ValueError:  # damaged, of a run that was stopped before its first answer
             return False
         return _completed(held) == _completed(settings)
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("samples*.jsonl"))
 
     def _read(self, path: Path, failed: bool = False) -> None:
         """Take the samples of a file into `done`; those that failed only if asked for."""
@@ -164,16 +163,16 @@ class Store:
         samples = [self.done[key] for key in keys]
         whole = self.folder / (SAMPLES + ".new")
         whole.write_bytes(b"".join(map(_line, samples)))
-        parts = [path for path in self._parts() if path.name != SAMPLES]
         whole.replace(self.folder / SAMPLES)
-        for path in parts:
-            path.unlink()
+        for path in parts(self.folder):
+            if path.name != SAMPLES:
+                path.unlink()
         return samples
 
     def gather(self) -> None:
         """Read what the other processes wrote, once they are through."""
         held, self.done = self.done, {}
-        for path in self._parts():
+        for path in parts(self.folder):
             self._read(path, failed=True)
         self.done |= held
 
@@ -216,6 +215,11 @@ def read_settings(folder: Path) -> dict:
     return found
 
 
+def parts(folder: Path) -> list[Path]:
+    """The files of a run's samples; any other name is a user's own, and is left alone."""
+    return sorted(path for path in Path(folder).iterdir() if _PART.fullmatch(path.name))
+
+
 def read_samples(
     path: Path, hash: str, fields: Mapping[str, tuple[type, ...]] | None = None
 ) -> tuple[list[dict], int]:
@@ -236,6 +240,8 @@ def read_samples(
                 value = one[name]
                 if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                     raise TypeError(name)
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(name)
             samples.append(one)
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged += 1

@@ -138,7 +138,8 @@ def _words(path: Path) -> dict:
         raise ValueError(f"{file} is not of a trace: its format is not {FORMAT!r}")
     if words.get("version") != VERSION:
         raise ValueError(
-            f"{file} has format version {words.get('version')!r}; this vrga reads {VERSION}"
+            f"{file} has format version {words.get('version')!r}, and this vrga reads {VERSION}: a "
+            "newer one wrote it; install that, or record the answer again"
         )
     return words
 

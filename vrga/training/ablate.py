@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from vrga.evaluation.json_text import read_object
 from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mean_interval, paired_difference
@@ -18,10 +19,10 @@ from vrga.recording.package_versions import versions_and_device
 from vrga.training.checkpoints import MODEL
 from vrga.training.data import SUMMARY, make
 from vrga.training.evaluate import by_question
-from vrga.training.questions import Questions
+from vrga.training.questions import SEEDS, Questions
 from vrga.training.rewards import told
 from vrga.training.rl import rl
-from vrga.training.rollouts import ask, read_rollouts
+from vrga.training.rollouts import ask, check_sampling, read_rollouts
 from vrga.training.settings import RL, SFT, read
 from vrga.training.sft import sft
 from vrga.training.zoomed import ZOOM, zoomed
@@ -57,6 +58,7 @@ class Arm:
 
 
 FULL = Arm()
+TRAININGS = "trainings.json"  # what decides the trainings of a folder
 ABLATIONS: Mapping[str, Mapping[str, Arm]] = {
     "sft": {"SFT and RL": FULL, "without SFT": Arm(sft=False)},
     "rl": {"SFT and RL": FULL, "without RL": Arm(rl=False)},
@@ -105,10 +107,8 @@ def ablate(
     Raises:
         ValueError: no such ablation; as of the commands that it runs.
     """
-    if name not in ABLATIONS:
-        raise ValueError(f"ablation {name!r}: known are {', '.join(ABLATIONS)}")
-    if seeds < 1:
-        raise ValueError(f"--seeds {seeds}: at least 1")
+    _check(name, seeds, samples, answers, split, max(questions, limit))
+    _check_same(output, rows, config)
     trained = _trainings(
         name, output, seeds, Questions(split=split, limit=questions), samples, rows, config, model,
         console,
@@ -133,6 +133,42 @@ def ablate(
     write_json(output / f"results-{name}.json", results)
     console.print(table(results))
     return results
+
+
+def _check(name: str, seeds: int, samples: int, answers: int, split: str, drawn: int) -> None:
+    """Refuse, before anything is trained, what would be refused after it."""
+    if name not in ABLATIONS:
+        raise ValueError(f"ablation {name!r}: known are {', '.join(ABLATIONS)}")
+    if not 1 <= seeds <= SEEDS:
+        raise ValueError(f"--seeds {seeds}: at least 1, at most {SEEDS}")
+    check_sampling(samples, 1.0)
+    if answers < 1:
+        raise ValueError(f"--answers {answers}: at least 1")
+    Questions(split=split, limit=drawn)
+
+
+def _check_same(output: Path, rows: int, config: str | None) -> None:
+    """Keep what decides the trainings of a folder, which are not done again; or compare with it.
+
+    Raises:
+        OSError, ValueError: as of `settings.read`; other rows or settings than those there.
+    """
+    path = output / TRAININGS
+    own = {kind.__name__.lower(): dataclasses.asdict(read(kind, config, None)[0])
+           for kind in (SFT, RL)}  # fmt: skip
+    now = {"rows": rows, **own}
+    if not path.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+        return
+    held = read_object(path, "remove it to go on with the options that are given")
+    other = sorted(name for name in held | now if held.get(name) != now.get(name))
+    if other:
+        told = "; ".join(f"{name}: {held.get(name)}, now {now.get(name)}" for name in other)
+        raise ValueError(
+            f"the trainings in {output} are of other --rows or --config ({told}): give the same "
+            "ones, or another --output"
+        )
 
 
 def _trainings(

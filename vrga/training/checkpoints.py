@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from vrga.config_file import FILE
+from vrga.evaluation.json_text import read_object
+from vrga.evaluation.store import write_json
 from vrga.hf.files import embedded
 from vrga.hf.processors import save_processor
 
@@ -36,10 +38,32 @@ def complete(where: Path, processor, base: str | None) -> None:
         shutil.copy(own, where / FILE)
 
 
+def mark_whole(where: Path) -> None:
+    """Say that a checkpoint is whole, and how large each of its files is."""
+    files = (path for path in where.rglob("*") if path.is_file() and path.name != WHOLE)
+    sizes = {str(path.relative_to(where)): path.stat().st_size for path in files}
+    write_json(where / WHOLE, {"step": step_of(where), "sizes": sizes})
+
+
 def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a stage, or None."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
-    return max(found, key=step_of, default=None)
+    return max(filter(_is_whole, found), key=step_of, default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether every file is as large as it was; one that was cut short since is never read."""
+    try:
+        sizes = read_object(checkpoint / WHOLE, "").get("sizes", {})  # older ones have none
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def is_last(checkpoint: Path) -> bool:
+    """Whether a checkpoint is of the last step of its training."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+    return state["global_step"] >= state["max_steps"]
 
 
 def step_of(checkpoint: Path) -> int:

@@ -13,13 +13,13 @@ from typing import NoReturn
 from rich.console import Console
 
 from vrga.evaluation.items import Item
-from vrga.evaluation.store import Store, fingerprint, write_json
+from vrga.evaluation.store import SAMPLES, Store, fingerprint, write_json
 from vrga.evaluation.wording import Table
 from vrga.training import filters
 from vrga.training.filters import ANSWER_GATES, TEACHER_GATES, Chain, Questions
 from vrga.training.page import rows_page
 from vrga.training.rollouts import read_rollouts
-from vrga.training.teachers import Reply, replies
+from vrga.training.teachers import Reply, check_teacher, replies
 
 ROWS, SUMMARY, PAGE = "rows.jsonl", "data.json", "rows.html"
 SHOWN = 20  # random rows on the page
@@ -60,14 +60,14 @@ def make(
         What data.json holds.
 
     Raises:
-        ValueError: no rollouts, numbers that cannot be, no question of mixed success, or too few
-            chains for the rate.
+        ValueError: no rollouts, or not all of them, numbers that cannot be, no question of mixed
+            success, or too few chains for the rate.
     """
     _check(chains, reflection)
-    questions, _, answers = read_rollouts(folder / "rollouts")
+    check_teacher(teacher, style, teacher_model, timeout)
+    questions, items, answers = _rollouts(folder / "rollouts")
     kept = filters.mixed(answers, difficulty)
     found, fell = _right(questions, answers, kept, chains, seed)
-    items = {item.id: item for item in questions.items()}
     store = _store(
         folder, resume, style=style, difficulty=list(difficulty), chains=chains, teacher=teacher,
         teacher_model=teacher_model, seed=seed,
@@ -78,7 +78,7 @@ def make(
             store, questions, items, found, (teacher, style), reflection, size, options
         )
         passed = [c for c in found if store.done.get(c.key, {"fell": ""})["fell"] is None]
-        if reflection and not passed:
+        if store.done and reflection and not passed:  # else too few chains to ask for any
             _refuse(teacher, fell_there, store)
         rows = _mixed(store, found, passed, reflection, size, seed)
     kinds = Counter(one["kind"] for one in rows)
@@ -93,15 +93,26 @@ def make(
     return summary
 
 
-def _store(folder: Path, resume: bool, **settings) -> Store:
-    """Of what the teacher returned, for these settings.
+def _rollouts(folder: Path) -> tuple[Questions, dict[str, Item], list[dict]]:
+    """The questions, by their ids, and all answers.
 
     Raises:
-        ValueError: rollouts that were interrupted; or as of `Store`.
+        ValueError: rollouts that were interrupted, or lost an answer since.
     """
-    path = folder / "rollouts" / "samples.jsonl"
-    if not path.exists():
-        raise ValueError(f"{folder / 'rollouts'} is not whole: go on with --resume")
+    questions, held, answers = read_rollouts(folder)
+    items = {item.id: item for item in questions.items()}
+    wanted = len(items) * held["samples"]
+    if len(answers) < wanted:
+        raise ValueError(
+            f"{folder} is not whole, {len(answers)} of {wanted} answers: go on with vrga train "
+            "rollouts --resume"
+        )
+    return questions, items, answers
+
+
+def _store(folder: Path, resume: bool, **settings) -> Store:
+    """Of what the teacher returned, for these settings; raises as `Store` does."""
+    path = folder / "rollouts" / SAMPLES
     settings |= {"command": "train data", "rollouts": fingerprint(path)}
     return Store(folder / "data", settings, resume=resume, fields=FIELDS)
 

@@ -10,7 +10,8 @@ import numpy as np
 from rich.console import Console
 
 from vrga import lookback
-from vrga.evaluation.store import write_json
+from vrga.evaluation.items import Item
+from vrga.evaluation.store import SAMPLES, fingerprint, write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mean_interval, paired_difference
 from vrga.recording.package_versions import versions_and_device
@@ -64,6 +65,7 @@ def evaluate(
         ask(
             asked, None if where is None else str(where), there, samples=samples,
             temperature=temperature, max_new_tokens=held["max_new_tokens"],
+            trained=fingerprint(folder / name / SAMPLES) if name in known else None,
             resume=resume and (there / "run.json").exists(), console=console,
         )  # fmt: skip
         found[name] = read_rollouts(there)[2]
@@ -137,9 +139,18 @@ def _held_out(trained: Questions, data: Path | None, limit: int, split: str | No
     if split is not None:
         raise ValueError("--split is for drawn questions: leave it out with a data file")
     asked = dataclasses.replace(trained, data=str(data.resolve()), hash=None, limit=limit)
-    if asked.settings()["hash"] == trained.settings()["hash"]:
-        raise ValueError(f"{data} holds the questions of training: give held-out ones")
+    own = {_shown(item) for item in trained.items()}
+    same = sum(_shown(item) in own for item in asked.items())
+    if same:
+        raise ValueError(
+            f"{data}: {same} of its questions are those of training: give held-out ones"
+        )
     return asked
+
+
+def _shown(item: Item) -> tuple[str, ...]:
+    """What makes a question the same as another, whatever its id and its place in a file."""
+    return item.question, *map(str, item.images)
 
 
 def by_question(answers: Sequence[dict], values: Sequence[float]) -> np.ndarray:

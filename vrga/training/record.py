@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from transformers import TrainerCallback
 
-from vrga.evaluation.store import read_samples, read_settings, write_json
-from vrga.training.checkpoints import WHOLE, check_room, complete, step_of
+from vrga.evaluation.store import parts, read_samples, read_settings
+from vrga.training.checkpoints import check_room, complete, mark_whole, step_of
 from vrga.training.hacking import hacking
 from vrga.training.ranks import rank, together
 
@@ -48,6 +49,7 @@ class Record(TrainerCallback):
         if stage.checkpoint is not None:
             begun = step_of(stage.checkpoint)
             self.steps = [one for one in read_steps(stage.folder) if one["step"] <= begun]
+            self.stopped = hacking(self.steps) if stop else None
 
     def keep(self, answers: list[dict]) -> None:
         """Take some answers of the step under way."""
@@ -62,6 +64,7 @@ class Record(TrainerCallback):
             self.stage.store.add([line | {"answers": self.answers}])
         if self.console is not None:
             self.console.print(_told(line, state.max_steps), style="dim", soft_wrap=True)
+        check_finite(line)  # before a checkpoint is made of it
         if self.stop and self.stopped is None and "reward" in line:
             # Every process sees the same averages, and so ends at the same step.
             self.stopped = hacking(self.steps)
@@ -77,7 +80,22 @@ class Record(TrainerCallback):
         if rank() == 0:
             where = self.stage.folder / f"checkpoint-{state.global_step}"
             complete(where, self.processor, self.stage.base)
-            write_json(where / WHOLE, {"step": state.global_step})
+            mark_whole(where)
+
+
+def check_finite(line: Mapping) -> None:
+    """Refuse to go on with weights that a step has spoilt.
+
+    Raises:
+        ValueError: a loss or a gradient that is no finite number.
+    """
+    for name in ("loss", "grad_norm"):  # the Trainer logs no loss that is NaN, but its gradient
+        if not math.isfinite(line.get(name, 0.0)):
+            raise ValueError(
+                f"step {line['step']}: {name} is {line[name]}, and the weights are lost; "
+                "checkpoints before it are whole: begin again with a lower learning_rate (--set), "
+                "in another --output"
+            )
 
 
 def read_steps(folder: Path) -> list[dict]:
@@ -88,7 +106,7 @@ def read_steps(folder: Path) -> list[dict]:
     """
     held = read_settings(folder)
     found: dict[int, dict] = {}
-    for path in sorted(folder.glob("samples*.jsonl")):
+    for path in parts(folder):
         for one in read_samples(path, held["hash"], STEP)[0]:
             found[one["step"]] = one  # those that were trained again come later
     return [found[step] for step in sorted(found)]

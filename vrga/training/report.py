@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vrga.evaluation.json_text import read_object
+from vrga.evaluation.store import SETTINGS, read_settings
 from vrga.evaluation.wording import percent
 from vrga.training.data import read_data
 from vrga.training.evaluate import RESULTS
@@ -125,7 +126,8 @@ def _figures(folder: Path) -> list[dict]:
     path = folder / RESULTS
     if not path.is_file():
         return []
-    found = json.loads(path.read_text("utf-8"))
+    again = f"vrga train evaluate {folder.parent} --resume writes it anew"
+    found = read_object(path, again)
     return [
         {
             "name": name,
@@ -143,7 +145,7 @@ def _compared(folder: Path) -> list[dict]:
         path.parent.name: read_rollouts(path.parent)
         for path in sorted(folder.glob("*/run.json"), key=lambda path: _order(path.parent.name))
     }
-    if len(runs) < 2:
+    if len(runs) < 2 or "base" not in runs:
         return []
     questions = next(iter(runs.values()))[0]
     first = {
@@ -191,7 +193,6 @@ def _rewarded(steps: Sequence[dict], items: Mapping, tag: str) -> list[dict]:
 
 def _weight(folder: Path) -> float:
     """Lambda of a run of RL."""
-    path = folder / "run.json"
-    if not path.is_file():
+    if not (folder / SETTINGS).is_file():
         return RL().weight
-    return json.loads(path.read_text("utf-8"))["settings"]["weight"]
+    return read_settings(folder)["settings"]["weight"]

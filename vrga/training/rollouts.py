@@ -12,7 +12,7 @@ from vrga.evaluation.asker import Asker
 from vrga.evaluation.items import Item
 from vrga.evaluation.progress import progress
 from vrga.evaluation.request import Answer
-from vrga.evaluation.store import Store, read_samples, read_settings
+from vrga.evaluation.store import Store, parts, read_samples, read_settings
 from vrga.evaluation.wording import Table
 from vrga.training.model import loaded
 from vrga.training.questions import Questions
@@ -40,6 +40,7 @@ def ask(
     temperature: float = 1.0,
     max_new_tokens: int | None = None,
     server: Server | None = None,
+    trained: str | None = None,
     resume: bool = False,
     console: Console,
 ) -> dict:
@@ -53,6 +54,8 @@ def ask(
         samples: answers to each question.
         max_new_tokens: longest answer; None is 128 of drawn questions, else 2048.
         server: asks it in place of loading the model.
+        trained: of a model of this package's training, `fingerprint` of its record of steps: a run
+            does not go on with another model in the same place.
 
     Returns:
         What was found: counts, and "failed".
@@ -68,7 +71,7 @@ def ask(
         **questions.settings(), "command": "train rollouts", "model": model, "samples": samples,
         "temperature": temperature, "max_new_tokens": longest,
         "server": None if server is None else server.url,
-    }  # fmt: skip
+    } | ({} if trained is None else {"trained": trained})  # fmt: skip
     store = Store(output, settings, resume=resume, fields=FIELDS)
     with contextlib.closing(store):
         _say(console, questions, store)
@@ -107,7 +110,7 @@ def read_rollouts(folder: Path) -> tuple[Questions, dict, list[dict]]:
     """
     held = read_settings(folder)
     samples: list[dict] = []
-    for path in sorted(Path(folder).glob("samples*.jsonl")):
+    for path in parts(folder):
         samples += read_samples(path, held["hash"], FIELDS)[0]
     if not samples:
         raise ValueError(f"{folder} holds no answers: run vrga train rollouts first")

@@ -16,6 +16,7 @@ from vrga.evaluation.request import Answer
 from vrga.images import read_image
 
 KEY = "OPENAI_API_KEY"  # environment variable; servers of one's own need none
+LONGEST = 1_000_000  # seconds, eleven days: sockets and threads take no wait without an end
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,9 @@ class Server:
             raise ValueError(
                 f"server {self.url!r}: give an address such as http://localhost:8000/v1"
             )
-        if not self.timeout > 0 or self.parallel < 1:
-            raise ValueError(
-                f"server timeout {self.timeout} and parallel {self.parallel}: above 0 each"
-            )
+        check_timeout(self.timeout)
+        if self.parallel < 1:
+            raise ValueError(f"--parallel {self.parallel}: at least 1")
 
     def client(self):
         """A client of the openai package.
@@ -124,6 +124,12 @@ class Server:
         except (openai.OpenAIError, OSError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
         return found[:samples]
+
+
+def check_timeout(timeout: float) -> None:
+    """Raise ValueError for seconds that nobody can wait."""
+    if not 0 < timeout <= LONGEST:
+        raise ValueError(f"--timeout {timeout:g}: seconds above 0, at most {LONGEST}")
 
 
 def _part(image: Image.Image | Path | str) -> dict:

@@ -52,8 +52,9 @@ class Common:
         positive = ["learning_rate", "epochs", "batch", "per_device", "save_every", "keep"]
         for name in positive:
             self._check(name, getattr(self, name) > 0, "above 0")
-        for name in ("max_steps", "lora", "seed"):
+        for name in ("max_steps", "lora"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
         self._check("warmup", 0 <= self.warmup < 1, "from 0 to below 1")
 
     def _check(self, name: str, fine: bool, accepted: str) -> None:

@@ -45,6 +45,9 @@ def sft(
     settings = {
         "command": "train sft", "rows": fingerprint(folder / "data" / ROWS), "base": held["model"],
     }  # fmt: skip
+    if len(rows) < options.batch:
+        told = f"a step takes batch={options.batch} rows, and there are {len(rows)}: it has these"
+        console.print(told, style="yellow", soft_wrap=True)
     stage = Stage(output, held["model"], options, settings, resume)
     arguments = SFTConfig(
         **stage.arguments(SFTConfig, options.batch),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from vrga.evaluation.items import Item
 from vrga.evaluation.store import Store
 from vrga.hf.families import family_of
 from vrga.images import read_image
-from vrga.training.checkpoints import MODEL, complete, disk_errors, newest
+from vrga.training.checkpoints import MODEL, complete, disk_errors, is_last, newest
 from vrga.training.model import loaded
 from vrga.training.questions import Questions
 from vrga.training.ranks import processes, rank, together
@@ -130,9 +131,16 @@ class Stage:
 
         Raises:
             ImportError: PEFT is missing.
+            ValueError: a rank above the model's width, or ZeRO-3.
         """
         if not self.options.lora:
             return None
+        widest = model.config.get_text_config().hidden_size
+        if self.options.lora > widest:
+            raise ValueError(
+                f"setting lora={self.options.lora}: must be at most {widest}, this model's width; "
+                "an adapter is smaller than the weights it is added to"
+            )
         try:
             from peft import LoraConfig
         except ImportError as error:
@@ -160,7 +168,11 @@ class Stage:
         with disk_errors(), warnings.catch_warnings():
             # A call of TRL's own, which a user can do nothing about.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-            trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
+            ended = record.stopped is not None
+            if self.checkpoint is not None and (ended or is_last(self.checkpoint)):
+                trainer._load_from_checkpoint(str(self.checkpoint))  # training takes one more step
+            else:
+                trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
             self._write(trainer, processor)
         together()  # no process goes on before the model is written
         if self.store is not None:
@@ -168,7 +180,7 @@ class Stage:
         return record.stopped
 
     def _write(self, trainer, processor) -> None:
-        target = self.folder / MODEL
+        target = self.folder / f"{MODEL}.new"  # what is there as `MODEL` is whole
         if self.options.lora:
             if rank() == 0:
                 merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
@@ -178,6 +190,8 @@ class Stage:
         if rank() == 0:
             complete(target, processor, self.base)
             (target / "training_args.bin").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / MODEL, ignore_errors=True)
+            target.rename(self.folder / MODEL)
 
 
 def dataset(rows: Sequence[Mapping], items: Mapping[str, Item]):

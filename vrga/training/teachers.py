@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from vrga.demo.chain.data import checked_again, first_color, looked_back
 from vrga.demo.data import asked_letter
 from vrga.evaluation.items import Item
-from vrga.training.server import Server
+from vrga.training.server import Server, check_timeout
 
 STYLES = ("semantic", "solution")
 # item, chain, style, tag -> the chain with a span
@@ -94,37 +94,59 @@ def replies(
     """Ask a teacher about chains by their keys; one that fails is a reply with an error.
 
     Args:
-        teacher: "grid", a server's address, or module:function.
-        model: the name that the server knows its model by.
-        timeout: seconds that a reply may take; parallel: of a server's under way at a time.
+        teacher, style, model, timeout: as of `check_teacher`.
+        parallel: of a server's replies under way at a time.
 
     Raises:
-        ValueError: an unknown style or teacher, or a server without a model's name.
+        ValueError: as of `check_teacher`.
         ConnectionError: nobody answers at the address.
     """
-    if style not in STYLES:
-        raise ValueError(f"--style {style}: known are {', '.join(STYLES)}")
-    if teacher.startswith(("http://", "https://")):
-        if not model:
-            raise ValueError("a teacher on a server needs --teacher-model, its model's name there")
+    function = check_teacher(teacher, style, model, timeout)
+    if function is None:
         asked = {
             key: (instruction(item, chain, style, tag), item.images)
             for key, (item, chain) in chains.items()
         }
-        found = Server(teacher, timeout, parallel).ask(asked, model, temperature=0.0)
+        found = Server(teacher, timeout, parallel).ask(asked, str(model), temperature=0.0)
         with contextlib.closing(found):
             for key, (answer,) in found:
                 yield Reply(key, answer.text, answer.error)
         return
-    if model:
-        raise ValueError("--teacher-model is for a teacher on a server")
-    if teacher == "grid":
+    if function is grid:
         for key, (item, chain) in chains.items():
             yield Reply(key, grid(item, chain, style, tag))
         return
-    function = imported(teacher)
     for key, (item, chain) in chains.items():
         yield _called(key, function, (item, chain, style, tag), timeout)
+
+
+def check_teacher(teacher: str, style: str, model: str | None, timeout: float) -> Teacher | None:
+    """The function that a teacher is; None is one on a server.
+
+    Args:
+        teacher: "grid", a server's address, or module:function.
+        model: the name that the server knows its model by.
+        timeout: seconds that a reply may take.
+
+    Raises:
+        ValueError: an unknown style or teacher, a server without a model's name, a name without a
+            server, or a time that nobody can wait.
+    """
+    if style not in STYLES:
+        raise ValueError(f"--style {style}: known are {', '.join(STYLES)}")
+    check_timeout(timeout)
+    if is_address(teacher):
+        if not model:
+            raise ValueError("a teacher on a server needs --teacher-model, its model's name there")
+        return None
+    if model:
+        raise ValueError("--teacher-model is for a teacher on a server")
+    return grid if teacher == "grid" else imported(teacher)
+
+
+def is_address(teacher: str) -> bool:
+    """Whether a teacher is on a server."""
+    return teacher.startswith(("http://", "https://"))
 
 
 def imported(name: str) -> Teacher:

@@ -7,7 +7,6 @@ before the answer or at each <back>.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from vrga.demo.chain.arms import (
 )
 from vrga.demo.chain.data import ChainSample, chain_split_options, make_chain_samples
 from vrga.demo.fine.settings import AT_BACK, FINDING
+from vrga.evaluation.json_text import read_object
 from vrga.evaluation.store import write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.hf.checkpoints import load
@@ -112,7 +112,7 @@ def zoomed(
                 console.print(f"seed {seed}, asking {model}", style="dim")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, _asked(folder or str(base), samples, model))
-            results["models"][model].append(json.loads(path.read_text("utf-8")))
+            results["models"][model].append(read_object(path, "remove it, and it is asked again"))
             write_json(output / f"results-{ZOOM}.json", results)
     console.print(table(results))
     console.print(compared(results))
