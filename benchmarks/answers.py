@@ -15,6 +15,7 @@ from benchmarks.timing import RESULTS
 from vrga.analysis import closer as closer_look
 from vrga.analysis.recovery import CONFIGS, FORMER
 from vrga.demo.data import PROMPTS
+from vrga.demo.show import table
 from vrga.evaluation.wording import markdown, percent, share
 from vrga.intervals import Interval, paired_difference
 from vrga.training import zoomed
@@ -33,17 +34,10 @@ def read(name: str) -> dict:
 def demo() -> str:
     """What steering did on the embedded model."""
     run = read("demo")
-    rows = []
-    for prompt in PROMPTS:
-        found = run["prompts"][prompt]
-        for name, told, text in (
-            ("first", "region", percent), ("rrar", "RRAR", share), ("accuracy", "right", percent),
-        ):  # fmt: skip
-            off, on, change = (found[name][arm] for arm in ("off", "on", "difference"))
-            rows.append([prompt, told, text(off), text(on), text(change, "+")])
-    region = run["prompts"]["direct"]["region"]
+    found = {prompt: run["prompts"][prompt] for prompt in PROMPTS}
+    region = found["direct"]["region"]
     return (
-        f"{markdown(('prompt', 'measure', 'without VRGA', 'with VRGA', 'difference'), rows)}\n\n"
+        f"{table(found, run['questions'], run['split']).markdown()}\n\n"
         f"Split {run['split']}. The true cell lies in T in {percent(region['hit'])}, the map peaks "
         f"on it in {percent(region['peak'])}; T covers {100 * region['coverage']:.0f} % of the "
         "image."

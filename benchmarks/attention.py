@@ -97,8 +97,7 @@ def main() -> None:
         found[name] = measure(shape, chosen.rounds)
         told = (f"{way} {both(one)}" for way, one in found[name].items())
         print(f"{name}: {', '.join(told)}")
-    if chosen.json:
-        write(chosen.json, {"ratios": found})
+    write(chosen.json, {"ratios": found})
 
 
 if __name__ == "__main__":

@@ -10,11 +10,8 @@ the installed triton. What follows from it for a GPU: `benchmarks.predicted`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from benchmarks import sass
+from benchmarks.timing import write
 from benchmarks.variants import TYPES, Variant, paged_variants, variants
 from vrga.kernels import decode, launch, probe
 
@@ -130,11 +128,7 @@ def _compile(kernel, variant: Variant, constants: dict, arch: int, options: dict
 
 def usage(cubin: bytes) -> tuple[int, int]:
     """Registers, and bytes of local memory, of each thread."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(cubin)
-        told = subprocess.run([str(sass.TOOLS / "cuobjdump"), "-res-usage", str(file)],
-                              capture_output=True, text=True, check=True).stdout  # fmt: skip
+    told = sass.cuobjdump(cubin, "-res-usage")
     registers, stack, local = (
         int(re.search(rf"{key}:(\d+)", told)[1]) for key in ("REG", "STACK", "LOCAL")
     )
@@ -187,8 +181,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
-    from benchmarks.timing import environment
-
     table = Table(title=f"triton {triton.__version__}")
     for column in Report.__dataclass_fields__:
         table.add_column("per key" if column == "loop" else column)
@@ -210,9 +202,7 @@ def main() -> None:
         cells = asdict(row) | {"loop": row.loop and f"{row.loop.per_key:.1f}"}
         table.add_row(*(str(value) for value in cells.values()))
     Console(width=120).print(table)
-    if arguments.json:
-        found = {"environment": environment(), "kernels": [asdict(row) for row in reports]}
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    write(arguments.json, {"kernels": [asdict(row) for row in reports]})
 
 
 if __name__ == "__main__":

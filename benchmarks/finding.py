@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.answers import read
 from benchmarks.timing import RESULTS
+from vrga.analysis.finding import number, shares
 from vrga.analysis.ways import BORDER, LAST, NAMED, NAMES, OPEN, WHOLE
 from vrga.evaluation.wording import markdown, percent
 
@@ -28,7 +29,7 @@ def finding() -> str:
         markdown(["T", *runs], _each(runs, (BORDER, OPEN), "in_region")),
         "AUROC of scores of how sure the map of the question's last token is:",
         markdown(["score", *runs], [
-            [name, *(_sure(run["scores"][name]["auroc"]) for run in runs.values())]
+            [name, *(number(run["scores"][name]["auroc"]) for run in runs.values())]
             for name in one["scores"]
         ]),
         "Right answers, less those without steering; the question named, below a threshold none "
@@ -50,9 +51,8 @@ def _main(runs: Mapping[str, Mapping]) -> list[list[str]]:
         for name in (LAST, NAMED, WHOLE):
             one = run["ways"][name]
             change = "" if name == LAST else percent(one["less_last"], "+")
-            best = ", ".join(f"{100 * x:.1f}" for x in one["surest"])
             rows.append([f"{split}, {run['questions']:,}", name, percent(one["peak"]), change,
-                         _sure(one["auroc"]), f"{best} %"])  # fmt: skip
+                         number(one["auroc"]), shares(one["surest"])])  # fmt: skip
     return rows
 
 
@@ -70,7 +70,3 @@ def _left(runs: Mapping[str, Mapping]) -> list[list[str]]:
         for split, run in runs.items() if "abstain" in run
         for threshold, one in run["abstain"]["thresholds"].items() if threshold in ABSTAIN
     ]  # fmt: skip
-
-
-def _sure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import vrga
 from benchmarks.shapes import SHAPES, image_prompt, random_model, sharing
-from benchmarks.timing import ratio, summary, synchronize, write
+from benchmarks.timing import ratio, summary, write
+from benchmarks.turns import now
 from vrga import VRGAConfig
 from vrga.hf.cache import cache_in
 from vrga.hf.host import Host
@@ -74,12 +74,9 @@ def prompt(keys: int, batch: int) -> dict[str, Tensor]:
 
 def seconds(call: Callable[[], None]) -> float:
     """Time of one call: on a GPU until its work is done, on a CPU that of this process."""
-    clock = time.perf_counter if GPU else time.process_time
-    synchronize()
-    start = clock()
+    start = now()
     call()
-    synchronize()
-    return clock() - start
+    return now() - start
 
 
 def weight(call: Callable[[], None]) -> dict[str, int]:
@@ -179,8 +176,7 @@ def main() -> None:
     if not GPU:
         torch.set_num_threads(1)
     found = run(options.shape, options.keys, options.batch, options.prefills, options.tokens)
-    if options.json is not None:
-        write(options.json, found)
+    write(options.json, found)
 
 
 if __name__ == "__main__":

@@ -141,8 +141,7 @@ def main() -> None:
         }
     ratio = times["kept"]["median"] / times["anew"]["median"]
     print(f"{compared} launches compared; host time of a kept launch / one made anew: {ratio:.3f}")
-    if arguments.json:
-        write(arguments.json, {"compared": compared, "ratio": ratio, **times})
+    write(arguments.json, {"compared": compared, "ratio": ratio, **times})
 
 
 if __name__ == "__main__":

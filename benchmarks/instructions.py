@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from benchmarks.shapes import SHAPES, image_prompt, random_model, sharing
-from benchmarks.steps import ARMS, SKIPPED, generate, leave_out_mlps, patched
+from benchmarks.steps import ARMS, SKIPPED, leave_out_mlps, patched
 from benchmarks.timing import write
-from benchmarks.turns import Turn
+from benchmarks.turns import Turn, generate
 
 COUNTED = [name for name in ARMS if name != "unpatched again"]
 # A prompt is read alike where it is recorded.
@@ -166,8 +166,7 @@ def main() -> None:
         for name, one in found[kind].items():
             told = ", ".join(f"{one[d] - base[d]:+,.0f} at {d} layers" for d in one)
             print(f"  {name}: {one[whole] / base[whole]:.4f}, {told}")
-    if chosen.json:
-        write(chosen.json, found)
+    write(chosen.json, found)
 
 
 if __name__ == "__main__":

@@ -143,8 +143,7 @@ def main() -> None:
         for gate, one in gates.items():
             told = ", ".join(f"{1e6 * t:.1f} µs on an {name}" for name, t in one["seconds"].items())
             print(f"{shape}, {gate}: {told}; {one['waves']:.2f} waves of {one['resident']} a SM")
-    if options.json is not None:
-        write(options.json, {"kind": "prediction", "shapes": found})
+    write(options.json, {"kind": "prediction", "shapes": found})
 
 
 if __name__ == "__main__":

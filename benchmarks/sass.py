@@ -42,17 +42,22 @@ class Loop:
         return self.instructions * self.warps / self.keys
 
 
+def cuobjdump(cubin: bytes, option: str) -> str:
+    """What the tool prints of a cubin."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        return subprocess.run([str(TOOLS / "cuobjdump"), option, str(file)], capture_output=True,
+                              text=True, check=True).stdout  # fmt: skip
+
+
 def disassembled(cubin: bytes) -> list[tuple[int, str, str]]:
     """(address, opcode, operands) of every instruction of a cubin.
 
     Raises:
         ValueError: cuobjdump printed nothing that looks like one.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(cubin)
-        text = subprocess.run([str(TOOLS / "cuobjdump"), "-sass", str(file)], capture_output=True,
-                              text=True, check=True).stdout  # fmt: skip
+    text = cuobjdump(cubin, "-sass")
     found = [(int(at, 16), code, rest.strip()) for at, code, rest in LINE.findall(text)]
     if not found:
         raise ValueError(f"cuobjdump -sass printed no instruction: {text[:200]!r}")

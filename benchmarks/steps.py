@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 import vrga
 from benchmarks.shapes import image_prompt, random_model, sharing
 from benchmarks.timing import both, compared, summary, write
-from benchmarks.turns import Turn, now
+from benchmarks.turns import Turn, generate, now
 from vrga import VRGAConfig
 
 # name -> (config, whether it is recorded), or None: not patched
@@ -62,14 +62,6 @@ def patched(model: nn.Module, arm: tuple[VRGAConfig, bool] | None):
     with nullcontext() if arm is None else vrga.patch(model, arm[0]) as patch:
         with patch.record() if arm is not None and arm[1] else nullcontext():
             yield
-
-
-def generate(model: nn.Module, inputs: dict, tokens: int, *stops) -> None:
-    """A greedy answer of so many tokens."""
-    model.generate(
-        **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
-        stopping_criteria=list(stops),
-    )  # fmt: skip
 
 
 def leave_out_mlps(model: nn.Module) -> Callable[[], None]:
@@ -180,8 +172,7 @@ def main() -> None:
     print("of a prompt:")
     for name, one in found["ratio_per_prompt"].items():
         print(f"  {name}: {both(one)}")
-    if chosen.json:
-        write(chosen.json, found)
+    write(chosen.json, found)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,6 @@ def versions() -> str:
     ))  # fmt: skip
 
 
-def gpu() -> str:
-    """What GPUs gave."""
-    return tables.text(RESULTS / "gpu")
-
-
 TABLES = {
     "summary": answers.summary,
     "analyses": answers.analyses,
@@ -55,7 +50,7 @@ TABLES = {
     "host": speed.host,
     "compiled": speed.compiled,
     "predicted": foreseen.table,
-    "gpu": gpu,
+    "gpu": lambda: tables.text(RESULTS / "gpu"),
     "trace": speed.trace,
     "steps": speed.steps,
     "instructions": speed.instructions,

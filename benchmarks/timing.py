@@ -34,10 +34,11 @@ def environment() -> dict[str, str | int]:
     return found
 
 
-def write(path: Path, figures: Mapping[str, object]) -> None:
-    """Keep what was measured, with where it was."""
-    found = {"environment": environment(), **figures}
-    path.write_text(json.dumps(found, indent=1) + "\n")
+def write(path: Path | None, figures: Mapping[str, object]) -> None:
+    """Keep what was measured, with where it was; without a path nothing."""
+    if path is not None:
+        found = {"environment": environment(), **figures}
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _processor() -> str:

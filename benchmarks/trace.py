@@ -20,7 +20,7 @@ from torch import nn
 import vrga
 from benchmarks.shapes import SHAPES, image_prompt, random_model, sharing
 from benchmarks.timing import ratio, spread, summary, write
-from benchmarks.turns import Turn, take_turns
+from benchmarks.turns import Turn, generate, take_turns
 from vrga import VRGAConfig
 from vrga.recording.waiting import CHUNK
 
@@ -43,10 +43,7 @@ def arm(model: nn.Module, inputs: dict, gain: float, options: dict | None, token
     def call(stop) -> None:
         with vrga.patch(model, VRGAConfig.published(gain=gain)) as patch:
             with nullcontext() if options is None else patch.record(**options) as trace:
-                model.generate(
-                    **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
-                    stopping_criteria=[stop],
-                )  # fmt: skip
+                generate(model, inputs, tokens, stop)
             if trace is not None:
                 kept["steps"] = len(trace.image)
 
@@ -97,8 +94,7 @@ def main() -> None:
     found = measure(model, case, options.side, options.windows)
     for arm, value in found["ratio_per_token"].items():
         print(f"{arm}: {spread(value)}")
-    if options.json is not None:
-        write(options.json, found)
+    write(options.json, found)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from benchmarks.timing import synchronize
 
@@ -17,6 +18,14 @@ def now() -> float:
         synchronize()
         return time.perf_counter()
     return time.process_time()
+
+
+def generate(model: nn.Module, inputs: dict, tokens: int, *stops, **more) -> None:
+    """A greedy answer of so many tokens."""
+    model.generate(
+        **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+        stopping_criteria=list(stops), **more,
+    )  # fmt: skip
 
 
 class Turn:

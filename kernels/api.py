@@ -48,15 +48,12 @@ def check_implementation(impl: str, device: torch.device) -> None:
     """Raise ValueError unless `impl` is known and can run on `device`."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
-    if impl == "triton" and device.type != "cuda" and not _interpreting():
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+    if impl == "triton" and device.type != "cuda" and not interpreting:
         raise ValueError(
             f"impl='triton' needs a model on a CUDA device, or Triton's interpreter "
             f"(TRITON_INTERPRET=1) for tests; the model is on {device}: use impl='torch' or 'auto'"
         )
-
-
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Kernels:

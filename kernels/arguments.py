@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,77 +16,41 @@ PAGE_UNIT = 16  # keys; what the kernel takes from one page at a time
 HEAD_SIZES = (16, 32, 64, 80, 96, 128, 256)
 
 
-def check_arguments(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    flags: Tensor,
-    images: Tensor,
-    gate: Tensor | None,
-    extent: Tensor | None,
-    stats: Tensor | None,
-    opened: tuple[float, ...],
-    closed: tuple[float, ...],
-) -> None:
-    """Raise ValueError for arguments the kernel cannot take; reads no tensor's content."""
-    refuse = _refusal("decode_attention")
-    batch, _, rows, size = _check_heads(refuse, q, k)
-    if k.shape[0] != batch or k.shape[3] != size or k.shape[2] < rows:
-        refuse("k.shape", tuple(k.shape), f"[{batch}, H_kv, S >= {rows}, {size}]")
-    more: Wanted = {"extent": (extent, (batch, 3), (torch.int32,))}
-    _check_rest(refuse, q, k, v, flags, images, gate, stats, opened, closed, k.shape[2], more)
+class Tensors(NamedTuple):
+    """The tensors of a call; of `table` and `lengths` there are both or none."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    flags: Tensor
+    images: Tensor
+    gate: Tensor | None
+    stats: Tensor | None
+    extent: Tensor | None = None
+    table: Tensor | None = None
+    lengths: Tensor | None = None
 
 
-def check_paged_arguments(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    table: Tensor,
-    lengths: Tensor,
-    flags: Tensor,
-    images: Tensor,
-    gate: Tensor | None,
-    stats: Tensor | None,
-    opened: tuple[float, ...],
-    closed: tuple[float, ...],
-) -> None:
-    """The same for keys and values in pages; neither lengths nor page numbers are read."""
-    refuse = _refusal("paged_decode_attention")
-    batch, _, rows, size = _check_heads(refuse, q, k)
-    if k.shape[3] != size or k.shape[2] % PAGE_UNIT or not k.shape[2]:
-        refuse("k.shape", tuple(k.shape), f"[pages, H_kv, a multiple of {PAGE_UNIT}, {size}]")
-    if table.ndim != 2 or table.shape[0] != batch or table.shape[1] * k.shape[2] < rows:
-        refuse("table.shape", tuple(table.shape), f"[{batch}, pages for {rows} keys or more]")
-    if table.dtype != torch.int32:
-        refuse("table.dtype", table.dtype, str(torch.int32))
-    if table.stride(1) != 1:
-        refuse("table.stride(1)", table.stride(1), "1")
-    keys = table.shape[1] * k.shape[2]
-    more: Wanted = {"lengths": (lengths, (batch,), (torch.int32,))}
-    _check_rest(refuse, q, k, v, flags, images, gate, stats, opened, closed, keys, more)
-    _check_devices(refuse, q, {"table": table})
-
-
-def _check_rest(
-    refuse: Refuse,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    flags: Tensor,
-    images: Tensor,
-    gate: Tensor | None,
-    stats: Tensor | None,
-    opened: tuple[float, ...],
-    closed: tuple[float, ...],
-    keys: int,
-    more: Wanted,
-) -> None:
-    """What holds however the cache lies.
-
-    Args:
-        keys: of a sample at most; more: tensors that go with this way of lying.
-    """
-    batch, heads, rows, _ = q.shape
+def check_arguments(tensors: Tensors, opened: tuple[float, ...], closed: tuple[float, ...]) -> None:
+    """Raise ValueError for arguments the kernel cannot take; reads no tensor's content, and of
+    pages neither lengths nor numbers."""
+    q, k, v, flags, images, gate, stats, extent, table, lengths = tensors
+    refuse = _refusal("decode_attention" if table is None else "paged_decode_attention")
+    batch, heads, rows, size = _check_heads(refuse, q, k)
+    keys = k.shape[2]  # of a sample at most
+    if table is None:
+        if k.shape[0] != batch or k.shape[3] != size or keys < rows:
+            refuse("k.shape", tuple(k.shape), f"[{batch}, H_kv, S >= {rows}, {size}]")
+    else:
+        if k.shape[3] != size or keys % PAGE_UNIT or not keys:
+            refuse("k.shape", tuple(k.shape), f"[pages, H_kv, a multiple of {PAGE_UNIT}, {size}]")
+        if table.ndim != 2 or table.shape[0] != batch or table.shape[1] * keys < rows:
+            refuse("table.shape", tuple(table.shape), f"[{batch}, pages for {rows} keys or more]")
+        if table.dtype != torch.int32:
+            refuse("table.dtype", table.dtype, str(torch.int32))
+        if table.stride(1) != 1:
+            refuse("table.stride(1)", table.stride(1), "1")
+        keys *= table.shape[1]
     if rows < 1:
         refuse("query rows", rows, "1 or more")
     if v.shape != k.shape:
@@ -105,7 +69,8 @@ def _check_rest(
         "images": (images, (batch,), (torch.int32,)),
         "gate": (gate, (batch, heads), (torch.bool, torch.uint8)),
         "stats": (stats, (batch, heads, rows, 3 + len(opened)), (torch.float32,)),
-        **more,
+        "extent": (extent, (batch, 3), (torch.int32,)),
+        "lengths": (lengths, (batch,), (torch.int32,)),
     }
     for name, (found, shape, dtypes) in wanted.items():
         if found is None:
@@ -121,7 +86,7 @@ def _check_rest(
     if flags.shape[1] > keys:
         refuse("flags.shape[1]", flags.shape[1], f"at most the {keys} keys")
     given = {name: found for name, (found, _, _) in wanted.items()}
-    _check_devices(refuse, q, {"k": k, "v": v, **given})
+    _check_devices(refuse, q, {"k": k, "v": v, **given, "table": table})
 
 
 def check_probe(q: Tensor, k: Tensor, last: Tensor, hidden: Tensor, out: Tensor) -> None:

@@ -30,14 +30,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import check_arguments, check_paged_arguments
+from .arguments import Tensors, check_arguments
 from .launch import Launch, Workspace, call_key, interpreted, multiprocessors, tile_dtype
 
 MAX_ROWS = 8  # query rows per sample of one launch
@@ -413,21 +412,6 @@ def launch_options(size: int, dtype: torch.dtype, paged: bool = False) -> dict[s
     }
 
 
-class Tensors(NamedTuple):
-    """The tensors of a call; of `table` and `lengths` there are both or none."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    flags: Tensor
-    images: Tensor
-    gate: Tensor | None
-    stats: Tensor | None
-    extent: Tensor | None = None
-    table: Tensor | None = None
-    lengths: Tensor | None = None
-
-
 # scale; weights under an open gate, and under a shut one; focus, entropy; splits
 Numbers = tuple[float, tuple[float, ...], tuple[float, ...], float, float, int | None]
 
@@ -601,12 +585,10 @@ def _plan(
     splits: int | None,
 ) -> Plan:
     """Check the arguments of a call and decide what it launches."""
-    q, k, v, flags, images, gate, stats, extent, table, lengths = tensors
+    check_arguments(tensors, opened, closed)
+    q, k, v, flags, _, gate, stats, extent, table, _ = tensors
     page, keys, row = 0, k.shape[2], 0
-    if table is None or lengths is None:
-        check_arguments(q, k, v, flags, images, gate, extent, stats, opened, closed)
-    else:
-        check_paged_arguments(q, k, v, table, lengths, flags, images, gate, stats, opened, closed)
+    if table is not None:
         page, keys, row = keys, keys * table.shape[1], table.stride(0)
     batch, heads, rows, size = q.shape
     kv_heads = k.shape[1]

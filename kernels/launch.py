@@ -39,10 +39,6 @@ def multiprocessors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def _version() -> tuple[int, ...]:
-    return tuple(int(part) for part in triton.__version__.split(".")[:2])
-
-
 class Launch:
     """A kernel with all its arguments but the tensors, which may differ in content alone.
 
@@ -55,7 +51,7 @@ class Launch:
     """
 
     # Before 3.3 a compiled kernel was started without its constants.
-    _starts_compiled = _version() >= (3, 3)
+    _starts_compiled = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 
     def __init__(
         self, kernel, grid: tuple[int, ...], numbers: tuple, constants: dict, options: dict

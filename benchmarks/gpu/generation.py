@@ -15,7 +15,7 @@ import vrga
 from benchmarks.growth import Arm
 from benchmarks.shapes import image_prompt, random_model, sharing
 from benchmarks.timing import ratio, seconds, summary
-from benchmarks.turns import Turn, take_turns
+from benchmarks.turns import Turn, generate, take_turns
 from vrga import VRGAConfig
 
 # arm -> how it is patched; None: not at all. The gate of "static" is decided at the prompt.
@@ -73,8 +73,7 @@ def eager(*, shape: str, side: int, batch: int = 1, tokens: int = 96) -> dict:
     def one(arm: str, model: nn.Module, wanted: int) -> Turn:
         def call(stop) -> None:
             with patched(model, arm):
-                model.generate(**inputs, max_new_tokens=wanted, min_new_tokens=wanted,
-                               do_sample=False, stopping_criteria=[stop])  # fmt: skip
+                generate(model, inputs, wanted, stop)
 
         return Turn(call)
 
@@ -100,7 +99,7 @@ def static(
     models = sharing(plain, arms)
     times: dict[str, list[float]] = {arm: [] for arm in arms}
 
-    def generate(arm: str) -> list[float]:
+    def timed(arm: str) -> list[float]:
         ticks: list[float] = []
 
         def tick(ids, scores, **kwargs):
@@ -109,9 +108,7 @@ def static(
             ticks.append(time.perf_counter())
             return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
-        models[arm].generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens,
-                             do_sample=False, cache_implementation="static",
-                             stopping_criteria=[tick])  # fmt: skip
+        generate(models[arm], inputs, tokens, tick, cache_implementation="static")
         return [b - a for a, b in zip(ticks[WARM:], ticks[WARM + 1 :], strict=False)]
 
     with ExitStack() as stack:
@@ -120,11 +117,11 @@ def static(
         start = time.perf_counter()
         for arm in arms:
             for _ in range(2):  # compilation, then the capture of CUDA graphs
-                generate(arm)
+                timed(arm)
         warm = time.perf_counter() - start
         for i in range(rounds):
             for arm in arms if i % 2 else reversed(arms):
-                times[arm].append(summary(generate(arm))["median"])
+                times[arm].append(summary(timed(arm))["median"])
     compiled = any("compiled_call" in name for name in vars(models["unpatched"]))
     graphs = torch._dynamo.utils.counters["stats"].get("unique_graphs", 0)
     more = {"compiled": compiled, "graphs": graphs, "warm_seconds": warm}
@@ -165,8 +162,7 @@ def memory(*, shape: str, side: int, batch: int = 1, tokens: int = 8) -> dict:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             with patched(plain, arm):
-                plain.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens,
-                               do_sample=False)  # fmt: skip
+                generate(plain, inputs, tokens)
             gpu = torch.cuda.is_available()
             peaks[arm] = torch.cuda.max_memory_allocated() if gpu and round_ else None
     return {"keys": inputs["input_ids"].shape[1], "bytes": peaks}

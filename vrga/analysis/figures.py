@@ -194,16 +194,14 @@ def change_figure(tuning: Mapping[str, Interval], held_out: Mapping[str, Interva
     Args:
         tuning, held_out: config's name -> interval; drawn with hollow and with filled marks.
     """
-    rows = [
-        *((n, i, False) for n, i in tuning.items()),
-        *((n, i, True) for n, i in held_out.items()),
-    ]
+    rows = {**tuning, **held_out}
     figure = Figure(figsize=(7, 0.9 + 0.3 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    for place, (_, interval, filled) in enumerate(rows):
-        mark(axis, interval, place, factor=100, across=True, fill="black" if filled else "white")
+    for place, (name, interval) in enumerate(rows.items()):
+        fill = "black" if name in held_out else "white"
+        mark(axis, interval, place, factor=100, across=True, fill=fill)
     points(axis, "accuracy against the unpatched model")
-    axis.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows])
+    axis.set(yticks=range(len(rows)), yticklabels=list(rows))
     axis.tick_params(labelsize=8)
     axis.invert_yaxis()
     return figure

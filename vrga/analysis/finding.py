@@ -197,8 +197,8 @@ def rows(found: Mapping) -> list[tuple[str, ...]]:
             "" if name == NAMED else percent(one["less_named"], "+"),
             percent(one["in_region"]),
             f"{100 * one['covers']:.0f} %",
-            _number(one["auroc"]),
-            _shares(one["surest"]),
+            number(one["auroc"]),
+            shares(one["surest"]),
         )
         for name, one in ((name, found["ways"][name]) for name in NAMES)
     ]
@@ -209,7 +209,7 @@ def scores_table(found: Mapping) -> Table:
     columns = ("score", "AUROC", "right of the surest 50, 80, 90 %")
     made = Table(*columns, title="how sure is the map? of the question's last token, named")
     for name, one in found["scores"].items():
-        made.add_row(name, _number(one["auroc"]), _shares(one["surest"]))
+        made.add_row(name, number(one["auroc"]), shares(one["surest"]))
     return made
 
 
@@ -222,11 +222,13 @@ def abstain_table(found: Mapping) -> Table:
     return made
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """An AUROC; "-" where there is none."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def _shares(values: Sequence[float]) -> str:
+def shares(values: Sequence[float]) -> str:
+    """Shares in percent: "98.0, 90.5 %"."""
     return ", ".join(f"{100 * x:.1f}" for x in values) + " %"
 
 

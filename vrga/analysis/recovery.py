@@ -53,8 +53,7 @@ def named(names: Sequence[str] | None, model: str | None) -> dict[str, VRGAConfi
     for name in names or CONFIGS:
         if name not in (*CONFIGS, "default"):
             raise ValueError(f"--config {name}: known are {'; '.join(CONFIGS)}; default")
-        own = CONFIGS[name] if name in CONFIGS else chosen_for(model).config
-        found[name] = own
+        found[name] = CONFIGS[name] if name in CONFIGS else chosen_for(model).config
     return found
 
 
@@ -114,7 +113,7 @@ def figures(
             "lost_by_localisation": paired_difference(right(true), right(own)),
             "flips": _flips(own, base),
             "flips_of_bound": _flips(true, base),
-            "hit": wilson(_known(look(own, "hit"))),
+            "hit": wilson(look(own, "hit")),
             "coverage": float(np.nanmean(look(own, "coverage"))),
             "verdict": verdict(change["accuracy"]),
         }
@@ -160,10 +159,6 @@ def _flips(samples: list[dict], base: list[dict]) -> dict[str, int]:
     """Answers that became right and wrong, and all: what pooling several runs needs."""
     change = right(samples) - right(base)
     return {"gained": int((change > 0).sum()), "lost": int((change < 0).sum()), "of": len(change)}
-
-
-def _known(values: np.ndarray) -> np.ndarray:
-    return values[~np.isnan(values)]
 
 
 def table(found: dict, prompt: str, questions: int) -> Table:

@@ -238,10 +238,7 @@ def paired_table(
 ) -> Table:
     """Rows about one split's questions, whose differences are paired by question."""
     told = f"{split}, {questions} questions; brackets: 95 % intervals, differences paired"
-    made = Table(*columns, title=told)
-    for cells in rows:
-        made.add_row(*cells)
-    return made
+    return Table(*columns, rows=rows, title=told)
 
 
 def verdict(change: Interval) -> str:

@@ -91,7 +91,10 @@ def tune(study: Study, configs: Mapping[str, VRGAConfig], *, prompt: str = "cot"
     ]
     results = study.finish(settings, found, tables)
     _keep(study, configs[best])
-    _draw(tuning, held_out, best, study)
+    # Differences from the unpatched model with their intervals, the best config's last.
+    changes = {name: one["against_off"]["accuracy"] for name, one in tuning.items() if name != OFF}
+    final = {f"held out: {best}": held_out[best]["against_off"]["accuracy"]}
+    save(change_figure(changes, final), study.output / FIGURE)
     return results
 
 
@@ -130,10 +133,3 @@ def _table(title: str, figures: dict[str, dict]) -> Table:
             )  # fmt: skip
         table.add_row(name, percent(one["accuracy"]), *cells)
     return table
-
-
-def _draw(tuning: dict, held_out: dict, best: str, study: Study) -> None:
-    """Differences from the unpatched model with their intervals, best config marked."""
-    changes = {name: one["against_off"]["accuracy"] for name, one in tuning.items() if name != OFF}
-    final = held_out[best]["against_off"]["accuracy"]
-    save(change_figure(changes, {f"held out: {best}": final}), study.output / FIGURE)

@@ -113,10 +113,6 @@ def _of_layers(asked: AskedRows, visual: Tensor) -> dict[str, Tensor]:
     return {LAYERS: layers.clamp_min(LEAST).log().mean(0).exp(), LAYERS_ALL: layers.amin(0)}
 
 
-def _peak(relevance: Tensor, region: Region) -> float:
-    return float(relevance.max())
-
-
 def _ratio(relevance: Tensor, region: Region) -> float:
     """The highest token over the highest that does not touch it."""
     grid = region.grids[0]
@@ -127,20 +123,14 @@ def _ratio(relevance: Tensor, region: Region) -> float:
     return top / (float(cells.max()) + 1e-4)
 
 
-def _sharpness(relevance: Tensor, region: Region) -> float:
-    return float(torch.xlogy(relevance, relevance).sum()) + math.log(len(relevance))
-
-
-def _focus(relevance: Tensor, region: Region) -> float:
-    return float(region.heads.focus[region.visual].mean())
-
-
 # Scores of how sure a map is: of the map, and of the region with its heads.
 SCORES: Mapping[str, Callable[[Tensor, Region], float]] = {
-    "highest share": _peak,
+    "highest share": lambda relevance, region: float(relevance.max()),
     "highest over next spot": _ratio,
-    "small entropy": _sharpness,
-    "R of its heads": _focus,
+    "small entropy": lambda relevance, region: (
+        float(torch.xlogy(relevance, relevance).sum()) + math.log(len(relevance))
+    ),
+    "R of its heads": lambda relevance, region: float(region.heads.focus[region.visual].mean()),
 }
 
 

@@ -26,8 +26,7 @@ def compare(
 ) -> None:
     """Compare two runs of vrga eval, or the two arms of one, sample by sample."""
     check_readable(first, "run", folder=True)
-    if second is not None:
-        check_readable(second, "run", folder=True)
+    check_readable(second, "run", folder=True)
     if html is not None:
         check_file(html, "--html")
     from vrga.evaluation.compare import compare

@@ -72,12 +72,15 @@ def generate(
     device_map: DeviceMap = None,
 ) -> None:
     """Answer one question about one or several images."""
-    runs = ("closer",) if zoom else _runs(vrga)
+    # The traces that there are, by the names of their folders.
+    runs = ("closer",) if zoom else ("base", "steered") if vrga else ("base",)
     _check(question, image, model, preset, gain, vrga, map, trace, runs)
     question = whole_characters(question)  # a terminal may give bytes that are no UTF-8
-    if zoom:
-        _check_zoom(
-            vrga, bool(stream or system or max_pixels or device_map or dtype is not Dtype.auto)
+    if zoom and not vrga:
+        raise ValueError("--zoom finds its place as VRGA does: leave out --no-vrga")
+    if zoom and (stream or system or max_pixels or device_map or dtype is not Dtype.auto):
+        raise ValueError(
+            "--zoom does not go with --stream, --system, --max-pixels, --dtype, --device-map"
         )
     closer = zoom_for(model, zoom, zoom_option)
     if closer is not None:
@@ -111,21 +114,7 @@ def generate(
         path = save(region_figure(images, region, title=question), map)
         console.print(f"region: {path}", style="dim", soft_wrap=True)
     if trace is not None:
-        _told_traces(trace, _runs(vrga), failed)
-
-
-def _check_zoom(vrga: bool, others: bool) -> None:
-    """Refuse what a closer look does not go with.
-
-    Args:
-        others: whether an option is given that it does not take.
-    """
-    if not vrga:
-        raise ValueError("--zoom finds its place as VRGA does: leave out --no-vrga")
-    if others:
-        raise ValueError(
-            "--zoom does not go with --stream, --system, --max-pixels, --dtype, --device-map"
-        )
+        _told_traces(trace, runs, failed)
 
 
 def _shown(images: list[Image.Image], region: Region) -> list[Image.Image]:
@@ -137,11 +126,6 @@ def _shown(images: list[Image.Image], region: Region) -> list[Image.Image]:
     from PIL import Image
 
     return [Image.new("RGB", (grid.w, grid.h), "white") for grid in region.grids]
-
-
-def _runs(vrga: bool) -> tuple[str, ...]:
-    """The traces that there are, by the names of their folders."""
-    return ("base", "steered") if vrga else ("base",)
 
 
 def _check(

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vrga.demo.chain.data import (
-    CHAIN_SPLITS,
-    PROMPTS,
-    ChainSample,
-    chain_split_options,
-    make_chain_samples,
-)
+from vrga.beforehand import check_split
+from vrga.demo.chain.data import CHAIN_SPLITS, PROMPTS, ChainSample, make_chain_samples
 from vrga.demo.data import SPLITS, make_samples, split_options
 from vrga.evaluation.items import Item, drawn_items
 
 
 def check_drawn(split: str) -> None:
     """Raise ValueError for a split of which no questions can be drawn here."""
-    if split not in (*SPLITS, *CHAIN_SPLITS):
-        raise ValueError(f"split {split!r}: known are {', '.join((*SPLITS, *CHAIN_SPLITS))}")
+    check_split(split, (*SPLITS, *CHAIN_SPLITS))
 
 
 def drawn_of(split: str, n: int, seed: int) -> list[Item]:
@@ -29,7 +23,7 @@ def drawn_of(split: str, n: int, seed: int) -> list[Item]:
     """
     check_drawn(split)
     if split in CHAIN_SPLITS:
-        return chain_items(make_chain_samples(n, seed=seed, **chain_split_options(split)))
+        return chain_items(make_chain_samples(n, seed=seed, **CHAIN_SPLITS[split]))
     return drawn_items(make_samples(n, seed=seed, **split_options(split)))
 
 

@@ -60,7 +60,7 @@ def show(output: Path, questions: int, console: Console, split: str) -> dict:
     say_config(console, chosen)
     console.print()
     question = _one_image(model, processor, samples[0], chosen.config, output, console)
-    console.print(_table(found, questions, split))
+    console.print(table(found, questions, split))
     for line in _regions(found):
         console.print(line)
     console.print(
@@ -184,15 +184,16 @@ def _cells(sample: Sample, region: Region) -> Text:
     return text
 
 
-def _table(found: dict[str, dict], questions: int, split: str) -> Table:
+def table(found: dict[str, dict], questions: int, split: str) -> Table:
+    """What steering changes for each prompt: attention on the region, RRAR, right answers."""
     title = f"{questions} held-out questions of the split {split}, embedded model"
-    table = Table("prompt", "measure", "without VRGA", "with VRGA", "difference", title=title)
+    made = Table("prompt", "measure", "without VRGA", "with VRGA", "difference", title=title)
     rows = (("first", "region", percent), ("rrar", "RRAR", share), ("accuracy", "right", percent))
     for prompt, summary in found.items():
         for name, shown, text in rows:
             off, on, change = (summary[name][arm] for arm in ("off", "on", "difference"))
-            table.add_row(prompt, shown, text(off), text(on), text(change, "+"))
-    return table
+            made.add_row(prompt, shown, text(off), text(on), text(change, "+"))
+    return made
 
 
 def _regions(found: dict[str, dict]) -> list[str]:

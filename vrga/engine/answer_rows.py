@@ -51,6 +51,10 @@ class Piece:
         return min(max(self.state.plan.prompt - self.past, 0), self.rows)
 
 
+# Rows of a request, from its first in the pass, and which of them are steered; None for all.
+Part = tuple[Piece, range, list[bool] | None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SteeredRows(ABC):
     """Rows of the answers of some requests, as many of each, attended to together.
@@ -62,6 +66,7 @@ class SteeredRows(ABC):
         table: pages of each request, int [B, n].
         gate: open heads of this worker, bool [L, B, h], or None where each step decides.
         layers: whether each opens any, where the gate is known.
+        lengths: keys of each request, those of the rows among them, int32 [B].
         flags, images: as the attention takes them.
         heads: of this worker, among all.
         stats, seen: of the layers that have attended, and which these were.
@@ -73,6 +78,7 @@ class SteeredRows(ABC):
     table: Tensor
     gate: Tensor | None
     layers: list[bool]
+    lengths: Tensor
     flags: Tensor
     images: Tensor
     heads: slice
@@ -159,7 +165,8 @@ class Rows(SteeredRows):
     sets: KeySets
 
     def _attention(self, query: Tensor, keys: Tensor, values: Tensor, **numbers: Any) -> Tensor:
-        keys, values = gathered(keys, self.table), gathered(values, self.table)
+        table = self.table.long()
+        keys, values = gathered(keys, table), gathered(values, table)
         return decode_attention_reference(
             query, keys, values, self.flags, self.images, extent=self.extent, sets=self.sets,
             **numbers,
@@ -186,72 +193,67 @@ def rows_of(
         dtype: of the queries.
         heads: those of this worker.
     """
-    alike: dict[object, list[tuple[Piece, int, int]]] = {}
+    alike: dict[object, list[Part]] = {}
     for piece in pieces:
-        count = piece.rows - piece.answer
-        if count <= 0 or piece.state.fault is not None:
+        count, state = piece.rows - piece.answer, piece.state
+        if count <= 0 or state.fault is not None:
             continue
-        state = piece.state
-        config, groups = state.plan.config, state.groups
-        if count == 1:
-            kind = (groups.opened, groups.closed, config.gate_focus, config.gate_entropy,
-                    state.gate is None)  # fmt: skip
-            alike.setdefault(kind, []).append((piece, piece.answer, 1))
-            continue
+        told = state.follow(piece.ids[piece.answer :], piece.past + piece.answer)
         most = max(1, AT_ONCE // ((heads.stop - heads.start) * (piece.past + piece.rows)))
-        for start in range(piece.answer, piece.rows, most):  # a preempted answer comes again
-            part = (piece, start, min(most, piece.rows - start))
-            alike[piece.name, start] = [part]
-    found = [_rows(parts, table, page, dtype, heads) for parts in alike.values()]
-    return [one for one in found if one is not None]
+        for begin in range(0, count, most):  # a preempted answer comes again
+            part = None if told is None else told[begin : begin + most]
+            if part is None or any(part):
+                rows = range(piece.answer, piece.rows)[begin : begin + most]
+                kind = numbers(state) if count == 1 else (piece.name, begin)
+                alike.setdefault(kind, []).append((piece, rows, part))
+    return [_rows(parts, table, page, dtype, heads) for parts in alike.values()]
 
 
-def _rows(
-    parts: list[tuple[Piece, int, int]],
-    table: Tensor,
-    page: int,
-    dtype: torch.dtype,
-    heads: slice,
-) -> Rows | None:
-    """The rows of `rows_of` that go together; None where none of them is steered."""
-    asked = []
-    for piece, start, count in parts:
-        told = piece.state.follow(piece.ids[piece.answer :], piece.past + piece.answer)
-        begin = start - piece.answer
-        asked.append(None if told is None else told[begin : begin + count])
-    kept = [i for i, one in enumerate(asked) if one is None or any(one)]
-    if not kept:
-        return None
-    parts, asked = [parts[i] for i in kept], [asked[i] for i in kept]
-    count = parts[0][2]
-    ends = [piece.past + start + count for piece, start, _ in parts]
-    pages = -(-max(ends) // page)
-    states = [piece.state for piece, _, _ in parts]
-    flags = torch.nn.utils.rnn.pad_sequence([s.flags[0] for s in states], batch_first=True)
-    extent = torch.tensor([[0, end, end] for end in ends], dtype=torch.int32)
-    groups, keys = states[0].groups, pages * page
-    flags = flags[:, :keys]
-    accurate = torch.promote_types(dtype, torch.float32)
-    sets = key_sets(flags, extent, keys, count, groups.opened, groups.closed, accurate)
-    gates = [state.gate for state in states]
-    gate = None
-    if gates[0] is not None:
-        gate = torch.stack([one[:, heads] for one in gates if one is not None], 1)
-    steered = None
-    if any(one is not None and not all(one) for one in asked):
-        steered = torch.tensor([[True] * count if one is None else one for one in asked])
-    return Rows(
-        pieces=[piece for piece, _, _ in parts],
-        index=torch.tensor(
-            [[piece.first + start + i for i in range(count)] for piece, start, _ in parts]
-        ),
-        table=table[[piece.place for piece, _, _ in parts], :pages].long(),
-        gate=gate,
-        steered=steered,
-        flags=flags,
-        images=torch.tensor([state.images for state in states], dtype=torch.int32),
-        extent=extent,
-        sets=sets,
-        heads=heads,
-        layers=[] if gate is None else gate.flatten(1).any(1).tolist(),
+def _rows(parts: list[Part], table: Tensor, page: int, dtype: torch.dtype, heads: slice) -> Rows:
+    """The rows of `rows_of` that go together."""
+    shared = together(parts, table, page, heads)
+    lengths, groups = shared["lengths"], parts[0][0].state.groups
+    extent = torch.stack([torch.zeros_like(lengths), lengths, lengths], 1)
+    keys, accurate = shared["table"].shape[1] * page, torch.promote_types(dtype, torch.float32)
+    sets = key_sets(
+        shared["flags"], extent, keys, len(parts[0][1]), groups.opened, groups.closed, accurate
     )
+    return Rows(**shared, extent=extent, sets=sets)
+
+
+def numbers(state: Steered) -> tuple:
+    """What is the same of requests whose rows go together."""
+    config, groups = state.plan.config, state.groups
+    return (groups.opened, groups.closed, config.gate_focus, config.gate_entropy,
+            state.gate is None)  # fmt: skip
+
+
+def together(parts: Sequence[Part], table: Tensor, page: int, heads: slice) -> dict[str, Any]:
+    """What `SteeredRows` are of, with as many rows of each request; on the device of the table."""
+    device, states = table.device, [piece.state for piece, _, _ in parts]
+    ends = [piece.past + rows.stop for piece, rows, _ in parts]
+    pages = -(-max(ends) // page)
+    places = torch.tensor([piece.place for piece, _, _ in parts], device=device)
+    flags = torch.nn.utils.rnn.pad_sequence([s.flags[0] for s in states], batch_first=True)
+    gates = [state.gate for state in states if state.gate is not None]
+    gate = torch.stack([one[:, heads] for one in gates], 1) if gates else None
+    steered = None
+    if any(told is not None and not all(told) for _, _, told in parts):
+        steered = torch.tensor(
+            [[True] * len(rows) if told is None else told for _, rows, told in parts],
+            device=device,
+        )
+    return {
+        "pieces": [piece for piece, _, _ in parts],
+        "index": torch.tensor(
+            [[piece.first + i for i in rows] for piece, rows, _ in parts], device=device
+        ),
+        "steered": steered,
+        "table": table[places, :pages].int(),
+        "lengths": torch.tensor(ends, dtype=torch.int32, device=device),
+        "flags": flags[:, : pages * page].to(device),
+        "images": torch.tensor([s.images for s in states], dtype=torch.int32, device=device),
+        "gate": None if gate is None else gate.to(device),
+        "layers": [] if gate is None else gate.flatten(1).any(1).tolist(),
+        "heads": heads,
+    }

@@ -11,18 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from vrga.engine.answer_rows import Piece, SteeredRows
+from vrga.engine.answer_rows import Part, Piece, SteeredRows, numbers, together
 from vrga.kernels.api import Kernels
 from vrga.kernels.columns import GATE
 
 if TYPE_CHECKING:
     from vrga.engine.passing import Passing
-
-# Which of the rows of a piece's answer are steered; None for all.
-Told = list[bool] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +26,9 @@ class PagedRows(SteeredRows):
     """Rows that the decode kernel attends to, in the pages.
 
     Args:
-        lengths: keys of each request, those of the rows among them, int32 [B].
         kernels: they compute.
     """
 
-    lengths: Tensor
     kernels: Kernels
 
     def _attention(self, query: Tensor, keys: Tensor, values: Tensor, **numbers: Any) -> Tensor:
@@ -61,53 +55,18 @@ def cuda_rows(
         heads: those of this worker.
         kernels: they compute.
     """
-    alike: dict[object, list[tuple[Piece, Told]]] = {}
+    alike: dict[object, list[Part]] = {}
     for piece in pieces:
-        count, state = piece.rows - piece.answer, piece.state
-        if count <= 0 or state.fault is not None:
+        rows, state = range(piece.answer, piece.rows), piece.state
+        if not rows or state.fault is not None:
             continue
         told = state.follow(piece.ids[piece.answer :], piece.past + piece.answer)
         if told is None or any(told):
-            config, groups = state.plan.config, state.groups
-            kind = (count, groups.opened, groups.closed, config.gate_focus, config.gate_entropy,
-                    state.gate is None)  # fmt: skip
-            alike.setdefault(kind, []).append((piece, told))
-    return [_together(parts, table, page, heads, kernels) for parts in alike.values()]
-
-
-def _together(
-    parts: list[tuple[Piece, Told]], table: Tensor, page: int, heads: slice, kernels: Kernels
-) -> PagedRows:
-    """The rows of `cuda_rows` that go together."""
-    pieces, told = [piece for piece, _ in parts], [rows for _, rows in parts]
-    states, device = [piece.state for piece in pieces], table.device
-    count = pieces[0].rows - pieces[0].answer
-    ends = [piece.past + piece.rows for piece in pieces]
-    pages = -(-max(ends) // page)
-    own = torch.tensor([piece.place for piece in pieces], device=device)
-    flags = torch.nn.utils.rnn.pad_sequence([s.flags[0] for s in states], batch_first=True)
-    gates = [state.gate for state in states if state.gate is not None]
-    gate = torch.stack([one[:, heads] for one in gates], 1) if gates else None
-    steered = None
-    if any(rows is not None and not all(rows) for rows in told):
-        steered = torch.tensor(
-            [[True] * count if rows is None else rows for rows in told], device=device
-        )
-    return PagedRows(
-        pieces=pieces,
-        index=torch.tensor(
-            [[p.first + p.answer + i for i in range(count)] for p in pieces], device=device
-        ),
-        steered=steered,
-        table=table[own, :pages].int(),
-        lengths=torch.tensor(ends, dtype=torch.int32, device=device),
-        flags=flags[:, : pages * page].to(device),
-        images=torch.tensor([s.images for s in states], dtype=torch.int32, device=device),
-        gate=None if gate is None else gate.to(device),
-        layers=[] if gate is None else gate.flatten(1).any(1).tolist(),
-        heads=heads,
-        kernels=kernels,
-    )
+            alike.setdefault((len(rows), *numbers(state)), []).append((piece, rows, told))
+    return [
+        PagedRows(**together(parts, table, page, heads), kernels=kernels)
+        for parts in alike.values()
+    ]
 
 
 def attend_paged(

@@ -26,15 +26,11 @@ def refused_device(config: Any) -> str | None:
             f"checked in the interpreter alone. Set {UNTESTED_GPU}=1 where the server starts to "
             "try it, and compare its answers with those of vrga.patch"
         )
-    if _is_rocm():
+    from vllm.platforms import current_platform
+
+    if current_platform.is_rocm():
         return "attention on ROCm is not ours: FLASH_ATTN on CUDA is"
     backend = config.attention_config.backend
     if backend is not None and backend.name != "FLASH_ATTN":
         return f"attention by {backend.name} is not ours: start with --attention-backend FLASH_ATTN"
     return None
-
-
-def _is_rocm() -> bool:
-    from vllm.platforms import current_platform
-
-    return current_platform.is_rocm()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vrga.config import VRGAConfig
-from vrga.engine.request import Box
+from vrga.engine.request import Box, as_box
 
 PLAN = "vrga_plan"  # under which a plan stands in SamplingParams.extra_args
 
@@ -56,7 +56,7 @@ class Plan:
             given["prompt"],
             given["query"],
             tuple((int(place), int(count)) for place, count in given["images"]),
-            None if boxes is None else tuple(tuple(map(_box, image)) for image in boxes),
+            None if boxes is None else tuple(tuple(map(as_box, image)) for image in boxes),
         )
 
     @classmethod
@@ -74,8 +74,3 @@ def _text(config: VRGAConfig) -> str:
 def _config(text: str) -> VRGAConfig:
     """Requests that are steered alike share a config, and what it keeps of itself."""
     return VRGAConfig.from_dict(json.loads(text))
-
-
-def _box(box: list[float]) -> Box:
-    left, top, right, bottom = box
-    return left, top, right, bottom

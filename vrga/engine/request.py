@@ -85,8 +85,7 @@ def _read(given: object, name: str, checkpoint: str | Path) -> Asked | None:
             raise ValueError(f"query={_short(query)}: give the question's text")
         return Asked(config, None if boxes is None else _boxes(boxes), query)
     except ValueError as error:
-        told = f"{name}: {error}"
-        raise ValueError(told) from error
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _config(preset: str | None, fields: Mapping[str, object], checkpoint: str | Path) -> VRGAConfig:
@@ -167,7 +166,7 @@ def _boxes(value: object) -> tuple[tuple[Box, ...], ...]:
                 raise ValueError(f"given has the box {_short(box)}, which is none; {wanted}")
     if not any(map(len, value)):
         raise ValueError(f"given={_short(value)} has no box at all; {wanted}")
-    return tuple(tuple(_box(box) for box in image) for image in value)
+    return tuple(tuple(as_box(box) for box in image) for image in value)
 
 
 def _is_box(box: object) -> bool:
@@ -181,7 +180,8 @@ def _is_box(box: object) -> bool:
     return inside and left < right and top < bottom
 
 
-def _box(box: list[float]) -> Box:
+def as_box(box: list[float]) -> Box:
+    """Four numbers of a list, as a plan has them."""
     left, top, right, bottom = map(float, box)
     return left, top, right, bottom
 

@@ -6,6 +6,7 @@ and ends with an error of its own (see vrga/engine/scheduler.py).
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -27,9 +28,8 @@ from vrga.hf.layouts import IMAGES, Cells
 from vrga.method.tag_table import TagTable
 
 logger = logging.getLogger(__name__)
-_KEPT = (
-    "vrga_steered"  # attribute of the runner's own record of a request, which it drops when done
-)
+# Attribute of the runner's own record of a request, which it drops when done.
+_KEPT = "vrga_steered"
 _UNSEEN = object()  # of a record that comes for the first time
 _NOW: ContextVar[Passing | None] = ContextVar("vrga_passing", default=None)
 
@@ -119,14 +119,8 @@ def attend(*args: Any, by: Callable[..., None] = Passing.attend) -> None:
             _give_up(now, error)
 
 
-def attend_compiled(*args: Any) -> None:
-    """As `attend`, with the arguments of `Passing.attend_compiled`."""
-    now = _NOW.get()
-    if now is not None:
-        try:
-            now.attend_compiled(*args)
-        except Exception as error:
-            _give_up(now, error)
+# As `attend`, with the arguments of `Passing.attend_compiled`.
+attend_compiled = functools.partial(attend, by=Passing.attend_compiled)
 
 
 def give_up(reason: str) -> None:

@@ -30,7 +30,7 @@ class Steady:
     ):
         # By references that end with the requests, which nothing here may keep.
         self._known: list[Callable[[], Any]] = [
-            _nobody if state is None else weakref.ref(state) for state in states
+            (lambda: None) if state is None else weakref.ref(state) for state in states
         ]
         self._prompts = [0 if state is None else state.plan.prompt for state in states]
         self._starts, self._rows = starts, rows
@@ -70,7 +70,3 @@ class Steady:
             members.append((name, states[place]))
         self._rows.go_on(ends, steps)
         return members, self._rows
-
-
-def _nobody() -> None:
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vrga.engine.runner import Worker
@@ -35,8 +36,4 @@ def _worker(runner: Any) -> Worker:
     )
     if group.world_size == 1:
         return alone
-    return Worker(
-        alone.config, alone.layers, alone.heads, spans,
-        gather=lambda rows: group.all_gather(rows, dim=1),
-        total=group.all_reduce,
-    )  # fmt: skip
+    return replace(alone, gather=lambda rows: group.all_gather(rows, dim=1), total=group.all_reduce)

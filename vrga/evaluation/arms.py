@@ -56,7 +56,6 @@ def run_arms(
     *,
     batch: int,
     max_new_tokens: int,
-    pixels: tuple[int | None, int | None] = (None, None),
     measure: bool = True,
     looks: Callable[..., object] = looks_of,
     console: Console,
@@ -81,7 +80,7 @@ def run_arms(
                 for key, (one, item) in by_key.items()
                 if one is arm and key not in store.done
             }
-            asker = _asker(arm, model, processor, batch, pixels, measure=measure, looks=looks)
+            asker = _asker(arm, model, processor, batch, measure=measure, looks=looks)
             requests = (
                 item.request(arm.prompt, key, max_new_tokens=max_new_tokens)
                 for key, item in left.items()
@@ -100,16 +99,15 @@ def run_arms(
     return found
 
 
-def _asker(arm: Arm, model: Model, processor, batch: int, pixels, **measuring) -> Asker:
+def _asker(arm: Arm, model: Model, processor, batch: int, **measuring) -> Asker:
     """Who asks in an arm; `measuring` as of `Asker`."""
     if arm.zoom is not None:
         if arm.config is None:
             raise ValueError(f"{arm.name}: a closer look finds its place as a config says")
-        return CloserAsker(model, processor, arm.config, arm.zoom, pixels=pixels)
+        return CloserAsker(model, processor, arm.config, arm.zoom)
     return Asker(
-        model, processor, arm.config, batch=batch, given=arm.given, pixels=pixels,
-        ablated=arm.ablated, **measuring,
-    )  # fmt: skip
+        model, processor, arm.config, batch=batch, given=arm.given, ablated=arm.ablated, **measuring
+    )
 
 
 def _warnings(items: Sequence[Item], store: Store) -> Iterator[str]:

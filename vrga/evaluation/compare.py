@@ -9,10 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from vrga.evaluation.store import ANSWERED, merge, parts, read_samples, read_settings
-from vrga.evaluation.tables import difference
+from vrga.evaluation.tables import BASE, difference
 from vrga.evaluation.wording import Table, percent
-
-BASE = "base"  # the arm of a run that its others are compared with
 
 
 @dataclass(frozen=True)

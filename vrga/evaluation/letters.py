@@ -52,11 +52,8 @@ def picked(text: str, options: Mapping[str, str]) -> str | None:
     tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL | re.IGNORECASE)
     text = plain(tagged[-1] if tagged else text)
     options = {letter: plain(option) for letter, option in options.items()}
-    alone = _alone(text, options)
-    if alone is not None:
-        return alone
-    text = _without_list(text, options)
-    alone = _alone(text, options)
+    whole, text = text, _without_list(text, options)
+    alone = _alone(whole, options) or _alone(text, options)
     if alone is not None:
         return alone
     end = text if len(text) <= LONGEST else re.sub(r"\A\S*\s", "", text[-LONGEST:])
@@ -112,7 +109,7 @@ def _statements(text: str, options: Mapping[str, str]) -> Iterator[tuple[int, st
             if instead is None:
                 continue
             tail = instead
-        yield cue.end(), _resolved(tail, options)
+        yield cue.end(), _named(tail, options) or None
     for cue in CHOSEN.finditer(text):
         if supposed(text, cue) or re.search(DENIED, clause(text, cue.start()), re.IGNORECASE):
             continue
@@ -145,13 +142,9 @@ def _statements(text: str, options: Mapping[str, str]) -> Iterator[tuple[int, st
             yield len(text), last
 
 
-def _resolved(tail: str, options: Mapping[str, str]) -> str | None:
-    """The option that the words behind a cue name; None for none and several."""
-    return _named(tail, options) or None
-
-
 def _named(tail: str, options: Mapping[str, str]) -> str | Literal[False] | None:
-    """As `_resolved`; False where the words do not begin with an option's name: "it is a car"."""
+    """The option that the words behind a cue name; None for none and several, False where they do
+    not begin with an option's name: "it is a car"."""
     by_text = [
         (len(option), letter)
         for letter, option in options.items()
@@ -237,7 +230,7 @@ def _first(text: str, options: Mapping[str, str]) -> str | None:
     if option is None:
         return None
     name, letter = option
-    found, rest = _resolved(text, options), text[name.end() :]
+    found, rest = _named(text, options), text[name.end() :]
     if found != letter or RULED_OUT.match(rest) or sentence_end(text, name.end()) == "?":
         return None
     bracketed = name[1] and not VERB.match(rest)

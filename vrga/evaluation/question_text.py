@@ -34,7 +34,8 @@ def question_in(task_name: str, doc: dict, text: str) -> str:
         A substring of `text`: the row's question where it occurs in the prompt, up to upper and
         lower case; else the prompt without the instruction at its end; else the whole prompt.
     """
-    for name in _fields(task_name):
+    named = next((FIELDS[task] for task in FIELDS if task_name.startswith(task)), ())
+    for name in (*named, *documents.QUESTION):
         for wanted in _forms(doc.get(name)):
             found = list(re.finditer(re.escape(wanted), text, re.IGNORECASE))
             if found:
@@ -43,11 +44,6 @@ def question_in(task_name: str, doc: dict, text: str) -> str:
         if text.endswith(instruction) and text != instruction:
             return text.removesuffix(instruction).rstrip()
     return text
-
-
-def _fields(task_name: str) -> tuple[str, ...]:
-    named = next((FIELDS[task] for task in FIELDS if task_name.startswith(task)), ())
-    return named + documents.QUESTION
 
 
 def _forms(value: object) -> list[str]:

@@ -69,8 +69,6 @@ class Evaluation:
     engine: str = LOCAL
 
     def __post_init__(self):
-        if not self.tasks:
-            raise ValueError("--tasks names no task")
         if self.split != "clean" and "vrga_grid" not in map(own_task, self.tasks):
             raise ValueError("--split is for the grid task: leave it out with others")
         if "vrga_grid" in map(own_task, self.tasks) and (self.limit or 0) > DRAWN:

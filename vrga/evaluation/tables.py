@@ -37,12 +37,15 @@ def _task(samples: list[dict], metrics: dict[str, dict[str, dict]]) -> dict:
     task, arms = samples[0]["task"], {}
     for arm in dict.fromkeys(one["arm"] for one in samples):
         own = [one for one in samples if one["arm"] == arm]
-        seconds = sum(one["seconds"] for one in own)
+        seconds, scores = sum(one["seconds"] for one in own), _scores(own)
+        known = scores[~np.isnan(scores)]
+        binary = set(np.unique(known)) <= {0.0, 1.0}
         arms[arm] = {
             "samples": len(own),
-            "fractions": _are_fractions(_scores(own)),
+            # Whether scores are shares, which are told in percent, and not points of a judge.
+            "fractions": bool(len(known)) and 0 <= known.min() and known.max() <= 1,
             "failed": sum(one["error"] is not None for one in own),
-            "score": _interval(_scores(own)),
+            "score": wilson(known) if binary else mean_interval(known),
             "tokens": float(np.mean([one["tokens"] for one in own])),
             **_closer_looks(own),
             "samples_per_second": len(own) / seconds if seconds else None,
@@ -110,17 +113,6 @@ def _scores(samples: Iterable[dict]) -> np.ndarray:
     )
 
 
-def _are_fractions(scores: np.ndarray) -> bool:
-    """Whether scores are shares, which are told in percent, and not points of a judge."""
-    known = scores[~np.isnan(scores)]
-    return bool(len(known)) and 0 <= known.min() and known.max() <= 1
-
-
-def _interval(scores: np.ndarray) -> tuple[float, float, float]:
-    known = scores[~np.isnan(scores)]
-    return wilson(known) if set(np.unique(known)) <= {0.0, 1.0} else mean_interval(known)
-
-
 def _metrics(found: dict) -> dict[str, object]:
     """lmms-eval's metrics by name, with a 95 % interval where it gives a standard error."""
     metrics = {}
@@ -159,12 +151,9 @@ def _rows(tasks: dict[str, dict]) -> list[tuple[str, ...]]:
 
 def rich_table(tasks: dict[str, dict]) -> Table:
     """For a terminal."""
-    table = Table(title="mean scores of the samples; brackets: 95 % intervals")
-    for column in COLUMNS:
-        table.add_column(column.replace("/", "\n/"))
-    for row in _rows(tasks):
-        table.add_row(*row)
-    return table
+    columns = (column.replace("/", "\n/") for column in COLUMNS)
+    title = "mean scores of the samples; brackets: 95 % intervals"
+    return Table(*columns, rows=_rows(tasks), title=title)
 
 
 def page(tasks: dict[str, dict]) -> str:

@@ -33,9 +33,11 @@ def markdown(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
 class Table(table.Table):
     """A table that fits 80 columns: no rules between columns, intervals below their figures."""
 
-    def __init__(self, *headers, **options):
+    def __init__(self, *headers, rows: Iterable[Iterable[object]] = (), **options):
         own = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
         super().__init__(*headers, **{**own, **options})
+        for cells in rows:
+            self.add_row(*cells)
 
     def add_row(self, *cells, **options) -> None:
         super().add_row(*(_Cell(x) if isinstance(x, str) else x for x in cells), **options)

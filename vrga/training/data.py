@@ -63,11 +63,16 @@ def make(
         ValueError: no rollouts, or not all of them, numbers that cannot be, no question of mixed
             success, or too few chains for the rate.
     """
-    _check(chains, reflection)
+    if chains < 1:
+        raise ValueError(f"--chains {chains}: at least 1")
+    filters.mixture(1000, 1000, reflection)  # refuses what is no share
     check_teacher(teacher, style, teacher_model, timeout)
     questions, items, answers = _rollouts(folder / "rollouts")
     kept = filters.mixed(answers, difficulty)
-    found, fell = _right(questions, answers, kept, chains, seed)
+    found, fell = filters.select(questions, answers, kept, chains, seed)
+    if not found:
+        told = _counted(fell)
+        raise ValueError(f"no right answer has the form <think> ... </think> and a box: {told}")
     store = _store(
         folder, resume, style=style, difficulty=list(difficulty), chains=chains, teacher=teacher,
         teacher_model=teacher_model, seed=seed,
@@ -117,21 +122,6 @@ def _store(folder: Path, resume: bool, **settings) -> Store:
     return Store(folder / "data", settings, resume=resume, fields=FIELDS)
 
 
-def _check(chains: int, reflection: float) -> None:
-    if chains < 1:
-        raise ValueError(f"--chains {chains}: at least 1")
-    filters.mixture(1000, 1000, reflection)  # refuses what is no share
-
-
-def _right(questions: Questions, answers, kept, chains: int, seed: int) -> tuple:
-    """Chains to train on, and how many answers fell at which gate."""
-    found, fell = filters.select(questions, answers, kept, chains, seed)
-    if not found:
-        told = _counted(fell)
-        raise ValueError(f"no right answer has the form <think> ... </think> and a box: {told}")
-    return found, fell
-
-
 def _refuse(teacher: str, fell: Mapping[str, int], store: Store) -> NoReturn:
     """Say what fell at which gate, and the last error."""
     errors = [one["error"] for one in store.done.values() if one["error"] is not None]
@@ -140,7 +130,9 @@ def _refuse(teacher: str, fell: Mapping[str, int], store: Store) -> NoReturn:
 
 
 def _write(folder: Path, rows: list[dict], summary: dict, page: str, console: Console) -> None:
-    _write_rows(folder / ROWS, rows)
+    new = folder / f"{ROWS}.new"
+    new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    new.replace(folder / ROWS)
     write_json(folder / SUMMARY, summary)
     console.print(_table(summary))
     (folder / PAGE).write_bytes(page.encode("utf-8", "replace"))
@@ -234,12 +226,6 @@ def _mixed(
     rows += [{"key": c.key, "id": c.id, "kind": "plain", "completion": c.text} for c in rest]
     random.Random(seed).shuffle(rows)
     return rows
-
-
-def _write_rows(path: Path, rows: list[dict]) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    new.replace(path)
 
 
 def _counted(fell: Mapping[str, int]) -> str:

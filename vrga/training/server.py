@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vrga.engine.client import address
 from vrga.evaluation.request import Answer
 from vrga.images import read_image
 
@@ -134,7 +133,4 @@ def check_timeout(timeout: float) -> None:
 
 def _part(image: Image.Image | Path | str) -> dict:
     """An image as a part of a message."""
-    file = io.BytesIO()
-    read_image(image).save(file, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "image_url", "image_url": {"url": address(read_image(image))}}

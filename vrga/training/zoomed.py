@@ -174,17 +174,11 @@ def differences(results: Mapping) -> Iterator[tuple[str, ...]]:
 def table(results: Mapping) -> Table:
     """A line for each model and way."""
     shape = f"{results['questions']} questions of each seed"
-    return _filled(f"{results['split']}: {shape}; 95 % intervals", COLUMNS, rows(results))
+    title = f"{results['split']}: {shape}; 95 % intervals"
+    return Table(*COLUMNS, rows=rows(results), title=title)
 
 
 def compared(results: Mapping) -> Table:
     """A line for each of `ALONE`."""
     title = "with a closer look at each <back>, less"
-    return _filled(title, DIFFERENCE, differences(results))
-
-
-def _filled(title: str, columns: Sequence[str], cells: Iterable[Sequence[str]]) -> Table:
-    made = Table(*columns, title=title)
-    for own in cells:
-        made.add_row(*own)
-    return made
+    return Table(*DIFFERENCE, rows=differences(results), title=title)

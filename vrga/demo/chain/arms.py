@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import torch
 from PIL import Image
@@ -176,7 +177,7 @@ class ChainArms:
             )
         new = found[:, inputs["input_ids"].shape[1] :].tolist()
         ends = set(self.model.generation_config.eos_token_id)
-        return [_until(line, ends) for line in new]
+        return [list(takewhile(lambda token: token not in ends, line)) for line in new]
 
     def _patched(self, config: VRGAConfig) -> Patch:
         return patch(self.model, config, tokenizer=self.processor.tokenizer)
@@ -264,9 +265,3 @@ class ChainArms:
             looked_cells(own, region, 1, crops, zoom)
             for own, (region, crops) in zip(grids, aimed, strict=True)
         ]
-
-
-def _until(tokens: list[int], ends: set[int]) -> list[int]:
-    """Tokens up to the first that ends an answer, which is left out."""
-    end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:end]

@@ -82,8 +82,7 @@ class ChainBatches(FineBatches):
 
     def batch(self) -> Batch:
         """One batch: a conversation about each picture."""
-        views: list[View] = []
-        sigmas: list[float] = []
+        views: list[tuple[View, float]] = []
         rows = []
         for sample in self.drawn():
             shown = self._shown(sample, str(self.rng.choice(list(SHOWN), p=list(SHOWN.values()))))
@@ -92,7 +91,7 @@ class ChainBatches(FineBatches):
             text = PROMPTS[style].format(question=sample.question)
             rows.append((sample, shown, *self.encoded(grids, text, spoken(sample, style))))
             sigma = self.rng.uniform(0, 60)
-            views, sigmas = views + shown.views, sigmas + [sigma] * len(shown.views)
+            views += [(view, sigma) for view in shown.views]
         filled, labels = self.filled([(prompt, target) for *_, prompt, target in rows])
         weights, read = torch.ones(labels.shape), torch.zeros(labels.shape, dtype=torch.bool)
         looks: list[tuple[int, int, int, int]] = []
@@ -102,7 +101,7 @@ class ChainBatches(FineBatches):
                 read[i, len(prompt) + place] = shown.readable[card]
             for query, keys in self._rows(sample, shown, prompt, target):
                 looks += [(i, query, key, len(keys)) for key in keys]
-        inputs = self.pixels(views, sigmas) | filled
+        inputs = self.pixels(views) | filled
         return Batch(inputs, labels, weights, torch.tensor(looks), read)
 
     def _shown(self, sample: ChainSample, kind: str) -> Shown:

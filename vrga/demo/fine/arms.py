@@ -64,10 +64,6 @@ class Asked:
     zooms: bool
     true: tuple[Crop, ...]
 
-    def cropped(self, crops: Sequence[Crop]) -> list[Image.Image]:
-        """Crops of the original, in the size that they are shown in."""
-        return self.pictures.cropped(crops)
-
     @property
     def peak(self) -> bool:
         """Whether the map is highest on a token that an asked card is on."""
@@ -130,7 +126,7 @@ class _Batch:
         self.first = self.once(replace(config, gain=1.0))
         pairs = zip(samples, self.first.regions, strict=True)
         self.asked = [self._asked(sample, region) for sample, region in pairs]
-        self.found = [one.cropped(one.crops) for one in self.asked]
+        self.found = [one.pictures.cropped(one.crops) for one in self.asked]
 
     def _asked(self, sample: FineSample, region: Region) -> Asked:
         grid, size, side, zoom = region.grids[0], sample.image.size, self.side, self.zoom
@@ -144,14 +140,12 @@ class _Batch:
 
     def ask(self, rows: list[list], steering: VRGAConfig | None = None, given=None) -> Answers:
         """Answers to rows of images and texts, each image as it is."""
-        model, processor = self.loaded
-        return ask_rows(model, processor, rows, steering, given=given)
+        return ask_rows(self.loaded, rows, steering, given=given)
 
     def once(self, steering: VRGAConfig | None) -> Answers:
         """Asked about the pictures as the processor shrinks them."""
         rows = [[one.image, one.question] for one in self.samples]
-        model, processor = self.loaded
-        return ask_rows(model, processor, rows, steering, shrink=self.zoom)
+        return ask_rows(self.loaded, rows, steering, shrink=self.zoom)
 
     def second(self, crops: list[list[Image.Image]], order: Zoom | None = None) -> list[list]:
         """Rows of the second prompt."""
@@ -187,7 +181,8 @@ class _Batch:
     def ways(self, start: int) -> dict[str, Callable[[], Answers]]:
         """How each arm asks; `start` as of `run_fine_arms`."""
         rng = np.random.default_rng(start)
-        elsewhere = [one.cropped(_elsewhere(one, rng)) for one in self.asked]
+        elsewhere = [one.pictures.cropped(_elsewhere(one, rng)) for one in self.asked]
+        true = [one.pictures.cropped(one.true) for one in self.asked]
         crops_first = replace(self.zoom, order="crops", reuse=False)
         steering = self.config if self.config.steers else None
         ask, second, instead, found = self.ask, self.second, self.instead, self.found
@@ -201,7 +196,7 @@ class _Batch:
             ANEW: lambda: instead(ask(second(found), steering)),
             FIRST_CROPS: lambda: instead(ask(second(found, crops_first))),
             TWICE: lambda: instead(ask(self.twice())),
-            TRUE: lambda: ask(second([one.cropped(one.true) for one in self.asked])),
+            TRUE: lambda: ask(second(true)),
         }
 
 
@@ -234,16 +229,17 @@ def _elsewhere(one: Asked, rng: np.random.Generator) -> list[Crop]:
     return found
 
 
-def ask_rows(model, processor, rows, config, given=None, shrink: Zoom | None = None) -> Answers:
+def ask_rows(loaded: tuple, rows, config, given=None, shrink: Zoom | None = None) -> Answers:
     """Greedy answers to a batch; each row holds images and texts in the order of its turn.
 
     Args:
+        loaded: model and processor.
         config: None leaves the model unpatched.
         given: cells to steer to, as of `Patch.given`, or None.
         shrink: let the processor shrink the images, as at the first look; None takes them as they
             are.
     """
-    chats, images = [], []
+    (model, processor), chats, images = loaded, [], []
     for row in rows:
         content = [
             {"type": "image"} if isinstance(x, Image.Image) else {"type": "text", "text": x}

@@ -13,7 +13,7 @@ from torch import Tensor
 from vrga.closer.crops import Box, overlap
 from vrga.demo.data import CELL, LETTERS
 from vrga.demo.fine.cards import CARDS
-from vrga.demo.fine.data import FineSample, make_fine_samples, overview, spoken
+from vrga.demo.fine.data import FineSample, make_fine_samples, spoken
 from vrga.demo.fine.grounds import FIELD, GRID, SIDE
 from vrga.demo.learning import NOISE, DrawnBatches, patchify
 
@@ -121,34 +121,34 @@ class FineBatches(DrawnBatches):
 
     def whole(self, sample: FineSample, tokens: int = GRID[0]) -> View:
         """The picture, shrunk to so many tokens a side."""
-        return View(overview(sample.image, tokens * CELL), (0, 0, SIDE, SIDE))
+        size = (tokens * CELL, tokens * CELL)  # as the processor shrinks it
+        return View(sample.image.resize(size, Image.Resampling.BICUBIC), (0, 0, SIDE, SIDE))
 
-    def pixels(self, views: Sequence[View], sigmas: Sequence[float]) -> dict[str, Tensor]:
+    def pixels(self, views: Sequence[tuple[View, float]]) -> dict[str, Tensor]:
         """Noisy pixels as keyword arguments for the model; shrinking averages noise away."""
         parts = []
-        for view, sigma in zip(views, sigmas, strict=True):
+        for view, sigma in views:
             clean = np.asarray(view.image, dtype=np.float32)[None]
             strength = np.float32(sigma * min(1.0, view.scale))
             noisy = clean + strength * self.rng.standard_normal(clean.shape, dtype=np.float32)
             parts.append(patchify(noisy.clip(0, 255), self.processor.image_processor))
-        grids = [[1, 2 * rows, 2 * columns] for rows, columns in (view.grid for view in views)]
+        grids = [[1, 2 * rows, 2 * columns] for rows, columns in (view.grid for view, _ in views)]
         return {"pixel_values": torch.cat(parts), "image_grid_thw": torch.tensor(grids)}
 
     def cells(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Pixels of overviews and crops, labels [2, tokens] of letter and colour (0: none), and
         whether each token is of a crop, bool [tokens]."""
-        views: list[View] = []
-        sigmas: list[float] = []
+        views: list[tuple[View, float]] = []
         owners: list[FineSample] = []
         for sample in self.samples():
             larger = int(self.rng.choice((GRID[0], GRID[0], *LARGER)))
             own = [self.whole(sample, larger), *self.crops(sample), *self.crops(sample, True)]
             sigma = self.rng.uniform(0, NOISE)
-            views, sigmas = views + own, sigmas + [sigma] * len(own)
+            views += [(view, sigma) for view in own]
             owners += [sample] * len(own)
         labels, fine = [], []
         colors = list(CARDS)
-        for view, sample in zip(views, owners, strict=True):
+        for (view, _), sample in zip(views, owners, strict=True):
             label = torch.zeros(2, *view.grid, dtype=torch.long)
             for card in sample.cards:
                 cell = view.cell(card.center)
@@ -159,7 +159,7 @@ class FineBatches(DrawnBatches):
                     )
             labels.append(label.flatten(1))
             fine.append(torch.full((label[0].numel(),), view.scale == 1))
-        return self.pixels(views, sigmas), torch.cat(labels, 1), torch.cat(fine)
+        return self.pixels(views), torch.cat(labels, 1), torch.cat(fine)
 
     def conversations(
         self, finding: bool = False
@@ -173,8 +173,7 @@ class FineBatches(DrawnBatches):
         Args:
             finding: ask straight alone, about every picture.
         """
-        views: list[View] = []
-        sigmas: list[float] = []
+        views: list[tuple[View, float]] = []
         rows, kinds = [], []
         for sample in self.samples():
             sigma = self.rng.uniform(0, NOISE)
@@ -192,14 +191,14 @@ class FineBatches(DrawnBatches):
                 grids = [view.grid for view in own]
                 pair = self.encoded(grids, sample.question, spoken(sample))
                 rows.append((sample, own, *pair))
-                views, sigmas = views + own, sigmas + [sigma] * len(own)
+                views += [(view, sigma) for view in own]
                 kinds.append(kind)
         looks: list[tuple[int, int, int, int]] = []
         for i, row in enumerate(rows):
             for query, keys in self._looks(*row):
                 looks += [(i, query, key, len(keys)) for key in keys]
         filled, labels = self.filled([(prompt, target) for _, _, prompt, target in rows])
-        return self.pixels(views, sigmas) | filled, labels, torch.tensor(looks), kinds
+        return self.pixels(views) | filled, labels, torch.tensor(looks), kinds
 
     def _looks(self, sample: FineSample, views: Sequence[View], prompt, target):
         """(query, keys) of one conversation."""

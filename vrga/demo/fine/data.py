@@ -15,7 +15,7 @@ from PIL import Image
 
 from vrga.demo.data import LETTERS
 from vrga.demo.fine.cards import CARDS, Card, Drawing, between
-from vrga.demo.fine.grounds import FIELD, GRID, GROUNDS, SHRINK, SIDE
+from vrga.demo.fine.grounds import FIELD, GRID, GROUNDS
 from vrga.lookback import last_box
 
 ONE = "which letter is on the {color} card?"
@@ -138,11 +138,6 @@ def make_fine_samples(
         )
     options = (noise, cards, size, two, alike, clutter, strays, ground)
     return [_draw(np.random.default_rng(seed + i), *options) for i in range(n)]
-
-
-def overview(image: Image.Image, side: int = SIDE // SHRINK) -> Image.Image:
-    """A picture as the processor shrinks it."""
-    return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def spoken(sample: FineSample) -> str:

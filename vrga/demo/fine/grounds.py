@@ -17,10 +17,6 @@ GRID = (6, 6)  # fields
 SIDE = GRID[0] * FIELD
 
 
-def _plain(rng) -> Image.Image:
-    return Image.new("RGB", (SIDE, SIDE), BACKGROUND)
-
-
 def _texture(rng) -> Image.Image:
     """Coloured noise of several scales, of random contrast, around a random colour."""
     total = np.zeros((168, 168, 3), np.float32)
@@ -54,7 +50,7 @@ def _stamped(rng) -> Image.Image:
 
 
 GROUNDS: Mapping[str, Callable] = {
-    "plain": _plain,
+    "plain": lambda rng: Image.new("RGB", (SIDE, SIDE), BACKGROUND),
     "texture": _texture,
     "photos": _photo,
     "stamps": _stamped,

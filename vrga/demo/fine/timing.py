@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from vrga.annotations import Model, Processor
 from vrga.closer.look import look_closer
 from vrga.closer.zoom import Zoom
 from vrga.config import VRGAConfig
@@ -14,7 +15,7 @@ from vrga.demo.fine.data import FineSample
 
 
 def seconds_of_ways(
-    loaded: tuple, samples: Sequence[FineSample], config: VRGAConfig, zoom: Zoom
+    loaded: tuple[Model, Processor], samples: Sequence[FineSample], config: VRGAConfig, zoom: Zoom
 ) -> dict[str, dict[str, list[float]]]:
     """What each way of asking takes, one question at a time, interleaved; all say as many words.
 
@@ -24,17 +25,13 @@ def seconds_of_ways(
         "wall" and "cpu" -> way -> seconds of each question.
     """
 
-    model, processor = loaded
-
     def closer(zoom: Zoom) -> Callable[[FineSample], object]:
         return lambda s: look_closer(
-            model, processor, s.image, s.question, config, zoom, max_new_tokens=arms.LONGEST
+            *loaded, s.image, s.question, config, zoom, max_new_tokens=arms.LONGEST
         )
 
     ways = {
-        "plain": lambda s: arms.ask_rows(
-            model, processor, [[s.image, s.question]], None, shrink=zoom
-        ),
+        "plain": lambda s: arms.ask_rows(loaded, [[s.image, s.question]], None, shrink=zoom),
         "once": closer(replace(zoom, gain=1e6)),
         "closer": closer(zoom),
         "closer, nothing reused": closer(replace(zoom, reuse=False)),
