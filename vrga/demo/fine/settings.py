@@ -21,11 +21,11 @@ FINDING = VRGAConfig(
     region_min=1,
     dilation=0,
 )
-# Two crops at most, together of at most twice the tokens of the first look. They are sought in the
-# whole map: the sink border of so small a grid is a fifth of it, and cards lie there too. Steering
-# changes no answer of the second look.
+# Two crops at most, together of at most three times the tokens of the first look. They are sought
+# in the whole map: the sink border of so small a grid is a fifth of it, and cards lie there too.
+# Steering changes no answer of the second look.
 CLOSER = Zoom(
-    crops=2, threshold=0.35, within="map", margin=0.0, least=112, pixels=72 * 28 * 28, steer="off"
+    crops=2, threshold=0.45, within="map", margin=0.0, least=112, pixels=108 * 28 * 28, steer="off"
 )
 # At each <back>, whose place is found in steps that are steered.
-AT_BACK = replace(CLOSER, steer="place")
+AT_BACK = replace(CLOSER, threshold=0.35, pixels=72 * 28 * 28, steer="place")
