@@ -85,7 +85,8 @@ def _read(given: object, name: str, checkpoint: str | Path) -> Asked | None:
             raise ValueError(f"query={_short(query)}: give the question's text")
         return Asked(config, None if boxes is None else _boxes(boxes), query)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        told = f"{name}: {error}"
+        raise ValueError(told) from error
 
 
 def _config(preset: str | None, fields: Mapping[str, object], checkpoint: str | Path) -> VRGAConfig:
