@@ -115,9 +115,8 @@ class Store:
         held, settings = (
             _completed(one) for one in (read_settings(self.folder)["settings"], settings)
         )
-        other = sorted(name for name in held | settings if held.get(name) != settings.get(name))
-        if other:
-            told = "; ".join(f"{n}: {held.get(n)!r}, now {settings.get(n)!r}" for n in other)
+        told = differences(held, settings)
+        if told:
             raise ValueError(
                 f"the run in {self.folder} has other settings ({told}): give the same ones, remove "
                 "it to begin again, or give another --output where the command has one"
@@ -213,6 +212,12 @@ def read_settings(folder: Path) -> dict:
             "another --output"
         ) from error
     return found
+
+
+def differences(held: dict, now: dict) -> str:
+    """What settings differ in from those of a run, in words; "" where they are the same."""
+    other = sorted(name for name in held | now if held.get(name) != now.get(name))
+    return "; ".join(f"{name}: {held.get(name)!r}, now {now.get(name)!r}" for name in other)
 
 
 def parts(folder: Path) -> list[Path]:

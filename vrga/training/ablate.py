@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from vrga.evaluation.json_text import read_object
-from vrga.evaluation.store import write_json
+from vrga.evaluation.store import differences, write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mean_interval, paired_difference
 from vrga.recording.package_versions import versions_and_device
@@ -162,9 +162,8 @@ def _check_same(output: Path, rows: int, config: str | None) -> None:
         write_json(path, now)
         return
     held = read_object(path, "remove it to go on with the options that are given")
-    other = sorted(name for name in held | now if held.get(name) != now.get(name))
-    if other:
-        told = "; ".join(f"{name}: {held.get(name)}, now {now.get(name)}" for name in other)
+    told = differences(held, now)
+    if told:
         raise ValueError(
             f"the trainings in {output} are of other --rows or --config ({told}): give the same "
             "ones, or another --output"
