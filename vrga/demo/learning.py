@@ -28,6 +28,7 @@ LOOKING_WEIGHT = 0.1
 LOOKING_SHARE = 0.5  # of a head's attention; beyond it nothing is taught, and steering has room
 NOISE = 60.0  # each training image gets Gaussian noise of a strength drawn from [0, NOISE]
 RATE = 2e-3  # of the vision tower
+RECENT = 20  # steps whose means tell how far a training is
 
 
 class DrawnBatches:
@@ -187,8 +188,8 @@ def options(told: str, output: Path, vision_steps: int, batch: int) -> argparse.
 
 
 def recent(course: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means of the last 20 steps; of what some of them lack, over the others."""
-    last = course[-20:]
+    """Means of the last `RECENT` steps; of what some of them lack, over the others."""
+    last = course[-RECENT:]
     keys = dict.fromkeys(key for one in last for key in one)
     return {key: float(np.mean([one[key] for one in last if key in one])) for key in keys}
 

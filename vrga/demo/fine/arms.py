@@ -182,7 +182,6 @@ class _Batch:
         """How each arm asks; `start` as of `run_fine_arms`."""
         rng = np.random.default_rng(start)
         elsewhere = [one.pictures.cropped(_elsewhere(one, rng)) for one in self.asked]
-        true = [one.pictures.cropped(one.true) for one in self.asked]
         crops_first = replace(self.zoom, order="crops", reuse=False)
         steering = self.config if self.config.steers else None
         ask, second, instead, found = self.ask, self.second, self.instead, self.found
@@ -196,7 +195,7 @@ class _Batch:
             ANEW: lambda: instead(ask(second(found), steering)),
             FIRST_CROPS: lambda: instead(ask(second(found, crops_first))),
             TWICE: lambda: instead(ask(self.twice())),
-            TRUE: lambda: ask(second(true)),
+            TRUE: lambda: ask(second([one.pictures.cropped(one.true) for one in self.asked])),
         }
 
 

@@ -137,7 +137,7 @@ def train_answers(
         bar.set_postfix({k: f"{v:.3f}" for k, v in last.items()}, refresh=False)
         if step % 200 == 199:
             keep()
-        if finding and len(course) >= 20 and last["look"] < FOUND:
+        if finding and len(course) >= learning.RECENT and last["look"] < FOUND:
             bar.close()
             break
     else:
