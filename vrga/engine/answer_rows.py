@@ -165,8 +165,7 @@ class Rows(SteeredRows):
     sets: KeySets
 
     def _attention(self, query: Tensor, keys: Tensor, values: Tensor, **numbers: Any) -> Tensor:
-        table = self.table.long()
-        keys, values = gathered(keys, table), gathered(values, table)
+        keys, values = gathered(keys, self.table), gathered(values, self.table)
         return decode_attention_reference(
             query, keys, values, self.flags, self.images, extent=self.extent, sets=self.sets,
             **numbers,
@@ -218,6 +217,7 @@ def _rows(parts: list[Part], table: Tensor, page: int, dtype: torch.dtype, heads
     sets = key_sets(
         shared["flags"], extent, keys, len(parts[0][1]), groups.opened, groups.closed, accurate
     )
+    shared["table"] = shared["table"].long()  # once, for all layers
     return Rows(**shared, extent=extent, sets=sets)
 
 
