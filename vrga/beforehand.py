@@ -49,7 +49,7 @@ def check_split(split: str, known: Sequence[str] = SPLITS) -> None:
 
 def check_chain(split: str | None, model: str | None) -> None:
     """Raise ValueError for questions of two looks without a model that knows them."""
-    if split in CHAIN_SPLITS and model is None:
+    if model is None and split is not None and not set(split.split("+")).isdisjoint(CHAIN_SPLITS):
         raise ValueError(
             f"--split {split}: the embedded model was not trained on questions of two looks: give "
             "--model chain, or what was trained from it"

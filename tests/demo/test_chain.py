@@ -10,6 +10,7 @@ from saying_chain import saying
 from untrained import NARROW, untrained
 
 from vrga import Zoom, look_closer, lookback
+from vrga.beforehand import check_chain
 from vrga.demo import build, learning
 from vrga.demo.chain.arms import BACK, BEFORE, INSIDE, OFF, TOLD, TRUE, ChainArms
 from vrga.demo.chain.batches import GUESSED, READ, SHOWN, ChainBatches
@@ -36,7 +37,7 @@ from vrga.demo.fine.settings import FINDING
 from vrga.steering.patching import patch_of
 from vrga.training.filters import verdict
 from vrga.training.questions import Questions
-from vrga.training.teachers import grid
+from vrga.training.teachers import grid, one_look
 
 
 @functools.cache
@@ -89,6 +90,9 @@ def test_the_teacher_puts_looks_into_the_models_own_chain(style):
     asked = Questions(split="chain-small", limit=1)
     assert verdict(asked, item, chain, told, style) is None
     assert len(lookback.parse(told).back) == (2 if style == "semantic" else 1)
+    once = one_look(item, chain, style, "back")
+    assert verdict(asked, item, chain, once, style) is None
+    assert lookback.parse(once).back == [lookback.parse(told).back[-1]]
     other = "<think> something else </think> \\boxed{K}"
     assert grid(item, other, style, "back") == other  # falls at the filter
     assert verdict(asked, item, other, other, style) == "form"
@@ -106,6 +110,14 @@ def test_questions_are_drawn_by_the_name_of_their_split():
         f"<think> a </think> \\boxed{{{large.answer}}}", "cot"
     )
     assert drawn_of("similar", 1, 7)[0].question.startswith("what color")
+    turns = drawn_of("similar+chain-small", 3, 7)
+    assert [one.id for one in turns] == ["0", "1", "2"]
+    expected = (drawn_of("similar", 2, 7)[0], drawn_of("chain-small", 1, 7)[0],
+                drawn_of("similar", 2, 7)[1])  # fmt: skip
+    assert [one.question for one in turns] == [one.question for one in expected]
+    assert [one.images for one in turns] == [one.images for one in expected]
+    with pytest.raises(ValueError, match="--split similar.chain-small: the embedded model"):
+        check_chain("similar+chain-small", None)
     for refused in (lambda: Questions(split="fine-easy"), lambda: drawn_of("fine-easy", 1, 0)):
         with pytest.raises(ValueError, match="known are clean, .*chain, chain-small"):
             refused()

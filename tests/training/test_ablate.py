@@ -9,7 +9,8 @@ import pytest
 from command import run
 from rich.console import Console
 
-from vrga.evaluation.store import Store
+from vrga.evaluation.store import Store, read_settings
+from vrga.training.questions import Questions
 from vrga.training.rollouts import keys_of
 
 pytest.importorskip("trl", reason="TRL needs Python 3.11")
@@ -76,10 +77,12 @@ def test_arms_are_trained_once_and_compared_over_all_seeds(tmp_path, done):
         for seed in (0, 1) for stage in ("sft", "rl", "base")
     ]  # fmt: skip
     full, without = found["arms"]["SFT and RL"], found["arms"]["without SFT"]
+    assert {one["compared_with"] for one in found["arms"].values()} == {"SFT and RL"}
     assert full["by_seed"] == [1.0, 1.0] and without["by_seed"] == [0.0, 1.0]
     assert without["against"][0] == -0.5 and full["trigger"] == 1.0
     assert found["arms"]["base"]["accuracy"][0] == 0 and found["arms"]["base"]["trigger"] == 0
-    assert json.loads((tmp_path / "results-sft.json").read_text())["against"] == "SFT and RL"
+    held = json.loads((tmp_path / "results-sft.json").read_text())
+    assert held["arms"]["without SFT"]["by_seed"] == [0.0, 1.0]
 
     count = len(done)
     assert ablate(tmp_path) == found and len(done) == count
@@ -89,15 +92,42 @@ def test_arms_are_trained_once_and_compared_over_all_seeds(tmp_path, done):
 
 def test_every_ablation_differs_in_one_thing():
     for name, arms in ablation.ABLATIONS.items():
-        others = [arm for arm in arms.values() if arm != ablation.FULL]
-        assert len(others) == len(arms) - 1
-        assert name == "zoom" or next(iter(arms.values())) == ablation.FULL
-        for other in others:
+        trained = [arm for arm in arms.values() if arm.model]
+        assert name in ("zoom", "mix") or trained[0] == ablation.FULL
+        for other in trained:
             changed = {f for f in vars(other) if getattr(other, f) != getattr(ablation.FULL, f)}
-            # zoom has every pair of two things.
-            assert len(changed) == 1 or (name == "zoom" and changed == {"rl", "reflection"})
-        places = [(arm.rows, arm.model) for arm in arms.values()]
+            # zoom has pairs of things, and mix asks each training two kinds of questions.
+            assert len(changed - {"asked"}) == (other != ablation.FULL) or name == "zoom"
+        places = [arm.answers for arm in arms.values()]
         assert len(set(places)) == len(places)
+
+
+def test_trainings_on_two_kinds_are_compared_on_each_kind(tmp_path, done):
+    """And are trained once; the kind of the command is that which other ablations train on."""
+    ablate(tmp_path)
+    count = len(done)
+    found = ablate(tmp_path, "mix")["arms"]
+    assert {done[i][1] for i in range(count, len(done)) if done[i][0] == "rows"} == {
+        "semantic-0.5-similar+long", "semantic-0.5-long",
+    }  # fmt: skip
+    asked = [Questions.of(read_settings(path)["settings"]) for path in
+             (tmp_path / "seed-1" / "answers").iterdir()]  # fmt: skip
+    assert sorted(one.split for one in asked) == ["long"] * 4 + ["similar"] * 5  # and without SFT
+    for kind in ablation.KINDS:
+        own = [one["compared_with"] for name, one in found.items() if name.startswith(kind)]
+        assert own == [f"{kind}: trained on similar and long"] * 4
+
+
+def test_another_word_is_trained_asked_and_counted(tmp_path, done):
+    ablate(tmp_path, "tag")
+    tags = {path.name: Questions.of(read_settings(path)["settings"]).tag
+            for path in (tmp_path / "seed-0" / "answers").iterdir()}  # fmt: skip
+    assert tags == {
+        "base": "back", "semantic-0.5-rl-0.1": "back", "semantic-0.5-recheck-rl-0.1": "recheck",
+    }  # fmt: skip
+    found = json.loads((tmp_path / "results-tag.json").read_text())["arms"]
+    # What stands in for the model says <back> in any case.
+    assert found["<back>"]["trigger"] == 1 and found["<recheck>"]["trigger"] == 0
 
 
 @pytest.mark.parametrize(

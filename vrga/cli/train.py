@@ -57,7 +57,8 @@ def rollouts(
     ] = None,
     parallel: Parallel = None,
     split: Annotated[
-        str | None, typer.Option(help=f"Of drawn questions: similar, noise, ...; {HARD} if absent.")
+        str | None,
+        typer.Option(help=f"Of drawn questions: similar, noise+long, ...; {HARD} if absent."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")] = None,
     seed: Seed = 0,
@@ -266,7 +267,9 @@ def report(
 
 @train.command()
 def ablate(
-    ablation: Annotated[str, typer.Argument(help="sft, rl, reflection, style, lambda or zoom.")],
+    ablation: Annotated[
+        str, typer.Argument(help="sft, rl, reflection, style, lambda, tag, mix or zoom.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder that ablations share.")] = Path("out/ablate"),
     seeds: Annotated[int, typer.Option(help="Trainings of each arm.")] = 4,
     questions: Annotated[int, typer.Option(min=1, help="Of rollouts.")] = 300,
@@ -280,7 +283,7 @@ def ablate(
     model: Model = None,
     config: Config = None,
 ) -> None:
-    """One of the paper's ablations, on the embedded model; goes on with what is in the folder."""
+    """An ablation, the paper's or our own, on a small model; goes on with what is in the folder."""
     own = given_for("ablations that sample, not by zoom,", ablation != "zoom", answers=answers)
     check_folder(output, "--output")
     check_chain("chain" if ablation == "zoom" else split, model)

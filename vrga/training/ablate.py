@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from vrga.evaluation.json_text import read_object
 from vrga.evaluation.store import differences, write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mean_interval, paired_difference
+from vrga.lookback import TAG
 from vrga.recording.package_versions import versions_and_device
 from vrga.training.checkpoints import MODEL
 from vrga.training.data import SUMMARY, make
@@ -25,51 +26,94 @@ from vrga.training.rl import rl
 from vrga.training.rollouts import ask, check_sampling, read_rollouts
 from vrga.training.settings import RL, SFT, read
 from vrga.training.sft import sft
+from vrga.training.teachers import ONE_LOOK
 from vrga.training.zoomed import ZOOM, zoomed
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training.
+    """One way of training, and what is asked then.
 
     Args:
-        style, reflection: of the rows.
+        style, reflection: of the rows; teacher: who puts the spans into them.
         sft, rl: which stages there are.
         weight: lambda.
+        tag: the word to look back with.
+        split: of the questions trained on; None is that of the command.
+        asked: of the held-out questions; None is that of the command.
     """
 
     style: str = "semantic"
     reflection: float = 0.5
+    teacher: str = "grid"
     sft: bool = True
     rl: bool = True
     weight: float = 0.1
+    tag: str = TAG
+    split: str | None = None
+    asked: str | None = None
+
+    @property
+    def rollouts(self) -> str:
+        """The folder of the answers that its rows are made of."""
+        return "-".join(["rollouts", *self._own])
 
     @property
     def rows(self) -> str:
         """The folder of its rows, shared by arms that differ in RL alone."""
-        return f"{self.style}-{self.reflection:g}"
+        teacher = [] if self.teacher == "grid" else [self.teacher.rpartition(":")[2]]
+        return "-".join([self.style, f"{self.reflection:g}", *teacher, *self._own])
 
     @property
     def model(self) -> str:
-        """The folder of its last stage, within that of its rows."""
+        """The folder of its last stage, within that of its rows; empty of a model as it was."""
         if not self.rl:
-            return "sft"
+            return "sft" if self.sft else ""
         return f"rl-{self.weight:g}" + ("" if self.sft else "-from-base")
 
+    @property
+    def answers(self) -> str:
+        """The folder of its answers to held-out questions."""
+        told = [self.rows, self.model] if self.model else ["base"]
+        return "-".join(told + ([f"asked-{self.asked}"] if self.asked else []))
 
-FULL = Arm()
+    @property
+    def _own(self) -> list[str]:
+        return ([self.split] if self.split else []) + ([self.tag] if self.tag != TAG else [])
+
+
+FULL, BASE = Arm(), Arm(sft=False, rl=False)
+# Two kinds of questions: colours that are hard to tell, and pictures that take long chains.
+KINDS = ("similar", "long")
 TRAININGS = "trainings.json"  # what decides the trainings of a folder
 ABLATIONS: Mapping[str, Mapping[str, Arm]] = {
-    "sft": {"SFT and RL": FULL, "without SFT": Arm(sft=False)},
-    "rl": {"SFT and RL": FULL, "without RL": Arm(rl=False)},
-    "reflection": {f"{100 * r:g} %": Arm(reflection=r) for r in (0.5, 0.0, 0.1, 0.3, 0.7, 0.9)},
-    "style": {"semantic": FULL, "solution": Arm(style="solution")},
-    "lambda": {f"lambda {w:g}": Arm(weight=w) for w in (0.1, 0.0, 0.5, 2.0)},
+    "sft": {"base": BASE, "SFT and RL": FULL, "without SFT": Arm(sft=False)},
+    "rl": {"base": BASE, "SFT and RL": FULL, "without RL": Arm(rl=False)},
+    "reflection": {
+        "base": BASE,
+        **{f"{100 * r:g} %": Arm(reflection=r) for r in (0.5, 0.0, 0.1, 0.3, 0.7, 0.9)},
+    },
+    "style": {"base": BASE, "semantic": FULL, "solution": Arm(style="solution")},
+    "lambda": {
+        "base": BASE,
+        **{f"lambda {w:g}": Arm(weight=w) for w in (0.1, 0.0, 0.5, 2.0)},
+    },
+    "tag": {"base": BASE, **{f"<{tag}>": Arm(tag=tag) for tag in (TAG, "recheck")}},
+    # What each kind of questions wins or loses by training on both, on itself, or on the other.
+    "mix": {
+        f"{asked}: trained on {' and '.join(kinds) or 'nothing'}": replace(
+            FULL if kinds else BASE, split="+".join(kinds) or None, asked=asked
+        )
+        for asked in KINDS
+        for kinds in (KINDS, KINDS[:1], KINDS[1:], ())
+    },
     ZOOM: {
+        "base": BASE,
         "SFT, every row": Arm(reflection=1.0, rl=False),
         "SFT": Arm(rl=False),
         "SFT and RL": FULL,
         "SFT, every row, and RL": Arm(reflection=1.0),
+        "SFT, every row, one look": Arm(reflection=1.0, rl=False, teacher=ONE_LOOK),
     },
 }
 
@@ -95,7 +139,7 @@ def ablate(
     share rollouts, rows and SFT.
 
     Args:
-        name: of `ABLATIONS`, whose first arm the others are compared with.
+        name: of `ABLATIONS`; arms are compared with the first trained one.
         questions, samples: of rollouts; rows: of SFT in each arm.
         limit, answers: held-out questions, and answers to each.
         config: settings, see `settings.read`.
@@ -115,20 +159,23 @@ def ablate(
     )  # fmt: skip
     if name == ZOOM:
         return zoomed(output, trained, model, limit=limit, console=console)
-    found: dict[str, list[list[dict]]] = {arm: [] for arm in ["base", *ABLATIONS[name]]}
+    arms = arms_of(name, split)
+    found: dict[str, list[list[dict]]] = {arm: [] for arm in arms}
     for seed, arm_name, folder in trained:
-        held_out = Questions(split=split, seed=seed, part="test", limit=limit)
-        there = output / f"seed-{seed}" / "answers"
-        arm = ABLATIONS[name].get(arm_name)  # None of the base
-        own = there / ("base" if arm is None else f"{arm.rows}-{arm.model}")
-        asked = model if folder is None else str(folder)
-        found[arm_name].append(_answers(held_out, asked, own, answers))
-    first = next(iter(ABLATIONS[name]))
+        arm = arms[arm_name]
+        held_out = Questions(
+            split=arm.asked or split, seed=seed, part="test", limit=limit, tag=arm.tag
+        )
+        own = output / f"seed-{seed}" / "answers" / arm.answers
+        found[arm_name].append(_answers(held_out, str(folder) if folder else model, own, answers))
     results = {
         "ablation": name, "seeds": seeds, "questions": limit, "answers": answers, "split": split,
-        "rollouts": {"questions": questions, "samples": samples}, "rows": rows, "against": first,
+        "rollouts": {"questions": questions, "samples": samples}, "rows": rows,
         "versions": versions_and_device(),
-        "arms": {arm: _figures(runs, found[first]) for arm, runs in found.items()},
+        "arms": {
+            arm_name: _figures(found, arm_name, compared_with(arms, arm_name), arms[arm_name].tag)
+            for arm_name in found
+        },
     }  # fmt: skip
     write_json(output / f"results-{name}.json", results)
     console.print(table(results))
@@ -144,7 +191,25 @@ def _check(name: str, seeds: int, samples: int, answers: int, split: str, drawn:
     check_sampling(samples, 1.0)
     if answers < 1:
         raise ValueError(f"--answers {answers}: at least 1")
-    Questions(split=split, limit=drawn)
+    for arm in arms_of(name, split).values():
+        Questions(split=arm.split or split, limit=drawn)
+
+
+def arms_of(name: str, split: str) -> dict[str, Arm]:
+    """The arms of an ablation; one need not name the split of the command."""
+    return {
+        arm_name: replace(
+            arm,
+            split=None if arm.split == split else arm.split,
+            asked=None if arm.asked == split else arm.asked,
+        )
+        for arm_name, arm in ABLATIONS[name].items()
+    }
+
+
+def compared_with(arms: Mapping[str, Arm], name: str) -> str:
+    """The first trained arm that is asked the same questions."""
+    return next(x for x, arm in arms.items() if arm.model and arm.asked == arms[name].asked)
 
 
 def _check_same(output: Path, rows: int, config: str | None) -> None:
@@ -185,16 +250,17 @@ def _trainings(
 
     Seed by seed; of `ZOOM`, whose results are written as they come, arm by arm.
     """
-    arms: dict[str, Arm | None] = {"base": None, **ABLATIONS[name]}
+    arms = arms_of(name, asked.split)
     order = [(seed, arm) for seed in range(seeds) for arm in arms]
     if name == ZOOM:
         order.sort(key=lambda one: list(arms).index(one[1]))
     for seed, arm_name in order:
         base, arm = output / f"seed-{seed}", arms[arm_name]
-        if arm is None:
+        if not arm.model:
             yield seed, arm_name, None
             continue
-        _answers(dataclasses.replace(asked, seed=seed), model, base / "rollouts", samples)
+        own = replace(asked, seed=seed, split=arm.split or asked.split, tag=arm.tag)
+        _answers(own, model, base / arm.rollouts, samples)
         console.print(f"seed {seed}, {arm_name}", style="bold")
         folder = base / arm.rows
         _train(base, folder, arm, seed, rows, config, console)
@@ -204,11 +270,10 @@ def _trainings(
 def table(results: Mapping) -> Table:
     """A row for each arm."""
     shape = f"{results['seeds']} seeds x {results['questions']} questions x {results['answers']}"
-    against = f"against {results['against']}"
-    columns = ("arm", "accuracy", against, "looks back", "valid", "empty", "by seed")
+    columns = ("arm", "accuracy", "against the first", "looks back", "valid", "empty", "by seed")
     made = Table(*columns, title=f"{results['ablation']}: {shape} answers; 95 % intervals")
     for name, one in results["arms"].items():
-        change = "" if name == results["against"] else percent(one["against"], "+")
+        change = "" if name == one["compared_with"] else percent(one["against"], "+")
         made.add_row(
             name, percent(one["accuracy"]), change,
             *(f"{100 * one[key]:.1f} %" for key in ("trigger", "valid", "empty")),
@@ -221,11 +286,11 @@ def _train(
     base: Path, folder: Path, arm: Arm, seed: int, rows: int, config: str | None, console: Console
 ) -> None:
     """Whatever of an arm is not there yet."""
-    shutil.copytree(base / "rollouts", folder / "rollouts", dirs_exist_ok=True)
+    shutil.copytree(base / arm.rollouts, folder / "rollouts", dirs_exist_ok=True)
     if not (folder / "data" / SUMMARY).exists():
         make(
-            folder, style=arm.style, reflection=arm.reflection, size=rows, seed=seed,
-            resume=(folder / "data" / "run.json").exists(), console=console,
+            folder, style=arm.style, reflection=arm.reflection, teacher=arm.teacher, size=rows,
+            seed=seed, resume=(folder / "data" / "run.json").exists(), console=console,
         )  # fmt: skip
     quiet = Console(quiet=True)
     if arm.sft and not _trained(folder / "sft"):
@@ -240,15 +305,16 @@ def _train(
         )  # fmt: skip
 
 
-def _figures(runs: Sequence[Sequence[dict]], first: Sequence[Sequence[dict]]) -> dict:
-    """Figures of one arm, its questions of all seeds pooled."""
-    right, against = _pooled(runs), _pooled(first)
-    said = [told(one["text"] or "") for run in runs for one in run]
+def _figures(found: Mapping[str, Sequence[list[dict]]], arm: str, against: str, tag: str) -> dict:
+    """Figures of one arm, its questions of all seeds pooled, and less those of another."""
+    right, others = _pooled(found[arm]), _pooled(found[against])
+    said = [told(one["text"] or "", tag) for run in found[arm] for one in run]
     shares = {key: float(np.mean([getattr(one, key) for one in said]))
               for key in ("trigger", "valid", "empty", "copied")}  # fmt: skip
     return {
         "accuracy": mean_interval(np.concatenate(right)),
-        "against": paired_difference(np.concatenate(right), np.concatenate(against)),
+        "compared_with": against,
+        "against": paired_difference(np.concatenate(right), np.concatenate(others)),
         "by_seed": [float(own.mean()) for own in right],
         **shares,
     }

@@ -19,6 +19,7 @@ from vrga.evaluation.items import Item
 from vrga.training.server import Server, check_timeout
 
 STYLES = ("semantic", "solution")
+ONE_LOOK = "vrga.training.teachers:one_look"
 # item, chain, style, tag -> the chain with a span
 Teacher = Callable[[Item, str, str, str], str]
 
@@ -64,6 +65,13 @@ def grid(item: Item, chain: str, style: str, tag: str) -> str:
         return f"{chain} {look} <think> answer {letter} {item.answer}. </think> {box}"
     thought, _, rest = chain.partition("</think>")
     return f"{thought}</think> {look} <think> {rest.replace(box, '').strip()} </think> {box}"
+
+
+def one_look(item: Item, chain: str, style: str, tag: str) -> str:
+    """As `grid`, but a chain that finds two cards gets one look, at that with the answer."""
+    if style == "semantic" and first_color(item.question) is not None:
+        return looked_back(chain, tag, last=True)
+    return grid(item, chain, style, tag)
 
 
 def instruction(item: Item, chain: str, style: str, tag: str) -> str:

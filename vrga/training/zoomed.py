@@ -1,8 +1,8 @@
 """The ablation `zoom`: is a trained <back> worth more with a closer look at its place?
 
-Models before training, after SFT (half of the rows with a span, or every row) and after RL, each
-asked the same questions of two looks: without VRGA, with VRGA inside <back>, and with a closer look
-before the answer or at each <back>.
+Models before training, after SFT (half of the rows with a span, or every row; a look at each card,
+or one) and after RL, each asked the same questions of two looks: without VRGA, with VRGA inside
+<back>, and with a closer look before the answer or at each <back>.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ WAYS: Mapping[str, tuple[str, ...]] = {
     "SFT, every row": (OFF, INSIDE, BEFORE, BACK),
     "SFT and RL": (OFF, INSIDE, BEFORE, BACK),
     "SFT, every row, and RL": (OFF, INSIDE, BEFORE, BACK),
+    "SFT, every row, one look": (OFF, INSIDE, BEFORE, BACK),
 }
 # What each trained model with a closer look at its <back> is compared with: itself without one, the
 # closer look that needs no training, and what needs neither.

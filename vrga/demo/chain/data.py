@@ -179,16 +179,23 @@ def spoken(sample: ChainSample, prompt: str) -> str:
 _STEP = re.compile(rf"find ({'|'.join(CARDS)}), it is ([A-Z])\.")
 
 
-def looked_back(chain: str, tag: str) -> str:
+def looked_back(chain: str, tag: str, *, last: bool = False) -> str:
     """A plain chain with a look at each card that it finds, before its letter is told; the chain
-    itself where it is no such one."""
+    itself where it is no such one.
+
+    Args:
+        last: look at the last card alone, which has the answer.
+    """
     thought, closing, rest = chain.partition("</think>")
     box = rest[rest.find("\\boxed") :] if "\\boxed" in rest else ""
-    if not closing or not box or not _STEP.search(thought):
+    steps = list(_STEP.finditer(thought))
+    if not closing or not box or not steps:
         return chain
     look = rf"find \1, </think> <{tag}> see \1 \2. </{tag}> <think> it is \2."
     said = rest[: -len(box)].strip()
-    return f"{_STEP.sub(look, thought).rstrip()} {said} </think> {box}"
+    begin = steps[-1].start() if last else 0
+    thought = thought[:begin] + _STEP.sub(look, thought[begin:])
+    return f"{thought.rstrip()} {said} </think> {box}"
 
 
 def checked_again(chain: str, tag: str) -> str:
