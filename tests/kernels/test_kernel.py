@@ -56,7 +56,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     size=st.sampled_from(HEAD_SIZES),
     per_kv=st.sampled_from([1, 2, 4, 7, 8, 12, 16]),

@@ -29,8 +29,12 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md")]
 REAL = "<!-- real checkpoint -->\n"
 BLOCK = re.compile(rf"({re.escape(REAL)})?```python\n(.*?)```", re.DOTALL)
-# By docs/screenshots.py and docs/screenshots_report.py, which need a browser.
-SHOTS = ["app_wide.png", "app_phone.png", "report_wide.png", "report_phone.png"]
+# By docs/screenshots.py and docs/screenshots_report.py, which need a browser, and docs/trained.py,
+# which needs a trained checkpoint too.
+SHOTS = [
+    "app_wide.png", "app_phone.png", "report_wide.png", "report_phone.png", "trained_report.png",
+    "trained_trend.png",
+]  # fmt: skip
 MADE = {  # what a page's code leaves behind
     "README.md": [],
     "guide.md": ["region.png", "trend.png"],

@@ -17,6 +17,7 @@ from command import ended, worked
 from PIL import Image
 from traces import filled_trace
 
+import vrga
 from vrga import Trace, VRGAConfig
 from vrga.demo.data import TEST_SEEDS, make_samples
 from vrga.method.timeline import Relocation
@@ -713,3 +714,21 @@ def test_the_pictures_of_the_page_on_the_report_can_be_drawn(tmp_path):
         with Image.open(tmp_path / name) as picture:
             assert picture.size == size
             assert len(picture.convert("RGB").getcolors(10**7)) > 50
+
+
+@pytest.mark.slow
+def test_the_pictures_of_a_trained_checkpoint_can_be_drawn(tmp_path, monkeypatch):
+    """Of the embedded model, which has to be asked to look back; without that none are drawn."""
+    chromium().quit()  # or skip
+    docs = Path(__file__).parents[2] / "docs"
+    monkeypatch.syspath_prepend(docs)
+    script = runpy.run_path(str(docs / "trained.py"))
+    where = str(Path(vrga.__file__).parent / "demo" / "weights")
+    with pytest.raises(SystemExit, match="looks back in none of 20 answers"):
+        script["main"](where, tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(script["PROMPTS"], "cot", script["PROMPTS"]["back"])
+    script["main"](where, tmp_path)
+    for name, size in (("report", script["SIZE"]), ("trend", None)):
+        with Image.open(tmp_path / f"trained_{name}.png") as picture:
+            assert size is None or picture.size == size
