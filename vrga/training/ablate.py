@@ -27,7 +27,7 @@ from vrga.training.rollouts import ask, check_sampling, read_rollouts
 from vrga.training.settings import RL, SFT, read
 from vrga.training.sft import sft
 from vrga.training.teachers import ONE_LOOK
-from vrga.training.zoomed import ZOOM, zoomed
+from vrga.training.zoomed import ONE, ZOOM, zoomed
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ ABLATIONS: Mapping[str, Mapping[str, Arm]] = {
         "SFT, every row": Arm(reflection=1.0, rl=False),
         "SFT": Arm(rl=False),
         "SFT and RL": FULL,
-        "SFT, every row, and RL": Arm(reflection=1.0),
-        "SFT, every row, one look": Arm(reflection=1.0, rl=False, teacher=ONE_LOOK),
+        ONE: Arm(reflection=1.0, rl=False, teacher=ONE_LOOK),
     },
 }
 

@@ -39,7 +39,7 @@ from vrga.recording.package_versions import versions_and_device
 from vrga.training.questions import APART, FIRST
 
 ZOOM, SPLIT, BATCH = "zoom", "chain", 200
-ASKED = "base, asked to look back"
+ASKED, ONE = "base, asked to look back", "SFT, every row, one look"
 # Ways in which each model is asked.
 WAYS: Mapping[str, tuple[str, ...]] = {
     "base": (OFF, INSIDE, BEFORE, BACK, LARGER, TRUE),
@@ -47,8 +47,7 @@ WAYS: Mapping[str, tuple[str, ...]] = {
     "SFT": (OFF, INSIDE, BEFORE, BACK),
     "SFT, every row": (OFF, INSIDE, BEFORE, BACK),
     "SFT and RL": (OFF, INSIDE, BEFORE, BACK),
-    "SFT, every row, and RL": (OFF, INSIDE, BEFORE, BACK),
-    "SFT, every row, one look": (OFF, INSIDE, BEFORE, BACK),
+    ONE: (OFF, BACK),
 }
 # What each trained model with a closer look at its <back> is compared with: itself without one, the
 # closer look that needs no training, and what needs neither.
@@ -58,6 +57,7 @@ ALONE = {
     "trained, closer look before the answer": (None, BEFORE),
     "closer look alone, before the answer": ("base", BEFORE),
     "asked to look back, not trained, closer look": (ASKED, BACK),
+    "trained on one look, closer look at it": (ONE, BACK),
 }
 TRAINED = tuple(WAYS)[2:]
 DIFFERENCE = ("model", "less", "right", "p", "by seed", "largest p of a seed")
@@ -163,7 +163,11 @@ def differences(results: Mapping) -> Iterator[tuple[str, ...]]:
     for trained in (name for name in TRAINED if results["models"][name]):
         joint = bits(results, trained, BACK)
         for name, (model, way) in ALONE.items():
-            other = bits(results, model or trained, way)[: len(joint)]
+            model = model or trained
+            same = (model, way) == (trained, BACK)
+            if same or way not in WAYS[model] or not results["models"][model]:
+                continue
+            other = bits(results, model, way)[: len(joint)]
             seeds = list(zip(joint, other, strict=True))
             by_seed = " ".join(f"{100 * (a.mean() - b.mean()):+.1f}" for a, b in seeds)
             worst = max(mcnemar(a, b) for a, b in seeds)
