@@ -299,6 +299,7 @@ def test_a_line_that_is_no_finished_sample_is_asked_again(tmp_path, edited):
     store = Store(tmp_path, {"a": 1}, resume=True, fields=ANSWERED)
     with open(tmp_path / SAMPLES, "a") as file:
         file.write(json.dumps(edited | {"config": store.hash}) + "\n")
+    store.close()
     again = Store(tmp_path, {"a": 1}, resume=True, fields=ANSWERED)
     assert set(again.done) == {"off/2"} and again.damaged == 1
 

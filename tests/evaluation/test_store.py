@@ -40,6 +40,32 @@ def test_a_resumed_run_knows_what_is_done(tmp_path):
     assert keys(tmp_path) == ["3", "1", "2"]
 
 
+def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
+    """Until it is closed, finished or killed; what is there already, by other processes too."""
+    store = Store(tmp_path, SETTINGS_A)
+    for other in ({}, {"resume": True}, {"resume": True, "ranks": 2}):
+        with pytest.raises(ValueError, match="another process writes into .*: wait until it has"):
+            Store(tmp_path, SETTINGS_A, **other)
+    Store(tmp_path, SETTINGS_A, resume=True, rank=1, ranks=2).close()  # of the same run
+    store.add([{"key": "1"}])
+    with pytest.raises(ValueError, match="another process writes"):
+        Store(tmp_path, {"model": "other"})
+    store.close()
+    Store(tmp_path, SETTINGS_A, resume=True).finish()
+    with pytest.raises(ValueError, match="other settings") as refused:
+        Store(tmp_path, {"model": "other"}, resume=True)
+    assert refused.tb  # has hold of what was refused, which lets go of the folder
+    held = [sys.executable, "-c", "from vrga.evaluation.store import Store; import sys, time\n"
+            f"held = Store(sys.argv[1], {SETTINGS_A}, resume=True); print('held', flush=True)\n"
+            "time.sleep(60)", str(tmp_path)]  # fmt: skip
+    with subprocess.Popen(held, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="another process writes"):
+            Store(tmp_path, SETTINGS_A, resume=True)
+        process.kill()
+    assert set(Store(tmp_path, SETTINGS_A, resume=True).done) == {"1"}
+
+
 @pytest.mark.parametrize("cut", range(1, 30, 4))
 def test_a_truncated_line_costs_its_sample_alone(tmp_path, cut):
     store = Store(tmp_path, SETTINGS_A)

@@ -114,6 +114,14 @@ def test_every_step_is_recorded_with_what_was_paid_for(trained):
 
 
 @pytest.mark.slow
+def test_rl_does_not_go_on_behind_sft_that_was_trained_anew(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "R", ignore=shutil.ignore_patterns("checkpoint-*"))
+    (folder / "sft" / "samples.jsonl").write_text("{}\n")
+    refused = run("train", "rl", folder, *SMALL["rl"], "--resume")
+    assert "has other settings (sft: '" in str(refused.exception)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "rl"])
 def test_a_resumed_run_ends_bit_for_bit_as_the_one_that_was_not_interrupted(begun, trained, name):
     if name == "rl":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
 from trl import GRPOConfig, GRPOTrainer
 
-from vrga.evaluation.store import fingerprint
+from vrga.evaluation.store import SAMPLES, fingerprint
 from vrga.training.checkpoints import MODEL
 from vrga.training.data import SUMMARY, read_data
 from vrga.training.record import Record
@@ -56,23 +57,31 @@ def rl(
             "lower batch, ask more questions, or widen --difficulty of vrga train data"
         )
     output = output or folder / "rl"
+    start = begin(folder, held["model"], base, from_base)
     settings = {
         "command": "train rl", "data": fingerprint(folder / "data" / SUMMARY),
         "base": held["model"] if from_base else str(base.resolve()) if base else f"sft/{MODEL}",
     }  # fmt: skip
-    start = begin(folder, held["model"], base, from_base)
-    stage = Stage(output, start, options, settings, resume)
-    arguments = _arguments(stage, options)
-    model, processor = stage.load(questions)
-    record = Record(stage, processor, stop_on_hacking, console)
-    rows = [{"id": i.id, "prompt": [{"role": "user", "content": questions.text(i)}]} for i in kept]
-    table = dataset(rows, items)
-    trainer = GRPOTrainer(
-        model=model, args=arguments, train_dataset=table, processing_class=processor,
-        reward_funcs=rewards(questions, items, options.form, record.keep),
-        peft_config=stage.adapter(model),
-    )  # fmt: skip
-    stopped = stage.run(trainer, processor, record)
+    if not from_base and base is None:  # SFT may be trained anew in the same place
+        steps = folder / "sft" / SAMPLES
+        settings["sft"] = fingerprint(steps if steps.exists() else None)
+    with closing(Stage(output, start, options, settings, resume)) as stage:
+        arguments = _arguments(stage, options)
+        model, processor = stage.load(questions)
+        record = Record(stage, processor, stop_on_hacking, console)
+        table = dataset(
+            [
+                {"id": i.id, "prompt": [{"role": "user", "content": questions.text(i)}]}
+                for i in kept
+            ],
+            items,
+        )
+        trainer = GRPOTrainer(
+            model=model, args=arguments, train_dataset=table, processing_class=processor,
+            reward_funcs=rewards(questions, items, options.form, record.keep),
+            peft_config=stage.adapter(model),
+        )  # fmt: skip
+        stopped = stage.run(trainer, processor, record)
     return output / MODEL, stopped
 
 

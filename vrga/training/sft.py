@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -48,27 +49,27 @@ def sft(
     if len(rows) < options.batch:
         told = f"a step takes batch={options.batch} rows, and there are {len(rows)}: it has these"
         console.print(told, style="yellow", soft_wrap=True)
-    stage = Stage(output, held["model"], options, settings, resume)
-    arguments = SFTConfig(
-        **stage.arguments(SFTConfig, options.batch),
-        max_length=None,  # nothing is cut off: not an answer, and not an image
-        completion_only_loss=True,
-    )
-    model, processor = stage.load(questions)
-    table = dataset(
-        [
-            {
-                "id": row["id"],
-                "prompt": [{"role": "user", "content": questions.text(items[row["id"]])}],
-                "completion": [{"role": "assistant", "content": row["completion"]}],
-            }
-            for row in rows
-        ],
-        items,
-    )
-    trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=table, processing_class=processor,
-        peft_config=stage.adapter(model),
-    )  # fmt: skip
-    stage.run(trainer, processor, Record(stage, processor, console=console))
+    with closing(Stage(output, held["model"], options, settings, resume)) as stage:
+        arguments = SFTConfig(
+            **stage.arguments(SFTConfig, options.batch),
+            max_length=None,  # nothing is cut off: not an answer, and not an image
+            completion_only_loss=True,
+        )
+        model, processor = stage.load(questions)
+        table = dataset(
+            [
+                {
+                    "id": row["id"],
+                    "prompt": [{"role": "user", "content": questions.text(items[row["id"]])}],
+                    "completion": [{"role": "assistant", "content": row["completion"]}],
+                }
+                for row in rows
+            ],
+            items,
+        )
+        trainer = SFTTrainer(
+            model=model, args=arguments, train_dataset=table, processing_class=processor,
+            peft_config=stage.adapter(model),
+        )  # fmt: skip
+        stage.run(trainer, processor, Record(stage, processor, console=console))
     return output / MODEL

@@ -69,6 +69,11 @@ class Stage:
         self.store = Store(folder, settings, resume=resume, fields=STEP) if rank() == 0 else None
         self.checkpoint = newest(folder) if resume else None
 
+    def close(self) -> None:
+        """Let others have the folder; what was kept stays."""
+        if self.store is not None:
+            self.store.close()
+
     def load(self, questions: Questions) -> tuple[Model, Processor]:
         """The model to go on with, and its processor.
 
