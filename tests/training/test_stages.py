@@ -117,7 +117,7 @@ def test_every_step_is_recorded_with_what_was_paid_for(trained):
 def test_rl_does_not_go_on_behind_sft_that_was_trained_anew(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "R", ignore=shutil.ignore_patterns("checkpoint-*"))
     (folder / "sft" / "samples.jsonl").write_text("{}\n")
-    refused = run("train", "rl", folder, *SMALL["rl"], "--resume")
+    refused = run("train", "rl", folder, *SMALL["rl"], *EVERY, "--resume")
     assert "has other settings (sft: '" in str(refused.exception)
 
 
