@@ -161,3 +161,17 @@ def test_instructions_of_all_layers_follow_from_two_depths(tmp_path, monkeypatch
     head, *_, row = speed.instructions().splitlines()
     assert "SSE4.2" in head and "24 layers, from 2 and 4" in head and row.startswith("| gain 1")
     assert "| static gate | 1.0208 | +0.00 M | +0.000 M | 1.0000 |" in speed.instructions()
+
+
+def test_attention_on_a_cpu_is_counted_as_the_products_that_it_is():
+    """torch has no formula for its own kernel, and would count nothing."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    importlib.import_module("benchmarks.looking")
+    q, k = torch.ones(2, 3, 5, 8), torch.ones(2, 3, 7, 8)
+    with FlopCounterMode(display=False) as fused:
+        torch.nn.functional.scaled_dot_product_attention(q, k, k)
+    with FlopCounterMode(display=False) as apart:
+        (q @ k.transpose(2, 3)).softmax(-1) @ k
+    assert fused.get_total_flops() == apart.get_total_flops() > 0

@@ -66,6 +66,17 @@ def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
     assert set(Store(tmp_path, SETTINGS_A, resume=True).done) == {"1"}
 
 
+def test_a_setting_that_came_later_as_none_is_that_which_was_not_there(tmp_path):
+    store = Store(tmp_path, SETTINGS_A)
+    store.add([{"key": "1"}])
+    store.close()
+    again = Store(tmp_path, SETTINGS_A | {"sft": None}, resume=True)
+    assert set(again.done) == {"1"} and again.hash == store.hash
+    again.add([{"key": "2"}])
+    again.finish()
+    assert keys(tmp_path) == ["1", "2"]
+
+
 @pytest.mark.parametrize("cut", range(1, 30, 4))
 def test_a_truncated_line_costs_its_sample_alone(tmp_path, cut):
     store = Store(tmp_path, SETTINGS_A)

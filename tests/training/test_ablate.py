@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,14 @@ def done(monkeypatch):
     """Stands in for asking and training; the list of what was asked and trained."""
     made = []
 
-    def ask(questions, model, output, *, samples, resume, **more):
+    def ask(questions, model, output, *, samples, resume, trained, **more):
+        settings = {**questions.settings(), "model": model, "samples": samples, "trained": trained}
+        store = Store(output, settings, resume=resume)
         if resume:
+            store.close()
             return
         made.append(("ask", output.name, questions.part, questions.seed))
         trained = model is not None
-        store = Store(output, {**questions.settings(), "model": model, "samples": samples})
         keys = [key for item in questions.items() for key in keys_of(item, samples)]
         store.add(
             {"key": key, "id": key.split("/")[0], "sample": int(key[-1]), "tokens": 1,
@@ -47,6 +50,7 @@ def done(monkeypatch):
             where = (output or folder / "sft") / "model"
             where.mkdir(parents=True)
             (where / "config.json").write_text("{}")
+            (where.parent / "samples.jsonl").write_text(str(len(made)))
 
         return train
 
@@ -152,9 +156,13 @@ def test_trainings_of_other_rows_or_settings_do_not_stand_for_those_that_were_as
     tmp_path, done
 ):
     ablate(tmp_path)
-    for other in ({"rows": 20}, {"config": "chain"}):
-        with pytest.raises(ValueError, match="are of other --rows or --config"):
+    for other in ({"rows": 20}, {"config": "chain"}, {"model": "m"}):
+        with pytest.raises(ValueError, match="are of other --rows, --config or --model"):
             ablate(tmp_path, **other)
+    # Nor do answers of a model that was trained anew since.
+    shutil.rmtree(tmp_path / "seed-0" / "semantic-0.5" / "rl-0.1")
+    with pytest.raises(ValueError, match="other settings .trained: '"):
+        ablate(tmp_path)
     (tmp_path / "trainings.json").write_text("{")
     with pytest.raises(ValueError, match="trainings.json is damaged"):
         ablate(tmp_path)
@@ -184,9 +192,9 @@ def test_the_ablation_zoom_asks_every_model_in_its_ways_and_pairs_their_question
     quick = functools.partial(zoomed.paired_difference, resamples=50)
     monkeypatch.setattr(zoomed, "paired_difference", quick)
 
-    def ablate_zoom(model="base"):
+    def ablate_zoom(model="base", folder=tmp_path):
         return ablation.ablate(
-            "zoom", tmp_path, seeds=2, questions=2, samples=1, limit=4, split="chain-small",
+            "zoom", folder, seeds=2, questions=2, samples=1, limit=4, split="chain-small",
             model=model, console=Console(quiet=True),
         )  # fmt: skip
 
@@ -206,9 +214,11 @@ def test_the_ablation_zoom_asks_every_model_in_its_ways_and_pairs_their_question
     assert len(cells) == sum(map(len, zoomed.WAYS.values())) and {one[3] for one in cells} == {"2"}
     # Of a model that was not trained with every seed, those seeds are compared.
     found["models"]["SFT and RL"].pop()
+    found["models"][zoomed.ONE].pop()
     told = {(model, name): cells for model, name, *cells in zoomed.differences(found)}
     assert told["SFT and RL", "trained alone"][2] == "+100.0"
     assert told["SFT", "trained alone"][2] == "+100.0 +100.0"
+    assert told["SFT", "trained on one look, closer look at it"][2] == "+0.0"
     assert json.loads((tmp_path / "results-zoom.json").read_text())["questions"] == 4
     with pytest.raises(ValueError, match="--split chain: the embedded model was not"):
-        ablate_zoom(None)
+        ablate_zoom(None, tmp_path / "other")

@@ -193,7 +193,11 @@ def test_a_teacher_of_ones_own_that_fails_is_counted_and_never_trained_on(
     assert len(own_teacher.ASKED) == summary["asked"] == 10
     again = data(folder, *how, "--reflection", 0.2, "--resume")
     assert again.exit_code == 0 and len(own_teacher.ASKED) == 10
-    assert Counter(row["kind"] for row in read_data(folder)[0]) == {"back": 2, "plain": 8}
+    rows, summary = read_data(folder)
+    assert Counter(row["kind"] for row in rows) == {"back": 2, "plain": 8}
+    # What failed is no less counted for being asked again should it be needed.
+    assert summary["fell"]["teacher"] == {"teacher": 3, "form": 1, "answer": 1}
+    assert summary["asked"] == 10
     other = data(folder, *how, "--style", "solution", "--resume")
     assert "other settings (style: 'semantic', now 'solution')" in str(other.exception)
 

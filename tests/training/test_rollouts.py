@@ -169,6 +169,7 @@ def test_nobody_at_the_address_is_told_at_once(file, tmp_path):
 def test_options_that_do_not_fit_are_refused_before_anything_is_loaded(file, tmp_path):
     for more, told in (
         (("--server", "http://x/v1"), "--server needs --model"),
+        (("--server", "http://x/v1", "--model", "m", "--seed", 1), "--seed 1: read by drawn"),
         (("--server", "localhost:8000", "--model", "m"), "give an address"),
         (("--server", "http://x/v1", "--model", "m", "--timeout", "inf"), "--timeout inf: seconds"),
         (("--samples", 0), "at least 1"),

@@ -39,12 +39,22 @@ def steps(reward, empty=0.0, copied=0.0, count=20):
         (GOOD, True, True, False, False),
         (EMPTY, True, False, True, False),
         (COPIED, True, True, False, True),
+        (COPIED.replace("> ", ">").replace(" <", "<"), True, True, False, True),
         (GOOD.replace("<back> d ", "<back> b  c a "), True, True, False, False),
         (GOOD.replace("<back> d ", "<back> e "), True, True, False, False),  # it stands behind
         ("<back> open", True, False, False, False),
         (PLAIN, False, False, False, False),
     ],
-    ids=["good", "empty", "copied", "other order", "behind", "open", "plain"],
+    ids=[
+        "good",
+        "empty",
+        "copied",
+        "copied without spaces",
+        "other order",
+        "behind",
+        "open",
+        "plain",
+    ],
 )
 def test_what_is_told_of_an_answer(text, trigger, valid, empty, copied):
     said = told(text)

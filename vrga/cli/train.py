@@ -61,7 +61,7 @@ def rollouts(
         typer.Option(help=f"Of drawn questions: similar, noise+long, ...; {HARD} if absent."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions; 500 drawn ones.")] = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Of what is drawn at random; 0.")] = None,
     resume: Resume = False,
 ) -> None:
     """Answer every question several times, and score the answers."""
@@ -69,6 +69,9 @@ def rollouts(
     check_folder(output, "--output")
     given_for("drawn questions", data is None, split=split)
     check_chain(split, model)
+    given_for(
+        "drawn questions or a model that is loaded here", data is None or server is None, seed=seed
+    )
     waiting = given_for("--server", server is not None, timeout=timeout, parallel=parallel)
     if server is None:
         check_model(model)
@@ -80,7 +83,7 @@ def rollouts(
 
     asked = Questions(
         None if data is None else str(data.resolve()), prompt=prompt, tag=tag,
-        split=split or HARD, seed=seed, limit=limit,
+        split=split or HARD, seed=seed or 0, limit=limit,
     )  # fmt: skip
     there = None if server is None else Server(server, **waiting)
     raise typer.Exit(

@@ -138,7 +138,7 @@ class Store:
             held = read_settings(self.folder)["settings"]
         except ValueError:  # damaged, of a run that was stopped before its first answer
             return False
-        return _completed(held) == _completed(settings)
+        return not differences(_completed(held), _completed(settings))
 
     def _read(self, path: Path, failed: bool = False) -> None:
         """Take the samples of a file into `done`; those that failed only if asked for."""

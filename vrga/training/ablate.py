@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from vrga.evaluation.json_text import read_object
-from vrga.evaluation.store import differences, write_json
+from vrga.evaluation.store import SAMPLES, differences, fingerprint, write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.intervals import mean_interval, paired_difference
 from vrga.lookback import TAG
@@ -151,7 +151,7 @@ def ablate(
         ValueError: no such ablation; as of the commands that it runs.
     """
     _check(name, seeds, samples, answers, split, max(questions, limit))
-    _check_same(output, rows, config)
+    _check_same(output, rows, config, model)
     trained = _trainings(
         name, output, seeds, Questions(split=split, limit=questions), samples, rows, config, model,
         console,
@@ -166,7 +166,9 @@ def ablate(
             split=arm.asked or split, seed=seed, part="test", limit=limit, tag=arm.tag
         )
         own = output / f"seed-{seed}" / "answers" / arm.answers
-        found[arm_name].append(_answers(held_out, str(folder) if folder else model, own, answers))
+        steps = None if folder is None else fingerprint(folder.parent / SAMPLES)
+        asked = model if folder is None else str(folder)
+        found[arm_name].append(_answers(held_out, asked, own, answers, steps))
     results = {
         "ablation": name, "seeds": seeds, "questions": limit, "answers": answers, "split": split,
         "rollouts": {"questions": questions, "samples": samples}, "rows": rows,
@@ -211,16 +213,16 @@ def compared_with(arms: Mapping[str, Arm], name: str) -> str:
     return next(x for x, arm in arms.items() if arm.model and arm.asked == arms[name].asked)
 
 
-def _check_same(output: Path, rows: int, config: str | None) -> None:
+def _check_same(output: Path, rows: int, config: str | None, model: str | None) -> None:
     """Keep what decides the trainings of a folder, which are not done again; or compare with it.
 
     Raises:
-        OSError, ValueError: as of `settings.read`; other rows or settings than those there.
+        OSError, ValueError: as of `settings.read`; other rows, settings or model than those there.
     """
     path = output / TRAININGS
     own = {kind.__name__.lower(): dataclasses.asdict(read(kind, config, None)[0])
            for kind in (SFT, RL)}  # fmt: skip
-    now = {"rows": rows, **own}
+    now = {"rows": rows, "model": model, **own}
     if not path.exists():
         output.mkdir(parents=True, exist_ok=True)
         write_json(path, now)
@@ -229,8 +231,8 @@ def _check_same(output: Path, rows: int, config: str | None) -> None:
     told = differences(held, now)
     if told:
         raise ValueError(
-            f"the trainings in {output} are of other --rows or --config ({told}): give the same "
-            "ones, or another --output"
+            f"the trainings in {output} are of other --rows, --config or --model ({told}): give "
+            "the same ones, or another --output"
         )
 
 
@@ -323,10 +325,14 @@ def _pooled(runs: Sequence[Sequence[dict]]) -> list[np.ndarray]:
     return [by_question(run, [one["score"] or 0.0 for one in run]) for run in runs]
 
 
-def _answers(asked: Questions, model: str | None, there: Path, samples: int) -> list[dict]:
-    """Answers of a model, those that are there already among them."""
-    quiet = Console(quiet=True)
-    ask(asked, model, there, samples=samples, resume=_begun(there), console=quiet)
+def _answers(
+    asked: Questions, model: str | None, there: Path, samples: int, trained: str | None = None
+) -> list[dict]:
+    """Answers of a model, those that are there already among them; `trained` as of `ask`."""
+    ask(
+        asked, model, there, samples=samples, trained=trained, resume=_begun(there),
+        console=Console(quiet=True),
+    )  # fmt: skip
     return read_rollouts(there)[2]
 
 

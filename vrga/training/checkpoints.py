@@ -14,7 +14,8 @@ import torch
 from vrga.config_file import FILE
 from vrga.evaluation.json_text import read_object
 from vrga.evaluation.store import write_json
-from vrga.hf.files import embedded
+from vrga.hf.chosen_config import own_file
+from vrga.hf.files import EMBEDDED, embedded
 from vrga.hf.processors import save_processor
 
 MODEL, WHOLE = "model", "whole.json"  # the model at the end; written when a checkpoint is whole
@@ -33,8 +34,8 @@ def complete(where: Path, processor, base: str | None) -> None:
         for part in (found, found.get("text_config") or {}):
             part.pop("use_cache", None)  # off while it was trained; answers need their cache
         config.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", "utf-8")
-    own = (embedded() if base is None else Path(base)) / FILE
-    if own.is_file():
+    own = own_file(embedded(base) if base in EMBEDDED else base)
+    if own is not None:
         shutil.copy(own, where / FILE)
 
 

@@ -195,6 +195,7 @@ def _taught(
                 passed += fell is None
                 if passed >= wanted:
                     break
+    store.gather()  # what failed before counts too
     store.finish(by_key)
     gates = [store.done[key]["fell"] for key in by_key if key in store.done]
     return Counter(gate for gate in gates if gate is not None)

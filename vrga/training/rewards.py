@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ def text_of(completion: Sequence[Mapping] | str) -> str:
 
 def _stands_in(span: str, before: str) -> bool:
     """Whether the words of a span stand in this order, one after the other, in a text."""
-    words, text = span.split(), before.split()
+    words, text = span.split(), re.sub(r"</?\w[\w-]*>", " ", before).split()
     return bool(words) and any(
         text[i : i + len(words)] == words for i in range(len(text) - len(words) + 1)
     )

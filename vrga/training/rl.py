@@ -9,7 +9,7 @@ from rich.console import Console
 from trl import GRPOConfig, GRPOTrainer
 
 from vrga.evaluation.store import SAMPLES, fingerprint
-from vrga.training.checkpoints import MODEL
+from vrga.training.checkpoints import MODEL, step_of
 from vrga.training.data import SUMMARY, read_data
 from vrga.training.record import Record
 from vrga.training.rewards import rewards
@@ -76,13 +76,34 @@ def rl(
             ],
             items,
         )
-        trainer = GRPOTrainer(
+        trainer = _Trainer(
             model=model, args=arguments, train_dataset=table, processing_class=processor,
             reward_funcs=rewards(questions, items, options.form, record.keep),
             peft_config=stage.adapter(model),
         )  # fmt: skip
+        if stage.checkpoint is not None:
+            trainer.passed = step_of(stage.checkpoint) // (len(kept) // options.batch)
         stopped = stage.run(trainer, processor, record)
     return output / MODEL, stopped
+
+
+class _Trainer(GRPOTrainer):
+    """TRL's, whose order of questions goes on where it was.
+
+    Each pass draws an order from the sampler's own random numbers, and that of a trainer that goes
+    on would begin with the first.
+
+    Attributes:
+        passed: passes over the questions that are through.
+    """
+
+    passed = 0
+
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+        for _ in range(self.passed):
+            next(iter(sampler))
+        return sampler
 
 
 def _arguments(stage: Stage, options: RL) -> GRPOConfig:

@@ -16,6 +16,7 @@ from vrga.annotations import Model, Processor
 from vrga.evaluation.items import Item
 from vrga.evaluation.store import Store
 from vrga.hf.families import family_of
+from vrga.hf.files import check_model, embedded
 from vrga.images import read_image
 from vrga.training.checkpoints import MODEL, complete, disk_errors, is_last, newest
 from vrga.training.model import loaded
@@ -83,9 +84,13 @@ class Stage:
         Raises:
             ValueError: as of `loaded`.
         """
-        adapted = self.options.lora and self.checkpoint is not None
-        where = self.base if self.checkpoint is None or adapted else self.checkpoint
-        return loaded(where, questions.tag)
+        where = self.base if self.checkpoint is None or self.options.lora else self.checkpoint
+        # An adapter is float32 in any case, and ZeRO-3 keeps a copy of the weights that is.
+        exact = not (self.options.lora or _sharded())
+        model, processor = loaded(where, questions.tag, exact=exact)
+        # By this name GRPO loads what divergence is measured from: the start, also later.
+        model.config._name_or_path = str(check_model(self.base) or embedded())
+        return model, processor
 
     def arguments(self, kind: type, rows: int) -> dict[str, Any]:
         """Arguments that SFTConfig and GRPOConfig have in common.
@@ -107,12 +112,12 @@ class Stage:
         # transformers renamed it in its version 5, and older ones do not know the new name.
         names = {field.name for field in dataclasses.fields(kind)}
         recompute = {"activation_checkpointing", "gradient_checkpointing"} & names
-        return {min(recompute): options.checkpointing} | dict(
+        warmup = {"warmup_ratio", "warmup_steps"} & names  # a share of the steps in either
+        return {min(recompute): options.checkpointing, min(warmup): options.warmup} | dict(
             output_dir=str(self.folder),
             per_device_train_batch_size=options.per_device,
             gradient_accumulation_steps=rows // at_once,
             learning_rate=options.learning_rate,
-            warmup_steps=options.warmup,
             lr_scheduler_type=options.schedule,
             num_train_epochs=options.epochs,
             max_steps=options.max_steps or -1,
@@ -150,7 +155,7 @@ class Stage:
             from peft import LoraConfig
         except ImportError as error:
             raise ImportError("lora needs PEFT: pip install 'vrga[train]'") from error
-        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        if _sharded():
             raise ValueError("lora is merged at the end, which ZeRO-3 prevents: leave out one")
         return LoraConfig(
             r=self.options.lora, lora_alpha=2 * self.options.lora, task_type="CAUSAL_LM",
@@ -197,6 +202,11 @@ class Stage:
             (target / "training_args.bin").unlink(missing_ok=True)
             shutil.rmtree(self.folder / MODEL, ignore_errors=True)
             target.rename(self.folder / MODEL)
+
+
+def _sharded() -> bool:
+    """Whether DeepSpeed shares the weights out."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 def dataset(rows: Sequence[Mapping], items: Mapping[str, Item]):

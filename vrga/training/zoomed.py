@@ -30,7 +30,7 @@ from vrga.demo.chain.arms import (
 from vrga.demo.chain.data import ChainSample, chain_split_options, make_chain_samples
 from vrga.demo.fine.settings import AT_BACK, FINDING
 from vrga.evaluation.json_text import read_object
-from vrga.evaluation.store import write_json
+from vrga.evaluation.store import SAMPLES, fingerprint, write_json
 from vrga.evaluation.wording import Table, percent
 from vrga.hf.checkpoints import load
 from vrga.intervals import mcnemar, paired_difference, wilson
@@ -105,7 +105,10 @@ def zoomed(
     for seed, name, folder in trained:
         there = output / f"seed-{seed}" / "answers"
         for model in (name,) if folder is not None else ("base", ASKED):
-            path = there / f"zoom-{model.replace(' ', '-').replace(',', '')}-{limit}.json"
+            named = f"zoom-{model.replace(' ', '-').replace(',', '')}-{limit}"
+            # What was trained anew is asked anew.
+            named += "" if folder is None else f"-{fingerprint(folder.parent / SAMPLES)}"
+            path = there / f"{named}.json"
             if not path.exists():
                 samples = make_chain_samples(
                     limit, seed=FIRST["test"] + APART * seed, **chain_split_options(SPLIT)
@@ -167,12 +170,12 @@ def differences(results: Mapping) -> Iterator[tuple[str, ...]]:
             same = (model, way) == (trained, BACK)
             if same or way not in WAYS[model] or not results["models"][model]:
                 continue
-            other = bits(results, model, way)[: len(joint)]
-            seeds = list(zip(joint, other, strict=True))
+            # Those that both were asked, should a run have been ended early.
+            seeds = list(zip(joint, bits(results, model, way), strict=False))
             by_seed = " ".join(f"{100 * (a.mean() - b.mean()):+.1f}" for a, b in seeds)
             worst = max(mcnemar(a, b) for a, b in seeds)
-            both = joint.flatten(), other.flatten()
-            change, p = percent(paired_difference(*both), "+"), f"{mcnemar(*both):.2g}"
+            own, others = (np.concatenate(x) for x in zip(*seeds, strict=True))
+            change, p = percent(paired_difference(own, others), "+"), f"{mcnemar(own, others):.2g}"
             yield trained, name, change, p, by_seed, f"{worst:.2g}"
 
 
