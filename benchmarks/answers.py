@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from benchmarks.looking import PLAIN
 from benchmarks.timing import RESULTS
 from vrga.analysis import closer as closer_look
 from vrga.analysis.recovery import CONFIGS, FORMER
@@ -117,6 +118,50 @@ def training() -> str:
         joint.append([name, percent(one["accuracy"]), change, *looks])
     steered = ("VRGA", "accuracy", "against off", "RRAR", "image, inside", "image, outside")
     return f"{markdown(names, rows)}\n\n{markdown(steered, joint)}"
+
+
+ABLATIONS = ("sft", "rl", "lambda", "style", "tag")
+
+
+def ablations() -> str:
+    """What each part of training is worth, each ablation over all its seeds."""
+    rows: list[list[str]] = []
+    untrained: list[list[float]] = []
+    for name in ABLATIONS:
+        run = read(f"ablate/{name}")
+        shape = f"{name}, {run['seeds']} x {run['questions']} x {run['answers']}"
+        for arm in sorted(run["arms"], key=lambda arm: (arm != "base", arm)):
+            one = run["arms"][arm]
+            if arm == "base":
+                if one["by_seed"] in untrained:  # told already
+                    continue
+                untrained.append(one["by_seed"])
+            first = arm in ("base", one["compared_with"])
+            rows.append([
+                shape, arm.replace("<", "\\<"), percent(one["accuracy"]),
+                "" if first else percent(one["against"], "+"),
+                *(f"{100 * one[key]:.1f} %" for key in ("trigger", "valid", "empty", "copied")),
+                " ".join(f"{100 * own:.1f}" for own in one["by_seed"]),
+            ])  # fmt: skip
+            shape = ""
+    names = ("accuracy", "less the first", "looks back", "valid", "empty", "repeats", "by seed")
+    return markdown(("ablation", "trained", *names), rows)
+
+
+def looking() -> str:
+    """What looking again costs, with nothing new to see and with crops."""
+    run = read("looking")
+    rows = [
+        [
+            split, way, f"{100 * own['right'].count('1') / run['questions']:.0f} %",
+            *(f"{own[name]['median']:.0f}" for name in ("visual", "prompt", "answer")),
+            f"{own['gigaflops']['median'] / ways[PLAIN]['gigaflops']['median']:.2f}",
+            f"{own['time']['median']:.2f} ({own['time']['low']:.2f} to {own['time']['high']:.2f})",
+        ]
+        for split, ways in run["splits"].items() for way, own in ways.items()
+    ]  # fmt: skip
+    columns = ("visual tokens", "tokens of prompts", "said", "operations", "time")
+    return markdown(("questions", "way", f"right of {run['questions']}", *columns), rows)
 
 
 def evaluation() -> str:

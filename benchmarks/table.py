@@ -45,6 +45,8 @@ TABLES = {
     "lookback": answers.lookback,
     "uncertain": answers.uncertain,
     "training": answers.training,
+    "ablations": answers.ablations,
+    "looking": answers.looking,
     "growth": speed.growth,
     "contenders": speed.contenders,
     "host": speed.host,
