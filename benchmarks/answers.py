@@ -120,7 +120,7 @@ def training() -> str:
     return f"{markdown(names, rows)}\n\n{markdown(steered, joint)}"
 
 
-ABLATIONS = ("sft", "rl", "lambda", "style", "tag")
+ABLATIONS = ("sft", "rl", "lambda", "style", "tag", "reflection")
 
 
 def ablations() -> str:
@@ -144,7 +144,7 @@ def ablations() -> str:
                 " ".join(f"{100 * own:.1f}" for own in one["by_seed"]),
             ])  # fmt: skip
             shape = ""
-    names = ("accuracy", "less the first", "looks back", "valid", "empty", "repeats", "by seed")
+    names = ("accuracy", "difference", "looks back", "valid", "empty", "repeats", "by seed")
     return markdown(("ablation", "trained", *names), rows)
 
 

@@ -1,4 +1,4 @@
-"""`vrga train ablate`: the paper's ablations on the embedded model, over several seeds."""
+"""`vrga train ablate`: the paper's ablations and our own, on a small model, over several seeds."""
 
 from __future__ import annotations
 
