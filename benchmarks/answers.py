@@ -120,7 +120,7 @@ def training() -> str:
     return f"{markdown(names, rows)}\n\n{markdown(steered, joint)}"
 
 
-ABLATIONS = ("sft", "rl", "lambda", "style", "tag", "reflection")
+ABLATIONS = ("sft", "rl", "lambda", "style", "tag", "reflection", "mix")
 
 
 def ablations() -> str:
