@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import answers, engine_costs, finding, speed, timing
+from benchmarks import answers, engine_costs, finding, speed, timing, trainings
 from benchmarks import versions as record
 from benchmarks.gpu import foreseen, tables
 from benchmarks.timing import RESULTS, ROOT
@@ -44,9 +44,9 @@ TABLES = {
     "evaluation": answers.evaluation,
     "lookback": answers.lookback,
     "uncertain": answers.uncertain,
-    "training": answers.training,
-    "ablations": answers.ablations,
-    "looking": answers.looking,
+    "training": trainings.training,
+    "ablations": trainings.ablations,
+    "looking": trainings.looking,
     "growth": speed.growth,
     "contenders": speed.contenders,
     "host": speed.host,
@@ -61,7 +61,7 @@ TABLES = {
     "engine": speed.engine,
     "engine on paper": engine_costs.table,
     "closer": answers.closer,
-    "again": answers.again,
+    "again": trainings.again,
     "finding": finding.finding,
     "versions": versions,
 }

@@ -16,6 +16,7 @@ from vrga.training.rollouts import keys_of
 
 pytest.importorskip("trl", reason="TRL needs Python 3.11")
 ablation = importlib.import_module("vrga.training.ablate")
+arms = importlib.import_module("vrga.training.arms")
 zoomed = importlib.import_module("vrga.training.zoomed")
 
 PLAIN = "<think> a </think> \\boxed{red}"
@@ -95,14 +96,14 @@ def test_arms_are_trained_once_and_compared_over_all_seeds(tmp_path, done):
 
 
 def test_every_ablation_differs_in_one_thing():
-    for name, arms in ablation.ABLATIONS.items():
-        trained = [arm for arm in arms.values() if arm.model]
-        assert name in ("zoom", "mix") or trained[0] == ablation.FULL
+    for name, own in arms.ABLATIONS.items():
+        trained = [arm for arm in own.values() if arm.model]
+        assert name in ("zoom", "mix") or trained[0] == arms.FULL
         for other in trained:
-            changed = {f for f in vars(other) if getattr(other, f) != getattr(ablation.FULL, f)}
+            changed = {f for f in vars(other) if getattr(other, f) != getattr(arms.FULL, f)}
             # zoom has pairs of things, and mix asks each training two kinds of questions.
-            assert len(changed - {"asked"}) == (other != ablation.FULL) or name == "zoom"
-        places = [arm.answers for arm in arms.values()]
+            assert len(changed - {"asked"}) == (other != arms.FULL) or name == "zoom"
+        places = [arm.answers for arm in own.values()]
         assert len(set(places)) == len(places)
 
 
@@ -117,7 +118,7 @@ def test_trainings_on_two_kinds_are_compared_on_each_kind(tmp_path, done):
     asked = [Questions.of(read_settings(path)["settings"]) for path in
              (tmp_path / "seed-1" / "answers").iterdir()]  # fmt: skip
     assert sorted(one.split for one in asked) == ["long"] * 4 + ["similar"] * 5  # and without SFT
-    for kind in ablation.KINDS:
+    for kind in arms.KINDS:
         own = [one["compared_with"] for name, one in found.items() if name.startswith(kind)]
         assert own == [f"{kind}: trained on similar and long"] * 4
 

@@ -11,6 +11,7 @@ from vrga.beforehand import HARD, check_chain, check_file, check_folder, check_r
 from vrga.cli.options import Model, Resume, console
 from vrga.cli.status import guarded
 from vrga.cli.train_options import (
+    Ablation,
     Asked,
     Config,
     Folder,
@@ -69,9 +70,7 @@ def rollouts(
     check_folder(output, "--output")
     given_for("drawn questions", data is None, split=split)
     check_chain(split, model)
-    given_for(
-        "drawn questions or a model that is loaded here", data is None or server is None, seed=seed
-    )
+    given_for("drawn questions or a loaded model", data is None or server is None, seed=seed)
     waiting = given_for("--server", server is not None, timeout=timeout, parallel=parallel)
     if server is None:
         check_model(model)
@@ -270,9 +269,7 @@ def report(
 
 @train.command()
 def ablate(
-    ablation: Annotated[
-        str, typer.Argument(help="sft, rl, reflection, style, lambda, tag, mix or zoom.")
-    ],
+    ablation: Ablation,
     output: Annotated[Path, typer.Option(help="Folder that ablations share.")] = Path("out/ablate"),
     seeds: Annotated[int, typer.Option(help="Trainings of each arm.")] = 4,
     questions: Annotated[int, typer.Option(min=1, help="Of rollouts.")] = 300,

@@ -11,6 +11,9 @@ import typer
 from vrga.beforehand import check_folder, check_readable
 from vrga.cli.options import console
 
+Ablation = Annotated[
+    str, typer.Argument(help="sft, rl, reflection, style, lambda, tag, mix or zoom.")
+]
 Folder = Annotated[Path, typer.Argument(help="Folder of the training.")]
 Asked = Annotated[
     Path | None,

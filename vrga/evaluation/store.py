@@ -9,13 +9,11 @@ Killing a run at any time loses at most the line that is being written.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import os
 import re
-import sys
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -24,6 +22,7 @@ from typing import Any
 
 from vrga.config import VRGAConfig
 from vrga.evaluation.json_text import whole_characters
+from vrga.evaluation.lock import locked
 
 SETTINGS, SAMPLES = "run.json", "samples.jsonl"
 _PART = re.compile(r"samples(\.\d+)?\.jsonl")
@@ -81,14 +80,14 @@ class Store:
         settings = json.loads(json.dumps(settings, sort_keys=True))
         self.hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        if rank == 0:
-            # Until this is closed, or gone; other processes of this run share it.
-            self._unlock = weakref.finalize(self, os.close, _locked(self.folder))
-            try:
+        # Until this is closed, or gone; the other processes of a run do without.
+        self._unlock = weakref.finalize(self, os.close, locked(self.folder, rank == 0))
+        try:
+            if rank == 0:
                 self._check(settings, resume)
-            except BaseException:
-                self._unlock()
-                raise
+        except BaseException:
+            self._unlock()
+            raise
         if resume and self._has(settings):  # of fewer fields, if they came later
             self.hash = read_settings(self.folder)["hash"]
         self.done: dict[str, dict] = {}
@@ -189,32 +188,7 @@ class Store:
     def close(self) -> None:
         """Close the file; what was added stays."""
         self._file.close()
-        if self.rank == 0:
-            self._unlock()
-
-
-def _locked(folder: Path) -> int:
-    """A descriptor by which a folder is locked, where that can be.
-
-    Raises:
-        ValueError: another process writes into the folder.
-    """
-    if sys.platform == "win32":  # which opens no folder
-        return os.open(os.devnull, os.O_RDONLY)
-    import fcntl
-
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return held  # a file system without locks
-        os.close(held)
-        raise ValueError(
-            f"another process writes into {folder}: wait until it has ended, or give another "
-            "--output"
-        ) from error
-    return held
+        self._unlock()
 
 
 def _completed(settings: Any) -> Any:
