@@ -23,9 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 import vrga
 from benchmarks.timing import ratio, spread, summary, write
 from vrga.closer.closer import Pictures
-from vrga.closer.crops import crop_boxes
 from vrga.config import VRGAConfig
-from vrga.demo.chain.arms import LONGEST
+from vrga.demo.chain.arms import LONGEST, true_crops
 from vrga.demo.chain.data import PROMPTS, ChainSample, chain_split_options, make_chain_samples
 from vrga.demo.data import TEST_SEEDS
 from vrga.demo.fine.settings import AT_BACK, FINDING
@@ -95,11 +94,7 @@ def shown(processor, sample: ChainSample) -> list[Image.Image]:
     inputs = batch_inputs(processor, ["<|image_pad|>"], [sample.image], {})
     resample = int(processor.image_processor.resample)
     own = Pictures([sample.image], seen_sizes(processor, inputs), resample)
-    crops = [
-        crop
-        for card in sample.asked
-        for crop in crop_boxes([card.box], own.sizes[0], own.seen[0], AT_BACK, side)
-    ]
+    crops = true_crops(sample, own, AT_BACK, side)
     return [*own.shrunk(), *own.cropped(crops)]
 
 
@@ -132,7 +127,7 @@ def ways_of(base: tuple, trained: tuple) -> dict[str, dict[str, Way]]:
 
 
 def measure(ways: dict[str, Way], samples: Sequence[ChainSample]) -> dict:
-    """Figures of each way: shares, means, and its time over the first one's."""
+    """Figures of each way: shares, medians, and its time over the first one's."""
     told: dict[str, list[Told]] = {name: [] for name in ways}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     flops: dict[str, list[int]] = {name: [] for name in ways}

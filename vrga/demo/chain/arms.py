@@ -78,6 +78,15 @@ class Row:
         )
 
 
+def true_crops(sample: ChainSample, pictures: Pictures, zoom: Zoom, side: int) -> list[Crop]:
+    """Crops of both cards at their true places; side: pixels of a side of a visual token."""
+    return [
+        crop
+        for card in sample.asked
+        for crop in crop_boxes([card.box], pictures.sizes[0], pictures.seen[0], zoom, side)
+    ]
+
+
 class AtBack(StoppingCriteria):
     """Ends each row one token behind the <back> that it writes, when that has been looked from."""
 
@@ -208,19 +217,13 @@ class ChainArms:
 
     def _true(self, rows: list[Row]) -> list[str]:
         for row in rows:
-            for card in row.sample.asked:
-                own = row.pictures
-                row.crops += crop_boxes([card.box], own.sizes[0], own.seen[0], self.zoom, self.side)
+            row.crops += true_crops(row.sample, row.pictures, self.zoom, self.side)
         return self._texts(rows, None)
 
     def _larger(self, row: Row) -> Row:
         """One picture of as many pixels as the picture and crops of both cards have together."""
         own = row.pictures
-        crops = [
-            crop
-            for card in row.sample.asked
-            for crop in crop_boxes([card.box], own.sizes[0], own.seen[0], self.zoom, self.side)
-        ]
+        crops = true_crops(row.sample, own, self.zoom, self.side)
         tokens = (own.seen[0][0] // self.side) ** 2 + sum(c.tokens(self.side) for c in crops)
         side = round(tokens**0.5) * self.side
         return Row(row.sample, replace(own, seen=[(side, side)]))
